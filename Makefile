@@ -1,0 +1,39 @@
+# Two commands: `make run` (everything, on the illustrated world) and `make test`. Both set up what they need.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Fewer system calls and no busy waiting while small models sample and train on a CPU
+export OMP_WAIT_POLICY ?= PASSIVE
+export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
+export MALLOC_MMAP_MAX_ ?= 0
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: run test check setup pretrain clean help
+help:  ## what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+setup: $(VENV)/.ready  ## virtual environment with the locked packages
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]'
+	touch $@
+
+run: setup  ## the whole pipeline on the illustrated world; ends with the path of its report
+	$(BIN)/python -m flows
+
+test: setup  ## all tests: offline, on the CPU
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+check: setup  ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+pretrain: setup  ## train the embedded models (hours; resumes)
+	$(BIN)/python -m flows.pretrain
+
+clean:  ## remove what runs made, keep the environment
+	rm -rf work data models reports dvc.lock

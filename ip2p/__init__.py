@@ -1,0 +1,1 @@
+"""ip2p: from nothing to a served, instruction-following image editor."""

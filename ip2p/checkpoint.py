@@ -1,0 +1,77 @@
+"""Crash-safe training state: one safetensors file a checkpoint, newest valid wins, the last few are kept.
+
+Holds model, moving average, AdamW moments and the step; nothing is pickled. Random streams need no state: every step
+seeds its own from (run seed, step, rank), so a resumed run continues bit for bit on CPU.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+_KEEP = 2
+
+
+def save_checkpoint(
+    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Mapping[str, Tensor] | None = None
+) -> Path:
+    """Write `step-NNNNNNNN.safetensors` under a temporary name, flush, rename; then drop all but the newest two."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors |= {f"ema.{k}": v for k, v in (ema or {}).items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
+    path = folder / f"step-{step:08d}.safetensors"
+    temporary = path.with_suffix(".tmp")
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, {"step": str(step)})
+    with temporary.open("rb") as handle:
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+    for old in checkpoints(folder)[:-_KEEP]:
+        old.unlink()
+    return path
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    return sorted(p for p in folder.glob("step-*.safetensors") if re.fullmatch(r"step-\d{8}\.safetensors", p.name))
+
+
+def load_newest(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, ema: dict[str, Tensor] | None = None
+) -> int:
+    """Restore the newest checkpoint that reads whole; returns its step, or 0 if there is none."""
+    for path in reversed(checkpoints(folder)):
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+                step = int(file.metadata()["step"])
+        except (SafetensorError, OSError, KeyError):
+            continue
+        _restore(tensors, model, optimizer, ema)
+        return step
+    return 0
+
+
+def _restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer | None, ema: dict[str, Tensor] | None) -> None:
+    model.load_state_dict(_part(tensors, "model."))
+    if ema is not None:
+        for name, value in _part(tensors, "ema.").items():
+            ema[name].copy_(value)
+    if optimizer is not None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in _part(tensors, "optimizer.").items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

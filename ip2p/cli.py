@@ -1,0 +1,170 @@
+"""`ip2p`: one verb a stage in pipeline order, then the verbs that use what the stages made. Heavy imports wait for a verb."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ip2p.errors import UserError
+
+_EPILOG = """\
+The stages read params.yaml and each other's outputs; `dvc repro` runs whatever is stale, `make run` does all of it.
+Examples:
+  ip2p edit picture.png "make it winter" -o out.png
+  ip2p edit picture.png "swap the cat for a dog" --text-guidance 6 --image-guidance 1.3 --seed 7 -o out.png
+  ip2p world show -o sheet.png
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All verbs and their options."""
+    parser = argparse.ArgumentParser(
+        prog="ip2p",
+        description="From nothing to a served, instruction-following image editor.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameters of the run (default: %(default)s)")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, help_text in STAGE_HELP.items():
+        verbs.add_parser(name, help=help_text, description=help_text)
+    _edit_options(verbs.add_parser("edit", help="edit a picture by an instruction"))
+    world = verbs.add_parser("world", help="look at the illustrated world (show) and measure its models (report)")
+    world.add_argument("what", choices=("show", "report"))
+    world.add_argument("-o", "--output", type=Path, help="picture to write (show) or Markdown file to write (report)")
+    world.add_argument("--size", type=int, default=128, help="side of each picture, pixels (show; default: %(default)s)")
+    world.add_argument("--count", type=int, default=256, help="held-out scenes (report; default: %(default)s)")
+    pretrain = verbs.add_parser("pretrain", help="train the embedded models from rendered scenes (hours; resumes)")
+    pretrain.add_argument("--part", choices=("all", "tokenizer", "clip", "autoencoder", "teacher", "export"), default="all")
+    verbs.add_parser("doctor", help="versions, device, disk, offline state")
+    return parser
+
+
+STAGE_HELP = {
+    "triplets": "write caption, instruction, edited caption triplets",
+    "pairs": "make image pairs from triplets by Prompt-to-Prompt (resumes)",
+    "filter": "keep the pairs whose change is the one asked for (CLIP)",
+    "validate": "check the dataset; fails and names the rows that break it",
+    "train": "train the editor on the validated dataset (resumes)",
+    "evaluate": "measure the editor on held-out edits against baselines",
+    "register": "register the editor in MLflow and promote it if the gate opens",
+    "report": "write the HTML report of the run",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 2 for what the user can mend, told in one line."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return _verb(options.verb)(options)
+    except UserError as error:
+        print(f"ip2p: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _verb(name: str) -> Callable[[argparse.Namespace], int]:
+    return {"edit": _edit, "world": _world, "pretrain": _pretrain, "doctor": _doctor}.get(name, _stage)
+
+
+def _stage(options: argparse.Namespace) -> int:
+    from ip2p.params import load_params
+    from ip2p.stages import run_stage
+
+    report = run_stage(options.verb, load_params(options.params), progress=_bar)
+    print(f"{report.stage}: kept {report.kept} of {report.seen} in {report.seconds:.1f} s")
+    for reason, count in report.dropped_by_reason.items():
+        print(f"  {count:6d}  {reason}")
+    if "path" in report.extra:
+        print(Path(str(report.extra["path"])).resolve())
+    return 0
+
+
+def _bar(done: int, of: int) -> None:
+    print(f"\r{done}/{of}", end="\n" if done == of else "", file=sys.stderr, flush=True)
+
+
+def _edit_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("picture", type=Path, help="PNG, JPEG or WebP, any size")
+    parser.add_argument("instruction", help='what to change, such as "make it winter"')
+    parser.add_argument("-o", "--output", type=Path, required=True, help="where to write the edited picture")
+    parser.add_argument("--model", default="models/editor", help="editor folder (default: %(default)s)")
+    parser.add_argument("--text-guidance", type=float, help="how strongly to follow the instruction, s_T (default: params)")
+    parser.add_argument("--image-guidance", type=float, help="how strongly to keep the picture, s_I (default: params)")
+    parser.add_argument("--steps", type=int, help="sampling steps (default: params)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same picture (default: %(default)s)")
+
+
+def _edit(options: argparse.Namespace) -> int:
+    from ip2p.errors import ParamsError
+    from ip2p.params import load_params
+    from ip2p.pictures import read_picture
+
+    params = load_params(options.params)
+    picture = read_picture(options.picture)
+    section = params.evaluate
+    steps = section.steps if options.steps is None else options.steps
+    if steps < 2:
+        raise ParamsError(f"--steps: {steps} is too few, give at least 2")
+    if not 0 <= options.seed < 2**63:
+        raise ParamsError(f"--seed: {options.seed} is out of range, give 0 to 2^63 - 1")
+    _require_writable(options.output)
+    from ip2p.model.edit import EditRequest, edit_picture, load_editor
+    from ip2p.models import resolve_device
+
+    editor = load_editor(Path(options.model), device=resolve_device(params.models.device))
+    s_text = section.text_guidance if options.text_guidance is None else options.text_guidance
+    s_image = section.image_guidance if options.image_guidance is None else options.image_guidance
+    request = EditRequest(options.instruction, s_text, s_image, options.seed)
+    edited = edit_picture(editor, picture, request, steps=steps, on_step=lambda i: _bar(i + 1, steps))
+    edited.save(options.output)
+    print(options.output)
+    return 0
+
+
+def _require_writable(path: Path) -> None:
+    from ip2p.errors import ParamsError
+
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ParamsError(f"--output: {path.name!r} has no picture's ending; name it .png, .jpg or .webp")
+    if not path.resolve().parent.is_dir():
+        raise ParamsError(f"--output: no folder {path.resolve().parent}; make it first")
+
+
+def _world(options: argparse.Namespace) -> int:
+    if options.what == "show":
+        from ip2p.world.show import contact_sheet
+
+        path = options.output or Path("world.png")
+        _require_writable(path)
+        if options.size < 16:
+            raise UserError(f"--size: {options.size} is too small to draw a scene, give at least 16")
+        contact_sheet(size=options.size).save(path)
+        print(path)
+        return 0
+    from ip2p.world.report import write_report
+
+    print(write_report(options.output or Path("docs/world.md"), count=options.count))
+    return 0
+
+
+def _pretrain(options: argparse.Namespace) -> int:
+    from ip2p.params import load_params
+    from ip2p.world.pretrain.pretrain import run
+
+    report = run(load_params(options.params), work=Path("work/pretrain"), part=options.part)
+    print(f"pretrain: {report.extra}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from ip2p.doctor import diagnose
+
+    lines, healthy = diagnose(options.params)
+    print("\n".join(lines))
+    return 0 if healthy else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""Several CPU processes that train as one: start them, average their gradients (gloo on loopback)."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException  # type: ignore[attr-defined]
+
+from ip2p.errors import UserError
+
+
+def launch(workers: int, work: Callable[..., None], *arguments: object) -> None:
+    """Run `work(rank, workers, *arguments)` here, or in `workers` processes of one thread each."""
+    if workers == 1:
+        work(0, 1, *arguments)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            torch.multiprocessing.spawn(  # type: ignore[no-untyped-call,attr-defined]
+                _joined, args=(workers, folder, os.getpid(), work, arguments), nprocs=workers
+            )
+        except (ProcessRaisedException, ProcessExitedException) as error:
+            told = Path(folder) / "error"
+            if told.exists():
+                raise UserError(told.read_text(encoding="utf-8")) from error
+            raise
+
+
+def average_gradients(parameters: list[nn.Parameter], workers: int) -> None:
+    """Replace each gradient by its mean over the workers."""
+    if workers == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch._utils._flatten_dense_tensors(gradients)  # type: ignore[no-untyped-call]
+    dist.all_reduce(flat)
+    flat /= workers
+    for target, source in zip(gradients, torch._utils._unflatten_dense_tensors(flat, gradients), strict=True):  # type: ignore[no-untyped-call]
+        target.copy_(source)
+
+
+def leave_with_parent(parent: int) -> None:
+    """Watch from a thread: end this process when the one that started it is gone, even by SIGKILL."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _joined(rank: int, workers: int, folder: str, parent: int, work: Callable[..., None], arguments: tuple[object, ...]) -> None:
+    leave_with_parent(parent)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)
+    try:
+        work(rank, workers, *arguments)
+    except UserError as error:
+        (Path(folder) / "error").write_text(str(error), encoding="utf-8")
+        raise
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,234 @@
+"""params.yaml, typed: one section a stage, every field with its unit, range and source; unknown keys are errors.
+
+`load_params` names file and field of what is wrong. Values in comments are the paper's (Brooks et al. 2023) or the
+reference implementation's where they differ from the default, which is the illustrated world on a laptop.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ip2p.errors import ParamsError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Similarity = Annotated[float, Field(ge=-1, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A section of params.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelsParams(Section):
+    """Which models, and where they run."""
+
+    teacher: str = "world"
+    """`world` (embedded), a diffusers text-to-image folder (`./path`), or a Hub id."""
+    clip: str = "world"
+    """`world`, an OpenCLIP folder (`./path`), or `ARCHITECTURE:PRETRAINED`, such as `ViT-L-14-quickgelu:openai`."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1` …"""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of a single-process stage; 0 leaves it to torch."""
+
+
+class TripletsParams(Section):
+    """Captions to triplets (paper §3.1)."""
+
+    writer: Literal["world"] = "world"
+    """Who writes instructions and edited captions: the world's grammar."""
+    captions: str | None = None
+    """JSONL file with one `{"caption": …}` a line; without it the writer samples scenes of its own."""
+    count: Count = 240
+    """Triplets to write, balanced over edit types."""
+
+
+class PairsParams(Section):
+    """Triplets to image pairs by Prompt-to-Prompt (paper §3.2)."""
+
+    samples: Count = 3
+    """Pairs a triplet (paper: 100)."""
+    steps: Annotated[int, Field(ge=2, le=1000)] = 20
+    """Euler ancestral steps (reference: 100)."""
+    guidance: tuple[Positive, Positive] = (3.0, 6.0)
+    """Range of the classifier-free guidance scale, drawn a sample (reference: 7.5–15)."""
+    p2p: tuple[Share, Share] = (0.1, 0.9)
+    """Range of the share of steps that share self-attention, drawn a sample (paper: 0.1–0.9)."""
+    unit: Count = 16
+    """Triplets a shard: the unit of work, retry and resumption."""
+    batch: Count = 8
+    """Pairs sampled at once."""
+    workers: Count = 2
+    """Processes; each loads the models once."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> PairsParams:
+        for name in ("guidance", "p2p"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}: the range [{low}, {high}] is empty, write the smaller number first")
+        return self
+
+
+class FilterParams(Section):
+    """Image pairs to a dataset by CLIP (paper §3.2; reference: 0.2, 0.2, 0.7, 0.2, best 4)."""
+
+    caption: Similarity = 0.2
+    """Least similarity of each image to its caption."""
+    image: Similarity = 0.7
+    """Least similarity of the two images."""
+    direction: Similarity = 0.2
+    """Least cosine between the change in image and the change in caption."""
+    copy_limit: Similarity = Field(default=1.0, alias="copy")
+    """Greatest similarity of the two images: above it the pair is a copy (reference: no limit)."""
+    keep: Count = 4
+    """Most pairs kept a triplet, best direction first."""
+    splits: tuple[Share, Share] = (0.05, 0.05)
+    """Shares of triplets set apart for validation and test."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class ValidateParams(Section):
+    """What a dataset must be before anyone trains on it."""
+
+    min_pairs: Count = 50
+    """Fewest examples in the training split."""
+    max_share: Share = 0.5
+    """Greatest share of one edit type."""
+    min_side: Count = 64
+    """Shortest side of an image, pixels."""
+
+
+class TrainParams(Section):
+    """Editor from teacher (paper §3.3; reference: lr 1e-4, batch 1024, EMA 0.9999, 10k+ steps)."""
+
+    steps: Count = 600
+    batch: Count = 32
+    lr: Positive = 1e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear warm-up (reference: none)."""
+    decay: Share = 0.0
+    """Share of the steps at the end over which the rate falls to zero (reference: none)."""
+    ema: Share = 0.9999
+    """EMA decay, warmed up as min(ema, (1+n)/(10+n))."""
+    drop_text: Share = 0.05
+    drop_both: Share = 0.05
+    drop_image: Share = 0.05
+    """Conditioning dropout: text only, text and image, image only (paper §3.2.1)."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Arithmetic of forward and backward; weights and optimizer stay float32."""
+    views: Count = 2
+    """Views of each pair kept as latents: the picture, then random resized crops."""
+    flip: bool = False
+    """Whether every other view is mirrored too. Off in the world, whose instructions say left and right (reference: on)."""
+    checkpoint_every: Count = 100
+    grid_every: Count = 200
+    log_every: Count = 10
+    workers: Count = 2
+    """CPU processes that share each batch."""
+
+
+class EvaluateParams(Section):
+    """Held-out editing (paper Fig. 8) and, in the world, the truth."""
+
+    count: Count = 88
+    """Held-out triplets."""
+    steps: Annotated[int, Field(ge=2, le=1000)] = 20
+    text_guidance: Positive = 7.5
+    """Text guidance scale s_T while s_I is swept."""
+    image_guidance: Positive = 1.5
+    """Image guidance scale s_I while s_T is swept, and of the headline figures."""
+    image_guidance_sweep: tuple[Positive, ...] = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2)
+    text_guidance_sweep: tuple[Positive, ...] = ()
+    sdedit_strengths: tuple[Share, ...] = (0.3, 0.5, 0.7, 0.9)
+    """Shares of the noise schedule that the SDEdit baseline runs."""
+    batch: Count = 16
+
+
+class RegisterParams(Section):
+    """What becomes of a trained editor."""
+
+    name: str = "ip2p-editor"
+    """Registered model name."""
+    margin: Annotated[float, Field(ge=0)] = 0.0
+    """By how much the challenger's edit score must exceed champion's and baselines'."""
+
+
+class ReportParams(Section):
+    """The page at the end of a run."""
+
+    grid: Count = 12
+    """Before/after rows shown."""
+
+
+class TrackParams(Section):
+    """Where runs are remembered."""
+
+    uri: str = "sqlite:///work/mlflow.db"
+    """MLflow tracking URI; MLFLOW_TRACKING_URI in the environment wins."""
+    experiment: str = "ip2p"
+
+
+class PretrainParams(Section):
+    """Training of the embedded models (not part of a run)."""
+
+    size: Annotated[int, Field(ge=32, multiple_of=8)] = 96
+    """Picture side, pixels; latents are an eighth."""
+    scenes: Count = 49_152
+    clip_steps: Count = 3_500
+    autoencoder_steps: Count = 8_000
+    teacher_steps: Count = 10_000
+    workers: Count = 2
+    """CPU processes for the teacher and for rendering."""
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    seed: int = 0
+    models: ModelsParams = ModelsParams()
+    triplets: TripletsParams = TripletsParams()
+    pairs: PairsParams = PairsParams()
+    filter: FilterParams = FilterParams()
+    validate_: ValidateParams = Field(default=ValidateParams(), alias="validate")
+    train: TrainParams = TrainParams()
+    evaluate: EvaluateParams = EvaluateParams()
+    register_: RegisterParams = Field(default=RegisterParams(), alias="register")
+    report: ReportParams = ReportParams()
+    track: TrackParams = TrackParams()
+    pretrain: PretrainParams = PretrainParams()
+
+
+def load_params(path: Path) -> Params:
+    """Read and check a params.yaml. Raises `ParamsError` naming file and field."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ParamsError(f"{path}: no such file; run from the project's root or give --params") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = " ".join(str(error).split())
+        raise ParamsError(f"{path}: not valid YAML ({where}); mend that line") from error
+    if not isinstance(raw, dict):
+        raise ParamsError(f"{path}: holds {type(raw).__name__}, needs sections such as `pairs:`")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise ParamsError(f"{path}: {_first_problem(error)}") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    field = ".".join(str(p) for p in problem["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if problem["type"] == "extra_forbidden":
+        return f"{field}: unknown key; check its spelling, or delete it{more}"
+    return f"{field}: {problem['msg']}, got {problem['input']!r}{more}"

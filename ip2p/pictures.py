@@ -1,0 +1,74 @@
+"""Pictures between files and tensors: PNG bytes ↔ uint8 ↔ images_BCHW in [0, 1]."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ip2p.errors import DataError
+
+MAX_PIXELS = 64_000_000
+
+
+def to_png(image_CHW: Tensor) -> bytes:
+    """PNG of an image in [0, 1]."""
+    buffer = io.BytesIO()
+    to_pillow(image_CHW).save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def to_pillow(image_CHW: Tensor) -> Image.Image:
+    """8-bit RGB picture of an image in [0, 1]."""
+    array = image_CHW.detach().clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray(array)
+
+
+def from_pillow(image: Image.Image) -> Tensor:
+    """Image `CHW` in [0, 1] of a picture."""
+    return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1).float().div(255)
+
+
+def from_bytes(data: bytes, *, where: str) -> Tensor:
+    """Image `CHW` in [0, 1] of an encoded picture. Raises `DataError` naming `where` if it is damaged or too large."""
+    return from_pillow(open_picture(data, where=where))
+
+
+def open_picture(data: bytes, *, where: str) -> Image.Image:
+    """Decode a picture, upright and in RGB (transparency over white)."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{where}: {image.width}×{image.height} pixels, at most {MAX_PIXELS} are accepted")
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{where}: not a whole picture ({error}); give an intact PNG, JPEG or WebP") from error
+    if "A" in upright.getbands() or "transparency" in upright.info:
+        rgba = upright.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return upright.convert("RGB")
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Read a picture file. Raises `DataError` if it is missing or damaged."""
+    try:
+        return open_picture(path.read_bytes(), where=str(path))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give a picture file") from error
+
+
+def grid(rows: Sequence[Sequence[Image.Image]], *, gap: int = 4) -> Image.Image:
+    """Pictures of one size in rows, on white."""
+    width, height = rows[0][0].size
+    columns = max(len(r) for r in rows)
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, len(rows) * (height + gap) - gap), "white")
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            sheet.paste(image, (x * (width + gap), y * (height + gap)))
+    return sheet

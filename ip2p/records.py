@@ -1,0 +1,123 @@
+"""What crosses a boundary: frozen records with content-hash ids, and the Arrow schema of each table.
+
+Caption → Triplet → Pair → Verdict → Example; each row carries the ids of its parents, so any edit can be traced back.
+Image columns are `{bytes, path}` structs and the reference dataset's five columns come first, as the field expects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+import pyarrow as pa
+
+from ip2p.store import fingerprint
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+TRIPLETS = pa.schema(
+    [
+        ("triplet_id", pa.string()),
+        ("caption_id", pa.string()),
+        ("caption", pa.string()),
+        ("instruction", pa.string()),
+        ("edited_caption", pa.string()),
+        ("edit_type", pa.string()),
+        ("writer", pa.string()),
+    ]
+)
+_REFERENCE = [
+    ("original_prompt", pa.string()),
+    ("original_image", IMAGE),
+    ("edit_prompt", pa.string()),
+    ("edited_prompt", pa.string()),
+    ("edited_image", IMAGE),
+]
+_PAIR = [
+    ("pair_id", pa.string()),
+    ("triplet_id", pa.string()),
+    ("edit_type", pa.string()),
+    ("seed", pa.int64()),
+    ("p2p", pa.float64()),
+    ("guidance", pa.float64()),
+    ("sim_0", pa.float64()),
+    ("sim_1", pa.float64()),
+    ("sim_image", pa.float64()),
+    ("sim_direction", pa.float64()),
+]
+PAIRS = pa.schema([*_REFERENCE, *_PAIR])
+EXAMPLES = pa.schema([*_REFERENCE, *_PAIR, ("split", pa.string()), ("rank", pa.int64())])
+VERDICTS = pa.schema(
+    [("pair_id", pa.string()), ("triplet_id", pa.string()), ("edit_type", pa.string()), ("kept", pa.bool_()), ("reason", pa.string())]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """A caption to be edited and where it came from (`world` or `file:line`)."""
+
+    text: str
+    source: str
+
+    @property
+    def id(self) -> str:
+        """Content hash."""
+        return fingerprint("caption", self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Triplet:
+    """Caption, instruction, edited caption (paper §3.1)."""
+
+    caption: Caption
+    instruction: str
+    edited_caption: str
+    edit_type: str
+    writer: str
+
+    @property
+    def id(self) -> str:
+        """Content hash."""
+        return fingerprint("triplet", self.caption.text, self.instruction, self.edited_caption)
+
+    def row(self) -> dict[str, str]:
+        """As a row of `TRIPLETS`."""
+        return {
+            "triplet_id": self.id,
+            "caption_id": self.caption.id,
+            "caption": self.caption.text,
+            "instruction": self.instruction,
+            "edited_caption": self.edited_caption,
+            "edit_type": self.edit_type,
+            "writer": self.writer,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What one pair is sampled with: everything random, derived from (run seed, triplet id, sample number)."""
+
+    triplet_id: str
+    seed: int
+    p2p: float
+    guidance: float
+
+    @property
+    def pair_id(self) -> str:
+        """Content hash."""
+        return fingerprint("pair", self.triplet_id, self.seed, self.p2p, self.guidance)
+
+
+@dataclass(frozen=True, slots=True)
+class StageReport:
+    """What a stage saw, kept and dropped, and how long it took."""
+
+    stage: str
+    seen: int
+    kept: int
+    seconds: float
+    dropped_by_reason: dict[str, int] = field(default_factory=dict)
+    kept_by_edit_type: dict[str, int] = field(default_factory=dict)
+    extra: dict[str, float | str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, object]:
+        """As JSON."""
+        return asdict(self)

@@ -1,0 +1,60 @@
+"""Where each stage reads and writes, once: the command line, the flows and dvc.yaml agree on these paths (a test checks)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ip2p.params import Params
+from ip2p.records import StageReport
+from ip2p.store import write_json
+
+Progress = Callable[[int, int], None]
+STAGES = ("triplets", "pairs", "filter", "validate", "train", "evaluate", "register", "report")
+TRIPLETS, PAIRS, DATASET = Path("data/triplets"), Path("data/pairs"), Path("data/dataset")
+MARKER, EDITOR = Path("data/validated.json"), Path("models/editor")
+REPORTS, DOCS, EVALUATION, PAGE = Path("reports"), Path("reports/data_docs"), Path("reports/evaluation"), Path("reports/report.html")
+WORK = Path("work")
+
+
+def run_stage(name: str, params: Params, *, progress: Progress = lambda done, of: None) -> StageReport:
+    """Run one stage on the project's own paths and write its report to `reports/{name}.json`."""
+    report = _run(name, params, progress)
+    write_json(REPORTS / f"{name}.json", report.as_dict())
+    return report
+
+
+def _run(name: str, params: Params, progress: Progress) -> StageReport:
+    if name == "triplets":
+        from ip2p.dataset import triplets
+
+        return triplets.run(params, out=TRIPLETS)
+    if name == "pairs":
+        from ip2p.dataset import pairs
+
+        return pairs.run(params, triplets=TRIPLETS, out=PAIRS, work=WORK / "pairs", progress=progress)
+    if name == "filter":
+        from ip2p.dataset import filter
+
+        return filter.run(params, pairs=PAIRS, out=DATASET)
+    if name == "validate":
+        from ip2p.dataset import validate
+
+        return validate.run(params, dataset=DATASET, docs=DOCS, marker=MARKER)
+    if name == "train":
+        from ip2p.model import train
+
+        return train.run(params, dataset=DATASET, marker=MARKER, out=EDITOR, work=WORK / "train")
+    if name == "evaluate":
+        from ip2p.model import evaluate
+
+        return evaluate.run(params, editor=EDITOR, triplets=TRIPLETS, out=EVALUATION, progress=progress)
+    if name == "register":
+        from ip2p.release import registry
+
+        return registry.run(params, editor=EDITOR, evaluation=EVALUATION, dataset=DATASET)
+    if name == "report":
+        from ip2p.model import report
+
+        return report.run(params, reports=REPORTS, evaluation=EVALUATION, out=PAGE)
+    raise ValueError(f"no stage {name!r}: one of {', '.join(STAGES)}")

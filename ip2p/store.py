@@ -1,0 +1,121 @@
+"""The only place that writes data: atomic files, Parquet shards that carry their fingerprint, digests.
+
+A shard is a pure function of its fingerprint. It is written under a temporary name, flushed and renamed, so what can be
+read is whole; a rerun skips shards that carry the right fingerprint and makes the others anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ip2p.errors import DataError
+
+_FINGERPRINT = b"ip2p.fingerprint"
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short digest of JSON-able values, for shards and ids."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that it is either there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises `DataError` naming it if it is missing or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; run the stage that makes it (`dvc repro`)") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
+
+
+def write_shard(path: Path, table: pa.Table, mark: str) -> None:
+    """Write a Parquet shard carrying fingerprint `mark`, atomically and with the same bytes each time."""
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _FINGERPRINT: mark.encode()})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    write_bytes(path, sink.getvalue().to_pybytes())
+
+
+def shard_mark(path: Path) -> str | None:
+    """The fingerprint a shard carries; None if there is no readable shard."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowInvalid):
+        return None
+    mark = metadata.get(_FINGERPRINT)
+    return mark.decode() if mark else None
+
+
+def shards(folder: Path, prefix: str = "") -> list[Path]:
+    """Shards of a folder, in order. Raises `DataError` if there are none."""
+    found = sorted(folder.glob(f"{prefix}*.parquet"))
+    if not found:
+        raise DataError(f"{folder}: no Parquet shards; run the stage that makes them (`dvc repro`)")
+    return found
+
+
+def read_shards(folder: Path, prefix: str = "", *, columns: list[str] | None = None) -> pa.Table:
+    """All rows of a folder's shards. Raises `DataError` naming a truncated shard."""
+    tables = []
+    for path in shards(folder, prefix):
+        try:
+            tables.append(pq.read_table(path, columns=columns))
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(f"{path}: cannot be read ({error}); delete it and run its stage again") from error
+    return pa.concat_tables(tables)
+
+
+def assemble(out: Path, parts: Iterable[Path]) -> None:
+    """Make folder `out` hold exactly these files (hard links where the disk allows)."""
+    staging = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    for part in parts:
+        try:
+            os.link(part, staging / part.name)
+        except OSError:
+            shutil.copy2(part, staging / part.name)
+    shutil.rmtree(out, ignore_errors=True)
+    staging.replace(out)
+
+
+def code_mark(*names: str) -> str:
+    """A digest of source files of the package (paths within ip2p), for fingerprints: changed code makes data anew."""
+    root = Path(__file__).parent
+    return fingerprint([hashlib.sha256((root / name).read_bytes()).hexdigest() for name in names])
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 over names and bytes of a file or of all files in a folder."""
+    total = hashlib.sha256()
+    files = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file())
+    for path in files:
+        total.update(path.name.encode())
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()

@@ -1,0 +1,79 @@
+"""What a run leaves behind: parameters, metrics, pictures. MLflow tracking lives only here.
+
+`MLFLOW_TRACKING_URI` in the environment wins over params. Runs that resume continue the same MLflow run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ip2p.params import TrackParams
+from ip2p.store import write_bytes
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+def tracking_uri(section: TrackParams) -> str:
+    """Where runs are kept; makes the folder of a local database."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", section.uri)
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return uri
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run."""
+
+    client: Any
+    id: str
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log numbers at a step."""
+        from mlflow.entities import Metric
+        from mlflow.utils.time import get_current_time_millis
+
+        now = get_current_time_millis()
+        self.client.log_batch(self.id, metrics=[Metric(k, float(v), now, step) for k, v in values.items()])
+
+    def picture(self, image: Image.Image, name: str) -> None:
+        """Keep a picture under `name` (such as `grids/0100.png`)."""
+        self.client.log_image(self.id, image, artifact_file=name)
+
+    def file(self, path: Path) -> None:
+        """Keep a file."""
+        self.client.log_artifact(self.id, str(path))
+
+
+@contextmanager
+def track(section: TrackParams, name: str, parameters: Mapping[str, object], *, resume: Path | None = None) -> Iterator[Run]:
+    """Open a run; `resume` is a file that remembers its id, so that a killed stage goes on in the same run."""
+    from mlflow import MlflowClient, MlflowException
+    from mlflow.entities import Param
+
+    uri = tracking_uri(section)
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    found = client.get_experiment_by_name(section.experiment)
+    artifacts = Path("work/artifacts").resolve().as_uri() if uri.startswith("sqlite:") else None
+    experiment = found.experiment_id if found else client.create_experiment(section.experiment, artifact_location=artifacts)
+    run_id = resume.read_text().strip() if resume is not None and resume.exists() else ""
+    try:
+        client.get_run(run_id)
+    except MlflowException:
+        run_id = client.create_run(experiment, run_name=name).info.run_id
+        client.log_batch(run_id, params=[Param(k, str(v)[:500]) for k, v in parameters.items()])
+        if resume is not None:
+            write_bytes(resume, run_id.encode())
+    try:
+        yield Run(client, run_id)
+    except BaseException:
+        client.set_terminated(run_id, "FAILED")
+        raise
+    client.set_terminated(run_id, "FINISHED")
