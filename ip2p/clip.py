@@ -1,0 +1,51 @@
+"""The four CLIP similarities (paper §3.2), once: `filter` and `evaluate` share them.
+
+Images in [0, 1], resized bicubic to CLIP's size with no crop; features are L2-normalised.
+Shapes: B batch, D embedding, C H W image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ip2p.models import Clip
+
+
+@dataclass(frozen=True, slots=True)
+class Similarities:
+    """Cosines of a batch of pairs, each `B`."""
+
+    caption_0: Tensor
+    caption_1: Tensor
+    image: Tensor
+    direction: Tensor
+
+
+@torch.no_grad()
+def image_features(clip: Clip, images_BCHW: Tensor) -> Tensor:
+    """Unit features `BD` of images in [0, 1] of any size."""
+    x = images_BCHW.to(clip.device)
+    if x.shape[-2:] != (clip.size, clip.size):
+        x = F.interpolate(x, size=(clip.size, clip.size), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
+    mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (clip.mean, clip.std))
+    return F.normalize(clip.model.encode_image((x - mean) / std).float(), dim=-1)
+
+
+@torch.no_grad()
+def text_features(clip: Clip, texts: list[str]) -> Tensor:
+    """Unit features `BD` of texts."""
+    return F.normalize(clip.model.encode_text(clip.tokenizer(texts).to(clip.device)).float(), dim=-1)
+
+
+def similarities(image_0_BD: Tensor, image_1_BD: Tensor, text_0_BD: Tensor, text_1_BD: Tensor) -> Similarities:
+    """The four similarities of pairs, from unit features."""
+    return Similarities(
+        caption_0=(image_0_BD * text_0_BD).sum(-1),
+        caption_1=(image_1_BD * text_1_BD).sum(-1),
+        image=(image_0_BD * image_1_BD).sum(-1),
+        direction=F.cosine_similarity(image_1_BD - image_0_BD, text_1_BD - text_0_BD, dim=-1),
+    )

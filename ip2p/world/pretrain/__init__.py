@@ -1,0 +1,1 @@
+"""Training of the embedded models from rendered scenes: tokenizer, CLIP, autoencoder, text-to-image UNet."""

@@ -1,0 +1,212 @@
+"""`pretrain`: tokenizer → CLIP → autoencoder → latents → teacher → exported weights. Resumes at any instant.
+
+Each part keeps its checkpoints in `work/pretrain/<part>`; raising its steps in params.yaml and running again trains on.
+`part` runs one part alone, so that parts that do not depend on each other can share a machine.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ip2p.checkpoint import checkpoints, load_newest
+from ip2p.errors import ModelError
+from ip2p.models import EMBEDDED, Diffusion, resolve_device
+from ip2p.parallel import launch
+from ip2p.params import Params, PretrainParams
+from ip2p.pictures import grid, to_pillow
+from ip2p.records import StageReport
+from ip2p.store import digest, fingerprint
+from ip2p.torchvision_cpu import declare_operators
+from ip2p.world.corpus import Corpus, build_corpus
+from ip2p.world.language import write_caption
+from ip2p.world.pretrain import autoencoder, contrast, export, teacher
+from ip2p.world.pretrain.fit import Leg
+from ip2p.world.pretrain.tokenizer import train_tokenizer
+from ip2p.world.report import sample_captions
+
+_CORPUS_SEED = 1
+PARTS = ("tokenizer", "clip", "autoencoder", "teacher", "export")
+
+
+def run(params: Params, *, work: Path, part: str = "all") -> StageReport:
+    """Train one part or all, and export the weights to the package. Raises `ModelError` if an earlier part is missing."""
+    began = time.monotonic()
+    declare_operators()
+    chosen = PARTS if part == "all" else (part,)
+    jobs: dict[str, Callable[[PretrainParams, Path, str], None]] = {
+        "tokenizer": _tokenizer,
+        "clip": _clip,
+        "autoencoder": _autoencoder,
+        "teacher": _teacher,
+        "export": _export,
+    }
+    device = resolve_device(params.models.device).type
+    for name in chosen:
+        jobs[name](params.pretrain, work, device)
+    return StageReport(
+        stage="pretrain", seen=len(chosen), kept=len(chosen), seconds=time.monotonic() - began, extra={"parts": ", ".join(chosen)}
+    )
+
+
+def open_corpus(section: PretrainParams, work: Path) -> Corpus:
+    """The rendered scenes that everything is trained on; scenes 0–2047 are held out."""
+    return build_corpus(
+        work / "corpus",
+        seed=_CORPUS_SEED,
+        count=section.scenes,
+        size=section.size,
+        workers=section.workers,
+        progress=lambda n: print(f"rendered {n}", flush=True),
+    )
+
+
+def read_tokenizer(work: Path) -> Any:
+    """The trained tokenizer."""
+    from transformers import CLIPTokenizer
+
+    if not (work / "tokenizer" / "tokenizer_config.json").exists():
+        raise ModelError(f"{work}/tokenizer: not trained yet; run `ip2p pretrain --part tokenizer`")
+    return CLIPTokenizer.from_pretrained(work / "tokenizer")
+
+
+def _tokenizer(section: PretrainParams, work: Path, device: str) -> None:
+    if not (work / "tokenizer" / "tokenizer_config.json").exists():
+        train_tokenizer(work / "tokenizer", seed=_CORPUS_SEED)
+
+
+def _clip(section: PretrainParams, work: Path, device: str) -> None:
+    open_corpus(section, work)
+    tokenizer = read_tokenizer(work)
+    leg = Leg(steps=section.clip_steps, lr=1.5e-3, weight_decay=0.05)
+    launch(1, _run_clip, section, work, tokenizer, leg, device)
+
+
+def _run_clip(rank: int, workers: int, section: PretrainParams, work: Path, tokenizer: Any, leg: Leg, device: str) -> None:
+    contrast.train_clip(rank, workers, open_corpus(section, work), tokenizer, work / "clip", leg, batch=64, device=device)
+
+
+def _autoencoder(section: PretrainParams, work: Path, device: str) -> None:
+    open_corpus(section, work)
+    workers = section.workers if device == "cpu" else 1
+    launch(workers, _run_autoencoder, section, work, Leg(steps=section.autoencoder_steps, lr=2e-3, ema=0.998), device)
+
+
+def _run_autoencoder(rank: int, workers: int, section: PretrainParams, work: Path, leg: Leg, device: str) -> None:
+    autoencoder.train_autoencoder(rank, workers, open_corpus(section, work), work / "vae", leg, batch=16 // workers, crop=48, device=device)
+
+
+def _teacher(section: PretrainParams, work: Path, device: str) -> None:
+    path = _latents(section, work, device)
+    workers = section.workers if device == "cpu" else 1
+    leg = Leg(steps=section.teacher_steps, lr=2e-3, ema=0.999)
+    launch(workers, _run_teacher, section, work, path, leg, device)
+
+
+def _run_teacher(rank: int, workers: int, section: PretrainParams, work: Path, latents: Path, leg: Leg, device: str) -> None:
+    tokenizer, corpus = read_tokenizer(work), open_corpus(section, work)
+    vae, _ = _trained_vae(section, work, device)
+    export.standardise(vae, *latent_statistics(vae, corpus))
+
+    def on_save(step: int, model: teacher.Teacher) -> None:
+        """Samples of held-out captions, above them the renders."""
+        scenes = [corpus.scene(i) for i in range(8)]
+        captions = [write_caption(s, random.Random(0)) for s in scenes]
+        scheduler = DDIMScheduler(**teacher.SCHEDULE, prediction_type="v_prediction")
+        drawn = Diffusion(vae, model.unet, model.text_encoder, tokenizer, scheduler, torch.device(device))
+        renders = [Image.fromarray(corpus.picture(i)) for i in range(8)]
+        grid([renders, [to_pillow(x) for x in sample_captions(drawn, captions, steps=16)]]).save(work / "unet" / f"grid-{step:06d}.png")
+
+    from diffusers import DDIMScheduler
+
+    options = {"batch": 64 // workers, "device": device, "on_save": on_save}
+    teacher.train_teacher(rank, workers, latents, _CORPUS_SEED, tokenizer, work / "unet", leg, **options)  # type: ignore[arg-type]
+
+
+def _latents(section: PretrainParams, work: Path, device: str) -> Path:
+    """Standardised latents of the corpus as float16, computed once for each state of the autoencoder."""
+    vae, mark = _trained_vae(section, work, device)
+    path = work / f"latents-{mark}.npy"
+    if path.exists():
+        return path
+    corpus = open_corpus(section, work)
+    mean, std = latent_statistics(vae, corpus)
+    export.standardise(vae, mean, std)
+    rows = []
+    with torch.inference_mode():
+        for first in range(0, len(corpus), 64):
+            rows.append(vae.encode(pictures(corpus, range(first, first + 64)).to(device)).latent_dist.mode().half().cpu().numpy())
+            if first % 4096 == 0:
+                print(f"latents {first}/{len(corpus)}", flush=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.save(file, np.concatenate(rows))
+    temporary.replace(path)
+    return path
+
+
+def latent_statistics(vae: Any, corpus: Corpus) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation `C` of the latents of 512 pictures."""
+    with torch.inference_mode():
+        parts = [vae.encode(pictures(corpus, range(i, i + 64)).to(vae.device)).latent_dist.mode() for i in range(2048, 2560, 64)]
+    latents = torch.cat(parts)
+    return latents.mean((0, 2, 3)).clone(), latents.std((0, 2, 3)).clone()
+
+
+def pictures(corpus: Corpus, numbers: range) -> Tensor:
+    """Pictures of these numbers, `images_BCHW` in [-1, 1]."""
+    stack = np.stack([corpus.picture(i) for i in numbers])
+    return torch.from_numpy(stack).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+
+
+def _trained_vae(section: PretrainParams, work: Path, device: str) -> tuple[Any, str]:
+    vae = autoencoder.new_autoencoder(size=section.size)
+    _load_ema(work / "vae", vae)
+    mark = fingerprint("latents", digest(checkpoints(work / "vae")[-1]), section.size, section.scenes)
+    return vae.to(device).eval().requires_grad_(False), mark
+
+
+def _export(section: PretrainParams, work: Path, device: str) -> None:
+    """Write the newest averages of all parts to the package, in fp16."""
+    tokenizer, corpus = read_tokenizer(work), open_corpus(section, work)
+    staging = work / "weights"
+    shutil.rmtree(staging, ignore_errors=True)
+    vae, _ = _trained_vae(section, work, "cpu")
+    export.standardise(vae, *latent_statistics(vae, corpus))
+    export.export_vae(vae, staging / "teacher")
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    model = teacher.new_teacher(
+        latent_channels=vae.config.latent_channels, latent_size=section.size // 8, vocabulary=len(tokenizer), end=end
+    )
+    _load_ema(work / "unet", model)
+    export.export_teacher(model, tokenizer, staging / "teacher")
+    clip = contrast.new_clip(contrast.clip_config(size=section.size, vocabulary=len(tokenizer)))
+    _load_ema(work / "clip", clip)
+    export.export_clip(clip, tokenizer, staging / "clip", size=section.size)
+    for name in ("teacher", "clip"):
+        fresh = EMBEDDED / f".{name}.tmp"
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.copytree(staging / name, fresh)
+        shutil.rmtree(EMBEDDED / name, ignore_errors=True)
+        fresh.replace(EMBEDDED / name)
+    size = sum(f.stat().st_size for f in EMBEDDED.rglob("*") if f.is_file()) / 1e6
+    print(f"exported {size:.1f} MB to {EMBEDDED}", flush=True)
+
+
+def _load_ema(folder: Path, model: nn.Module) -> int:
+    ema = {k: v.clone() for k, v in model.state_dict().items()}
+    step = load_newest(folder, model, ema=ema)
+    if step == 0:
+        raise ModelError(f"{folder}: no checkpoint; run `ip2p pretrain --part` with the part that makes it")
+    model.load_state_dict(ema)
+    return step

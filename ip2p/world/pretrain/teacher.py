@@ -1,0 +1,155 @@
+"""Text-to-image teacher of the illustrated world: UNet2DConditionModel and CLIPTextModel, trained together on latents.
+
+v-prediction over SD's scaled-linear schedule; one text in ten is empty (classifier-free guidance), three in twenty
+mention only part of the scene, and as many are instructions that the picture is the answer to: so words of instructions
+mean something before the editor is grown.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ip2p.attention import Float32Attention
+from ip2p.world.corpus import scene_of
+from ip2p.world.edits import Edit
+from ip2p.world.language import write_caption, write_instruction, write_mention
+from ip2p.world.pretrain.contrast import encode
+from ip2p.world.pretrain.fit import Leg, fit
+from ip2p.world.pretrain.tokenizer import CONTEXT
+from ip2p.world.scenes import Scene
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+_EMPTY, _MENTION, _INSTRUCTION = 0.10, 0.15, 0.15
+WIDTH = 128
+SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+class Teacher(nn.Module):
+    """UNet and text encoder as one module, so that one loop trains both."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def forward(self, noisy_BCHW: Tensor, timesteps_B: Tensor, tokens_BL: Tensor) -> Tensor:
+        """The UNet's prediction, v_BCHW."""
+        context_BLD = self.text_encoder(tokens_BL).last_hidden_state
+        prediction: Tensor = self.unet(noisy_BCHW, timesteps_B, context_BLD).sample
+        return prediction
+
+
+def new_teacher(*, latent_channels: int, latent_size: int, vocabulary: int, end: int) -> Teacher:
+    """An untrained teacher."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    unet = UNet2DConditionModel(
+        sample_size=latent_size,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        layers_per_block=1,
+        block_out_channels=(64, 128, 192),
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
+        attention_head_dim=(2, 4, 6),
+        cross_attention_dim=WIDTH,
+        norm_num_groups=16,
+    )
+    text = CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH * 4,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=CONTEXT,
+        hidden_act="gelu",
+        eos_token_id=end,
+        bos_token_id=end - 1,
+        pad_token_id=end,
+    )
+    return Teacher(unet, CLIPTextModel(text))
+
+
+def train_teacher(
+    rank: int,
+    workers: int,
+    latents_path: Path,
+    seed: int,
+    tokenizer: CLIPTokenizer,
+    folder: Path,
+    leg: Leg,
+    *,
+    batch: int,
+    device: str = "cpu",
+    on_save: Callable[[int, Teacher], None] | None = None,
+) -> None:
+    """Train until `leg.steps` on precomputed latents `N,C,H,W` (float16, standardised)."""
+    latents: npt.NDArray[np.float16] = np.load(latents_path, mmap_mode="r")
+    torch.manual_seed(leg.seed)
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    model = new_teacher(latent_channels=latents.shape[1], latent_size=latents.shape[2], vocabulary=len(tokenizer), end=int(end)).to(device)
+    model.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.unet.set_attn_processor(Float32Attention())
+    alphas_T = alphas_cumprod().to(device)
+
+    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        picks = torch.randint(2048, len(latents), (batch,), generator=generator)
+        rng = random.Random(int(torch.randint(0, 2**62, (1,), generator=generator)))
+        texts = [draw_text(scene_of(seed, i), rng) for i in picks.tolist()]
+        clean = torch.from_numpy(latents[picks.numpy()]).float().to(device)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        timesteps = torch.randint(0, 1000, (batch,), generator=generator).to(device)
+        alpha = alphas_T[timesteps].view(-1, 1, 1, 1)
+        noisy, target = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+        with torch.autocast(device, dtype=torch.bfloat16):
+            v = model(noisy.contiguous(memory_format=torch.channels_last), timesteps, encode(tokenizer, texts).to(device))
+        return F.mse_loss(v.float(), target), {}
+
+    fit(model, loss, leg, folder, rank=rank, workers=workers, on_save=on_save and (lambda step: on_save(step, model)))
+
+
+def alphas_cumprod() -> Tensor:
+    """Cumulative product of alphas of SD's scaled-linear schedule, `T`."""
+    from diffusers import DDIMScheduler
+
+    schedule: Tensor = DDIMScheduler(**SCHEDULE).alphas_cumprod
+    return schedule
+
+
+def draw_text(scene: Scene, rng: random.Random) -> str:
+    """A text for the scene's picture: empty, a mention, an instruction it answers, or most often its caption."""
+    u = rng.random()
+    if u < _EMPTY:
+        return ""
+    if u < _EMPTY + _MENTION:
+        return write_mention(scene, rng)
+    if u < _EMPTY + _MENTION + _INSTRUCTION:
+        return write_instruction(_answered(scene, rng), scene, rng)
+    return write_caption(scene, rng)
+
+
+def _answered(scene: Scene, rng: random.Random) -> Edit:
+    """An edit whose result the scene could be."""
+    thing = rng.choice(scene.things)
+    edits = [Edit(n, getattr(scene, n)) for n in ("setting", "season", "time", "weather", "style")]
+    edits += [
+        Edit("replace", thing.kind, target=thing.kind),
+        Edit("recolour", thing.colour, target=thing.kind),
+        Edit("count", str(thing.count), target=thing.kind),
+        Edit("move", thing.place, target=thing.kind),
+        Edit("add", thing.place, target=thing.kind, thing=thing),
+        Edit("add", thing.place, target=thing.kind, thing=thing),
+    ]
+    return rng.choice(edits)
