@@ -1,0 +1,1 @@
+"""Captions to a gated dataset: triplets, pairs, filter, validate."""

@@ -1,0 +1,137 @@
+"""The gate before training: a Great Expectations suite over the dataset that fails the run and names the offending rows.
+
+Writes Data Docs (HTML). Great Expectations takes seconds to import, so it is imported inside the stage.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ip2p.dataset.docs import make_offline
+from ip2p.errors import DataError, ValidationFailedError
+from ip2p.params import FilterParams, Params, ValidateParams
+from ip2p.pictures import open_picture
+from ip2p.records import StageReport
+from ip2p.store import digest, read_shards, write_json
+
+_NAMED = 5
+
+
+def run(params: Params, *, dataset: Path, docs: Path, marker: Path) -> StageReport:
+    """Validate `dataset`; write Data Docs to `docs` and, if all holds, `marker`. Raises `ValidationFailedError`."""
+    began = time.monotonic()
+    marker.unlink(missing_ok=True)
+    frame = facts(dataset)
+    problems = check(frame, params.validate_, params.filter, docs)
+    if problems:
+        raise ValidationFailedError("; ".join(problems) + f". See {docs}/index.html; nothing was trained")
+    write_json(marker, {"dataset": digest(dataset), "examples": len(frame), "splits": dict(Counter(frame["split"]))})
+    return StageReport(
+        stage="validate",
+        seen=len(frame),
+        kept=len(frame),
+        seconds=time.monotonic() - began,
+        kept_by_edit_type=dict(sorted(Counter(frame["edit_type"]).items())),
+    )
+
+
+def facts(dataset: Path) -> pd.DataFrame:
+    """One row an example: its columns without pixels, and what its pictures turn out to be."""
+    table = pd.concat([read_shards(dataset, f"{split}-").to_pandas() for split in _present_splits(dataset)], ignore_index=True)
+    sides = [[_side(row[c], f"{row['pair_id']}.{c}") for c in ("original_image", "edited_image")] for _, row in table.iterrows()]
+    frame = table.drop(columns=["original_image", "edited_image"])
+    frame["width"], frame["height"] = [s[0][0] for s in sides], [s[0][1] for s in sides]
+    frame["same_size"] = [s[0] == s[1] for s in sides]
+    frame["prompts_differ"] = frame["original_prompt"].str.strip() != frame["edited_prompt"].str.strip()
+    frame["splits_of_triplet"] = frame.groupby("triplet_id")["split"].transform("nunique")
+    train = frame[frame["split"] == "train"]
+    frame["share_of_type"] = frame["edit_type"].map(train["edit_type"].value_counts() / max(1, len(train))).fillna(0.0)
+    checked: pd.DataFrame = frame
+    return checked
+
+
+def check(frame: pd.DataFrame, section: ValidateParams, thresholds: FilterParams, docs: Path) -> list[str]:
+    """Run the suite and write its Data Docs; returns a line a failed expectation, with row ids."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import great_expectations as gx
+
+        shutil.rmtree(docs, ignore_errors=True)
+        project = docs.parent / f".{docs.name}-project"
+        shutil.rmtree(project, ignore_errors=True)
+        context = gx.get_context(mode="file", project_root_dir=str(project))
+        context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
+        batch = context.data_sources.add_pandas("dataset").add_dataframe_asset("examples").add_batch_definition_whole_dataframe("all")
+        suite = context.suites.add(gx.ExpectationSuite(name="dataset", expectations=_expectations(gx, section, thresholds)))
+        definition = context.validation_definitions.add(gx.ValidationDefinition(name="dataset", data=batch, suite=suite))
+        checkpoint = context.checkpoints.add(
+            gx.Checkpoint(
+                name="dataset",
+                validation_definitions=[definition],
+                result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["pair_id"]},
+            )
+        )
+        outcome = checkpoint.run(batch_parameters={"dataframe": frame})
+        context.build_data_docs()
+        shutil.copytree(project / "gx" / "uncommitted" / "data_docs" / "local_site", docs)
+        shutil.rmtree(project)
+    make_offline(docs)
+    results = [r for run in outcome.run_results.values() for r in run.results]
+    return [_line(r) for r in results if not r.success]
+
+
+def _expectations(gx: Any, section: ValidateParams, thresholds: FilterParams) -> list[Any]:
+    e = gx.expectations
+    texts = ("original_prompt", "edit_prompt", "edited_prompt")
+    least = {
+        "sim_0": thresholds.caption,
+        "sim_1": thresholds.caption,
+        "sim_image": thresholds.image,
+        "sim_direction": thresholds.direction,
+    }
+    return [
+        e.ExpectTableRowCountToBeBetween(min_value=section.min_pairs),
+        e.ExpectColumnValuesToBeUnique(column="pair_id"),
+        *(e.ExpectColumnValuesToNotBeNull(column=c) for c in ("pair_id", "triplet_id", "edit_type", *texts, *least)),
+        *(e.ExpectColumnValueLengthsToBeBetween(column=c, min_value=1, max_value=2000) for c in texts),
+        e.ExpectColumnValuesToBeInSet(column="prompts_differ", value_set=[True]),
+        e.ExpectColumnValuesToBeInSet(column="same_size", value_set=[True]),
+        e.ExpectColumnValuesToBeInSet(column="splits_of_triplet", value_set=[1]),
+        e.ExpectColumnValuesToBeInSet(column="split", value_set=["train", "validation", "test"]),
+        *(e.ExpectColumnValuesToBeBetween(column=c, min_value=section.min_side) for c in ("width", "height")),
+        *(e.ExpectColumnValuesToBeBetween(column=c, min_value=v, max_value=1.001) for c, v in least.items()),
+        e.ExpectColumnValuesToBeBetween(column="share_of_type", min_value=0, max_value=section.max_share),
+    ]
+
+
+def _line(result: Any) -> str:
+    config = result.expectation_config
+    column = config.kwargs.get("column", "rows")
+    wanted = {k: v for k, v in config.kwargs.items() if k in ("min_value", "max_value", "value_set") and v is not None}
+    if "unexpected_index_list" not in result.result:
+        return f"{column}: {result.result.get('observed_value')} observed, expected {wanted}"
+    ids = [str(row["pair_id"]) for row in result.result["unexpected_index_list"] or []]
+    named = ", ".join(ids[:_NAMED]) + (f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else "")
+    return f"{column}: expected {wanted or config.type}, broken by {named}"
+
+
+def _present_splits(dataset: Path) -> list[str]:
+    present = [s for s in ("train", "validation", "test") if any(dataset.glob(f"{s}-*.parquet"))]
+    if "train" not in present:
+        raise DataError(f"{dataset}: no training examples; loosen filter thresholds or make more pairs (params.yaml)")
+    return present
+
+
+def _side(image: dict[str, Any] | None, where: str) -> tuple[int, int]:
+    """Width and height; (0, 0) if there is no whole picture."""
+    try:
+        return open_picture((image or {}).get("bytes") or b"", where=where).size
+    except DataError:
+        return (0, 0)

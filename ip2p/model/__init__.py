@@ -1,0 +1,1 @@
+"""The editor: grown from a teacher, trained, sampled, evaluated, reported."""

@@ -1,0 +1,133 @@
+# ruff: noqa: E501 (HTML reads better unbroken)
+"""The page a run ends with: one self-contained HTML file with survivors, before/after pictures, curves, numbers, versions."""
+
+from __future__ import annotations
+
+import base64
+import html
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ip2p.params import Params
+from ip2p.records import StageReport
+from ip2p.store import read_json, write_bytes
+
+_STAGES = ("triplets", "pairs", "filter", "validate", "train", "evaluate", "register")
+_PACKAGES = ("ip2p", "torch", "diffusers", "transformers", "open_clip_torch", "prefect", "dvc", "mlflow", "great_expectations")
+_STYLE = """
+:root{--ink:#212529;--soft:#6c757d;--line:#dee2e6;--hot:#d9480f}
+*{box-sizing:border-box} body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);max-width:1040px;margin:0 auto;padding:32px 20px}
+h1{font-size:30px;margin:0} h2{font-size:20px;margin:40px 0 12px;border-bottom:1px solid var(--line);padding-bottom:6px}
+.sub{color:var(--soft);margin:4px 0 24px} .cards{display:flex;gap:12px;flex-wrap:wrap}
+.card{border:1px solid var(--line);border-radius:10px;padding:12px 16px;min-width:150px} .card b{display:block;font-size:26px}
+.card span{color:var(--soft);font-size:13px} table{border-collapse:collapse;width:100%;font-size:14px}
+td,th{padding:6px 10px;border-bottom:1px solid var(--line);text-align:left} td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+.bar{background:var(--hot);height:10px;border-radius:5px;display:inline-block}
+.edits{display:grid;grid-template-columns:repeat(auto-fill,minmax(320px,1fr));gap:18px}
+figure{margin:0} figure div{display:flex;gap:4px} figure img{width:33%;image-rendering:auto;border-radius:6px}
+figcaption{font-size:14px} figcaption small{color:var(--soft)} .plot{max-width:100%}
+"""
+
+
+def run(params: Params, *, reports: Path, evaluation: Path, out: Path) -> StageReport:
+    """Write the page to `out`."""
+    began = time.monotonic()
+    stages = {s: read_json(reports / f"{s}.json") for s in _STAGES}
+    result = read_json(evaluation / "report.json")
+    examples = read_json(evaluation / "examples.json")[: params.report.grid]
+    body = "".join(
+        [
+            _head(stages["register"]["extra"]),
+            _cards(result),
+            f"<h2>Edits of held-out pictures</h2>{_edits(examples, evaluation)}",
+            f"<h2>Against the baselines</h2>{_systems(result)}{_picture(evaluation / 'curve.png', 'similarity curves', 'plot')}",
+            f"<h2>By edit type</h2>{_picture(evaluation / 'types.png', 'success by edit type', 'plot')}{_types(result['headline']['by_type'])}",
+            f"<h2>What became of the pairs</h2>{_survivors(stages['filter'])}",
+            f"<h2>Stages</h2>{_stages(stages)}",
+            f"<h2>Versions</h2>{_versions(stages)}",
+        ]
+    )
+    title = "ip2p run report"
+    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title><style>{_STYLE}</style><body>{body}</body></html>\n'
+    write_bytes(out, page.encode())
+    return StageReport(stage="report", seen=len(examples), kept=len(examples), seconds=time.monotonic() - began, extra={"path": str(out)})
+
+
+def _head(registered: dict[str, Any]) -> str:
+    state = "promoted to champion" if registered["promoted"] == "True" else "registered as challenger, not promoted"
+    gate = html.escape(registered["gate"])
+    return f"<h1>{html.escape(registered['model'])} version {registered['version']}</h1><p class=sub>{state}. Gate: {gate}</p>"
+
+
+def _cards(result: dict[str, Any]) -> str:
+    head, low_high = result["headline"], result["headline"]["intervals"]
+    cards = [("success", "edit done, rest left alone"), ("done", "edit done"), ("stayed", "rest left alone")]
+    made = [
+        f"<div class=card><b>{head[n]:.0%}</b><span>{label}<br>95% interval {low_high[n][0]:.0%} to {low_high[n][1]:.0%}</span></div>"
+        for n, label in cards
+    ]
+    return f"<div class=cards>{''.join(made)}<div class=card><b>{result['count']}</b><span>held-out edits</span></div></div>"
+
+
+def _edits(examples: list[dict[str, str]], evaluation: Path) -> str:
+    figures = []
+    for i, example in enumerate(examples):
+        pictures = "".join(_picture(evaluation / "examples" / f"{i:02d}-{n}.png", n) for n in ("source", "editor", "truth"))
+        text = html.escape(example["instruction"])
+        figures.append(
+            f"<figure><div>{pictures}</div><figcaption>{text} <small>{example['edit_type']}: source, edit, truth</small></figcaption></figure>"
+        )
+    return f"<div class=edits>{''.join(figures)}</div>"
+
+
+def _systems(result: dict[str, Any]) -> str:
+    rows = {"editor": result["headline"], **result["baselines"], "truth (upper bound)": result["truth"]}
+    names = ("success", "done", "stayed", "distance", "image_similarity", "direction_similarity")
+    return _table(["system", *(n.replace("_", " ") for n in names)], [[s, *(f"{r[n]:.3f}" for n in names)] for s, r in rows.items()])
+
+
+def _types(by_type: dict[str, dict[str, float]]) -> str:
+    rows = [
+        [t, f"{v['count']:.0f}", f"{v['done']:.2f}", f"{v['done_low']:.2f} to {v['done_high']:.2f}", f"{v['stayed']:.2f}"]
+        for t, v in by_type.items()
+    ]
+    return _table(["edit type", "edits", "done", "95% interval", "stayed"], rows)
+
+
+def _survivors(stage: dict[str, Any]) -> str:
+    counts = {"kept": stage["kept"], **stage["dropped_by_reason"]}
+    rows = [
+        [html.escape(k), str(v), f'<span class=bar style="width:{300 * v / max(1, stage["seen"]):.0f}px"></span>']
+        for k, v in counts.items()
+    ]
+    types = ", ".join(f"{k} {v}" for k, v in stage["kept_by_edit_type"].items())
+    return _table(["pairs", "count", ""], rows) + f"<p class=sub>Kept by edit type: {types}</p>"
+
+
+def _stages(stages: dict[str, Any]) -> str:
+    return _table(
+        ["stage", "seen", "kept", "seconds"], [[n, str(s["seen"]), str(s["kept"]), f"{s['seconds']:.1f}"] for n, s in stages.items()]
+    )
+
+
+def _versions(stages: dict[str, Any]) -> str:
+    rows = [[p, version(p)] for p in _PACKAGES] + [["python", platform.python_version()]]
+    rows += [[k, str(stages["register"]["extra"][k])] for k in ("dataset", "code")]
+    return _table(["what", "version"], rows)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    cells = "".join(f"<tr>{''.join(f'<td{_numeric(c)}>{c}</td>' for c in row)}</tr>" for row in rows)
+    return f"<table><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr>{cells}</table>"
+
+
+def _numeric(cell: str) -> str:
+    return " class=n" if cell.replace(".", "", 1).replace("-", "", 1).isdigit() else ""
+
+
+def _picture(path: Path, name: str, css: str = "") -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img src="data:image/png;base64,{data}" alt="{html.escape(name)}" class="{css}">'

@@ -1,0 +1,37 @@
+"""The promotion gate: a pure policy over evaluation reports. Better than both baselines, and not worse than the champion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether a challenger becomes champion, and every reason for it."""
+
+    promoted: bool
+    reasons: tuple[str, ...]
+
+
+def decide(challenger: Mapping[str, Any], champion: Mapping[str, Any] | None, *, margin: float) -> Decision:
+    """Compare `report.json` contents. `success` is the share of edits done with the rest left alone.
+
+    A champion measured on another held-out set cannot be compared and does not block.
+    """
+    score = challenger["headline"]["success"]
+    reasons, promoted = [], True
+    for name, baseline in challenger["baselines"].items():
+        better = score > baseline["success"] + margin
+        promoted &= better
+        reasons.append(f"{name}: success {score:.3f} {'beats' if better else 'does not beat'} {baseline['success']:.3f}")
+    if champion is not None and champion["held_out"] == challenger["held_out"]:
+        better = score >= champion["headline"]["success"] + margin
+        promoted &= better
+        reasons.append(f"champion: success {score:.3f} {'holds against' if better else 'is below'} {champion['headline']['success']:.3f}")
+    elif champion is not None:
+        reasons.append("champion: measured on another held-out set, not compared")
+    else:
+        reasons.append("champion: none yet")
+    return Decision(promoted, tuple(reasons))

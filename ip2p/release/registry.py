@@ -1,0 +1,106 @@
+"""The MLflow registry lives only here: register an editor, give it `challenger`, and `champion` if the gate opens."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ip2p.params import EvaluateParams, Params
+from ip2p.records import StageReport
+from ip2p.release.gate import Decision, decide
+from ip2p.store import digest, read_json
+from ip2p.track import tracking_uri
+
+
+def run(params: Params, *, editor: Path, evaluation: Path, dataset: Path) -> StageReport:
+    """Register the editor folder with its evaluation; promotes it if the gate says so."""
+    began = time.monotonic()
+    import mlflow
+
+    uri = tracking_uri(params.track)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    client, name = mlflow.MlflowClient(), params.register_.name
+    report = read_json(evaluation / "report.json")
+    champion = _champion_report(client, name)
+    decision = decide(report, champion, margin=params.register_.margin)
+    tags = {"dataset": digest(dataset)[:16], "code": code_version(), "gate": " | ".join(decision.reasons)}
+    number = _register(mlflow, client, params, editor, report, tags)
+    _alias(client, name, number, decision)
+    return StageReport(
+        stage="register",
+        seen=1,
+        kept=int(decision.promoted),
+        seconds=time.monotonic() - began,
+        dropped_by_reason={} if decision.promoted else dict.fromkeys(decision.reasons, 1),
+        extra={"model": name, "version": number, "promoted": str(decision.promoted), **tags},
+    )
+
+
+def code_version() -> str:
+    """Package version and, in a git checkout, the commit."""
+    here = Path(__file__).parent
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    return f"{version('ip2p')}+{commit.stdout.strip()}" if commit.returncode == 0 else version("ip2p")
+
+
+def _register(mlflow: Any, client: Any, params: Params, editor: Path, report: dict[str, Any], tags: dict[str, str]) -> str:
+    metrics = {k: v for k, v in report["headline"].items() if isinstance(v, float)}
+    experiment = client.get_experiment_by_name(params.track.experiment)
+    mlflow.set_experiment(experiment_id=experiment.experiment_id) if experiment else mlflow.set_experiment(params.track.experiment)
+    with mlflow.start_run(run_name="register"):
+        mlflow.log_metrics(metrics)
+        mlflow.log_dict(report, "report.json")
+        logged = mlflow.pyfunc.log_model(
+            name="editor",
+            python_model=str(Path(__file__).with_name("pyfunc.py")),
+            artifacts={"editor": str(editor)},
+            signature=_signature(params.evaluate),
+            input_example=None,
+            pip_requirements=[f"ip2p=={version('ip2p')}"],
+        )
+        model_version = mlflow.register_model(logged.model_uri, params.register_.name, tags=tags)
+        client.set_model_version_tag(params.register_.name, model_version.version, "report", json.dumps(report["headline"])[:5000])
+    return str(model_version.version)
+
+
+def _signature(section: EvaluateParams) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    inputs = Schema([ColSpec(DataType.binary, "image"), ColSpec(DataType.string, "instruction")])
+    return ModelSignature(
+        inputs=inputs,
+        outputs=Schema([ColSpec(DataType.binary, "image")]),
+        params=ParamSchema(
+            [
+                ParamSpec("text_guidance", DataType.double, section.text_guidance),
+                ParamSpec("image_guidance", DataType.double, section.image_guidance),
+                ParamSpec("steps", DataType.long, section.steps),
+                ParamSpec("seed", DataType.long, 0),
+            ]
+        ),
+    )
+
+
+def _champion_report(client: Any, name: str) -> dict[str, Any] | None:
+    from mlflow import MlflowException
+    from mlflow.artifacts import load_dict
+
+    try:
+        champion = client.get_model_version_by_alias(name, "champion")
+    except MlflowException:
+        return None
+    run = client.get_run(champion.run_id)
+    report: dict[str, Any] = load_dict(f"{run.info.artifact_uri}/report.json")
+    return report
+
+
+def _alias(client: Any, name: str, number: str, decision: Decision) -> None:
+    client.set_registered_model_alias(name, "challenger", number)
+    if decision.promoted:
+        client.set_registered_model_alias(name, "champion", number)
