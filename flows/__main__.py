@@ -1,0 +1,27 @@
+"""`python -m flows`: the pipeline under one Prefect server; prints where the report is."""
+
+import sys
+from pathlib import Path
+
+from flows.server import prefect_server
+from ip2p.errors import UserError
+from ip2p.params import load_params
+
+
+def main() -> int:
+    """Run the pipeline; exit code 2 for what the user can mend."""
+    try:
+        load_params(Path("params.yaml"))
+        with prefect_server():
+            from flows.pipeline import run_pipeline
+
+            run_pipeline()
+    except UserError as error:
+        print(f"ip2p: error: {error}", file=sys.stderr)
+        return 2
+    print(f"report: {Path('reports/report.html').resolve()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

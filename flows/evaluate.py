@@ -1,0 +1,8 @@
+"""Editor against baselines on held-out edits, as a Prefect flow: `python -m flows.evaluate`."""
+
+from flows.stage import main, stage_flow
+
+evaluate = stage_flow("evaluate", "Editor against baselines on held-out edits")
+
+if __name__ == "__main__":
+    main(evaluate)

@@ -1,0 +1,94 @@
+"""What every stage's flow shares: run the stage as a tracked task, leave artifacts, attach to the pipeline that called.
+
+A stage runs in a process of its own, started by DVC. If the pipeline started DVC, `IP2P_PARENT_TASK_RUN` holds the id of
+the task that waits for it, and the flow run becomes that task's child; without it the flow run stands alone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect import Flow, flow, task
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.flow_engine import run_flow
+from prefect.states import Failed, Pending
+
+from ip2p.errors import UserError
+from ip2p.params import load_params
+from ip2p.records import StageReport
+from ip2p.stages import run_stage
+
+PARENT = "IP2P_PARENT_TASK_RUN"
+
+
+def stage_flow(name: str, description: str) -> Flow[[str], Any]:
+    """The flow of a stage. What the user can mend ends it in a failed state with one line, not in a traceback."""
+
+    @task(name=name, task_run_name=name)
+    def work(params_path: str) -> Any:
+        try:
+            return run_stage(name, load_params(Path(params_path)), progress=_progress(name))
+        except UserError as error:
+            return Failed(message=str(error), data=error)
+
+    @flow(name=name, description=description, flow_run_name=name)
+    def run(params_path: str = "params.yaml") -> Any:
+        state = work(params_path, return_state=True)
+        if not state.is_completed():
+            return Failed(message=state.message, data=state.result(raise_on_failure=False))
+        report: StageReport = state.result()
+        create_markdown_artifact(_markdown(report), key=f"{name}-survivors", description=f"What {name} saw, kept and dropped")
+        return report.as_dict()
+
+    return run
+
+
+def main(run: Flow[[str], Any]) -> None:
+    """Run a stage's flow from the command line; exit code 2 and one line for what the user can mend, else 1."""
+    parent = os.environ.get(PARENT)
+    state: State[Any]
+    if parent is None:
+        state = run("params.yaml", return_state=True)  # type: ignore[assignment]
+    else:
+        parameters = {"params_path": "params.yaml"}
+        with get_client(sync_client=True) as client:
+            flow_run = client.create_flow_run(run, parameters=parameters, parent_task_run_id=UUID(parent), state=Pending(), name=run.name)
+        state = run_flow(run, flow_run=flow_run, parameters=parameters, return_type="state")  # type: ignore[assignment]
+    if not state.is_completed():
+        error = state.result(raise_on_failure=False)
+        print(f"ip2p: error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)
+
+
+def _progress(name: str) -> Callable[[int, int], None]:
+    """A progress artifact, made at the first report and updated at most a hundred times."""
+    held: dict[str, UUID] = {}
+    shown = {"percent": -1.0}
+
+    def report(done: int, of: int) -> None:
+        percent = 100.0 * done / max(1, of)
+        print(f"{name} {done}/{of}", flush=True)
+        if "id" not in held:
+            held["id"] = create_progress_artifact(percent, key=f"{name}-progress")  # type: ignore[assignment]
+        elif percent - shown["percent"] >= 1:
+            update_progress_artifact(held["id"], percent)
+            shown["percent"] = percent
+
+    return report
+
+
+def _markdown(report: StageReport) -> str:
+    rows = "\n".join(f"| {reason} | {count} |" for reason, count in report.dropped_by_reason.items())
+    types = "\n".join(f"| {t} | {n} |" for t, n in report.kept_by_edit_type.items())
+    extra = "\n".join(f"- {k}: {v}" for k, v in report.extra.items())
+    return (
+        f"# {report.stage}: {report.kept} of {report.seen} in {report.seconds:.1f} s\n\n{extra}\n\n"
+        f"| dropped because | count |\n|---|---|\n{rows}\n\n| edit type | kept |\n|---|---|\n{types}\n"
+    )
