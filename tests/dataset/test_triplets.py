@@ -1,0 +1,70 @@
+from collections import Counter
+
+import pytest
+
+from ip2p.dataset.triplets import WorldWriter, read_captions, read_triplets, run, write_triplets
+from ip2p.errors import DataError
+from ip2p.params import Params
+from ip2p.records import Caption
+from ip2p.world.edits import EDIT_TYPES, apply_edit
+from ip2p.world.language import read_caption, read_instruction
+
+
+def test_triplets_are_true_distinct_and_balanced_over_edit_types():
+    triplets = list(write_triplets(WorldWriter(), count=55, stream="t"))
+    assert Counter(t.edit_type for t in triplets) == dict.fromkeys(EDIT_TYPES, 5)
+    assert len({t.id for t in triplets}) == 55
+    for t in triplets:
+        assert apply_edit(read_caption(t.caption.text), read_instruction(t.instruction)) == read_caption(t.edited_caption)
+
+
+def test_avoided_captions_are_not_used():
+    first = {t.caption.text for t in write_triplets(WorldWriter(), count=11, stream="t")}
+    again = {t.caption.text for t in write_triplets(WorldWriter(), count=11, stream="t", avoid=frozenset(first))}
+    assert not first & again
+
+
+def test_given_captions_are_used_and_what_they_lack_is_counted(tmp_path):
+    path = tmp_path / "captions.jsonl"
+    path.write_text(
+        '{"caption": "a red cat on the left at the beach in summer"}\n\n{"input": "a blue car on the right in a city in winter"}\n'
+    )
+    params = Params.model_validate({"triplets": {"captions": str(path), "count": 40}})
+    report = run(params, out=tmp_path / "out")
+    assert report.kept == 40
+    triplets = read_triplets(tmp_path / "out")
+    assert {t.caption.text.split()[1] for t in triplets} == {"red", "blue"}
+    assert set(report.kept_by_edit_type) == set(EDIT_TYPES) - {"remove"}  # a single group cannot be removed
+
+
+def test_captions_that_allow_no_more_are_counted_not_waited_for():
+    captions = [Caption("a red cat on the left at the beach in summer", "here")]
+
+    class Stubborn(WorldWriter):
+        edit_types = ("remove",)
+
+    assert list(write_triplets(Stubborn(), count=3, stream="t", captions=captions)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"caption": "a"}\nnonsense\n', r"captions\.jsonl:2: not valid JSON"),
+        ('{"text": "a"}\n', r"captions\.jsonl:1: no `caption`"),
+        ('{"caption": "   "}\n', r"captions\.jsonl:1: no `caption`"),
+        ("", "holds no captions"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path, text, message):
+    path = tmp_path / "captions.jsonl"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_captions(path)
+
+
+def test_a_caption_outside_the_world_is_named(tmp_path):
+    path = tmp_path / "captions.jsonl"
+    path.write_text('{"caption": "a zebra in the savannah"}\n')
+    params = Params.model_validate({"triplets": {"captions": str(path), "count": 2}})
+    with pytest.raises(DataError, match=r"captions\.jsonl:1: .*no setting is named"):
+        run(params, out=tmp_path / "out")

@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from ip2p.model.data import draw_batch, dropout, load_latents
+from ip2p.params import TrainParams
+
+
+def test_the_four_dropout_ranges_are_the_methods():
+    u = torch.tensor([0.0, 0.049, 0.05, 0.099, 0.10, 0.149, 0.15, 0.99])
+    no_text, no_image = dropout(u, TrainParams())
+    assert no_text.tolist() == [True] * 4 + [False] * 4
+    assert no_image.tolist() == [False] * 2 + [True] * 4 + [False] * 2
+
+
+@pytest.fixture(scope="module")
+def latents(tiny, made, teacher, tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+    return load_latents(made / "dataset", teacher, tiny.train, teacher_digest="t", seed=0, cache=cache)
+
+
+@torch.no_grad()
+def test_the_source_is_the_unscaled_mode_and_the_edit_the_scaled_sample(latents, made, teacher):
+    from ip2p.pictures import from_bytes
+    from ip2p.store import read_shards
+
+    row = read_shards(made / "dataset", "train-").slice(0, 1).to_pylist()[0]
+    source, edit = (from_bytes(row[c]["bytes"], where=c)[None] * 2 - 1 for c in ("original_image", "edited_image"))
+    assert torch.allclose(latents.source_NVCHW[0, 0].float(), teacher.vae.encode(source).latent_dist.mode()[0], atol=5e-3)
+    posterior = teacher.vae.encode(edit).latent_dist
+    assert torch.allclose(latents.mean_NVCHW[0, 0].float(), posterior.mean[0] * teacher.vae.config.scaling_factor, atol=5e-3)
+
+
+def test_views_of_a_pair_are_cropped_alike(latents):
+    assert latents.source_NVCHW.shape[1] == 2
+    moved = (latents.source_NVCHW[:, 0] - latents.source_NVCHW[:, 1]).abs().mean()
+    assert moved > 0
+
+
+def test_batches_are_seeded_and_draw_one_pair_of_a_triplet(tiny, latents):
+    first, again = (draw_batch(latents, tiny.train, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(first.clean_BCHW, again.clean_BCHW)
+    assert torch.equal(first.part(1, 2).noise_BCHW, first.noise_BCHW[1:3])
+
+
+def test_the_cache_is_reused_and_a_new_dataset_replaces_it(tiny, made, teacher, tmp_path, monkeypatch):
+    options = {"teacher_digest": "t", "seed": 0, "cache": tmp_path}
+    load_latents(made / "dataset", teacher, tiny.train, **options)
+    before = list(tmp_path.iterdir())
+    monkeypatch.setattr("ip2p.model.data._encode", lambda *a: pytest.fail("encoded again"))
+    load_latents(made / "dataset", teacher, tiny.train, **options)
+    assert list(tmp_path.iterdir()) == before

@@ -1,0 +1,44 @@
+import torch
+from torch import nn
+
+from ip2p.checkpoint import checkpoints, load_newest, save_checkpoint
+
+
+def trained(steps):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.ones(2, 4)).square().mean().backward()
+        optimizer.step()
+    return model, optimizer
+
+
+def test_training_goes_on_bit_for_bit_after_a_restore(tmp_path):
+    model, optimizer = trained(3)
+    save_checkpoint(tmp_path, 3, model, optimizer, {k: v.clone() for k, v in model.state_dict().items()})
+    fresh, fresh_optimizer = trained(0)
+    ema = {k: torch.zeros_like(v) for k, v in fresh.state_dict().items()}
+    assert load_newest(tmp_path, fresh, fresh_optimizer, ema) == 3
+    for m, o in ((model, optimizer), (fresh, fresh_optimizer)):
+        o.zero_grad()
+        m(torch.ones(2, 4)).square().mean().backward()
+        o.step()
+    assert torch.equal(model.weight, fresh.weight)
+    assert torch.equal(ema["bias"], ema["bias"])
+
+
+def test_the_newest_valid_checkpoint_is_loaded_when_the_last_is_torn(tmp_path):
+    model, optimizer = trained(1)
+    save_checkpoint(tmp_path, 1, model, optimizer)
+    torn = save_checkpoint(tmp_path, 2, model, optimizer)
+    torn.write_bytes(torn.read_bytes()[:100])
+    assert load_newest(tmp_path, model, optimizer) == 1
+
+
+def test_only_the_last_two_are_kept(tmp_path):
+    model, optimizer = trained(1)
+    for step in range(1, 5):
+        save_checkpoint(tmp_path, step, model, optimizer)
+    assert [p.stem for p in checkpoints(tmp_path)] == ["step-00000003", "step-00000004"]

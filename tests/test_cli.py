@@ -1,0 +1,71 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ip2p.cli import build_parser, main
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_help_teaches_without_loading_anything_heavy():
+    heavy = ("torch", "numpy", "pyarrow", "yaml", "pydantic")
+    code = f"import sys, ip2p.cli; ip2p.cli.build_parser().format_help(); print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert "make it winter" in build_parser().format_help()
+
+
+def run(arguments, capsys):
+    code = main([str(a) for a in arguments])
+    return code, capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [("pairs: {stepz: 3}", "pairs.stepz: unknown key"), ("pairs: [", "not valid YAML")],
+)
+def test_broken_params_are_one_line_and_exit_code_2(tmp_path, capsys, params, message):
+    path = tmp_path / "params.yaml"
+    path.write_text(params)
+    code, output = run(["--params", path, "pairs"], capsys)
+    assert code == 2
+    assert message in output.err
+    assert output.err.count("\n") == 1
+
+
+def test_a_truncated_picture_is_named(tmp_path, capsys):
+    path = tmp_path / "picture.png"
+    Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes()[:300])
+    code, output = run(["--params", ROOT / "params.yaml", "edit", path, "make it winter", "-o", tmp_path / "out.png"], capsys)
+    assert code == 2
+    assert re.search(r"picture\.png: not a whole picture.*give an intact", output.err)
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_a_missing_editor_is_named(tmp_path, capsys):
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (64, 64)).save(path)
+    options = ["--params", ROOT / "params.yaml", "edit", path, "make it winter", "-o", tmp_path / "out.png", "--model", tmp_path / "none"]
+    code, output = run(options, capsys)
+    assert code == 2
+    assert "give an existing folder" in output.err
+
+
+def test_the_contact_sheet_is_written(tmp_path, capsys):
+    code, _ = run(["world", "show", "--size", 32, "-o", tmp_path / "sheet.png"], capsys)
+    assert code == 0
+    assert Image.open(tmp_path / "sheet.png").width == 8 * 36 - 4
+
+
+def test_doctor_reports_versions_and_broken_params(tmp_path, capsys):
+    code, output = run(["--params", ROOT / "params.yaml", "doctor"], capsys)
+    assert code == 0, output.out
+    assert "embedded models" in output.out
+    code, output = run(["--params", tmp_path / "none.yaml", "doctor"], capsys)
+    assert code == 2
+    assert "FAIL" in output.out

@@ -1,0 +1,85 @@
+"""The house keeps its names: module = DVC stage = flow = verb = params section = test."""
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ip2p.cli import STAGE_HELP
+from ip2p.params import Params
+from ip2p.stages import STAGES
+
+ROOT = Path(__file__).parents[1]
+GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def test_one_name_for_one_thing():
+    sections = {(field.alias or name) for name, field in Params.model_fields.items()}
+    assert tuple(GRAPH) == STAGES == tuple(STAGE_HELP)
+    assert set(STAGES) <= sections
+    for stage in STAGES:
+        assert (ROOT / "flows" / f"{stage}.py").exists()
+        assert GRAPH[stage]["cmd"] == f"python -m flows.{stage}"
+        assert GRAPH[stage]["metrics"] == [{f"reports/{stage}.json": {"cache": False}}]
+
+
+def test_the_graph_is_written_in_the_order_it_runs_and_names_real_files():
+    made: set[str] = set()
+    for stage in GRAPH.values():
+        for path in stage["deps"]:
+            assert path in made or (ROOT / path).exists(), path
+        for out in [*stage.get("outs", []), *stage.get("metrics", [])]:
+            made |= {out} if isinstance(out, str) else set(out)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_has_tests_and_a_flow_of_its_name(stage):
+    assert list((ROOT / "tests").rglob(f"test_{stage}.py")) or stage in ("register", "report")
+    assert getattr(importlib.import_module(f"flows.{stage}"), stage).name == stage
+
+
+def test_the_embedded_weights_fit_and_are_safetensors():
+    files = [p for p in (ROOT / "ip2p" / "world" / "weights").rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) <= 40e6
+    assert {p.suffix for p in files} <= {".safetensors", ".json", ".txt", ".md"}
+
+
+def test_every_verb_is_in_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    for verb in (*STAGES, "edit", "world show", "world report", "pretrain", "doctor"):
+        assert f"`ip2p {verb}" in readme, verb
+
+
+# What every stage imports and no stage's result depends on by itself: reading parameters, writing files, telling errors.
+INFRASTRUCTURE = {"errors", "params", "store", "track", "torchvision_cpu"}
+MODULES = {
+    **dict.fromkeys(("triplets", "pairs", "filter", "validate"), "dataset"),
+    "train": "model",
+    "evaluate": "model",
+    "report": "model",
+}
+
+
+def imports(path: Path) -> set[Path]:
+    """Modules of ip2p that a source file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ip2p."):
+            found.add(ROOT / (node.module.replace(".", "/") + ".py"))
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_watches_every_source_that_a_stage_imports(stage):
+    first = ROOT / "ip2p" / (f"{MODULES[stage]}/{stage}.py" if stage in MODULES else "release/registry.py")
+    closure, open_ = set(), {first}
+    while open_:
+        path = open_.pop()
+        closure.add(path)
+        open_ |= imports(path) - closure
+    wanted = {str(p.relative_to(ROOT)) for p in closure if p.stem not in INFRASTRUCTURE}
+    # a stage that reads another's output through its module's reader depends on that output, not on how it was made
+    readers = {"pairs": {"ip2p/dataset/triplets.py", "ip2p/world/edits.py", "ip2p/world/language.py", "ip2p/world/scenes.py"}}
+    assert wanted - set(GRAPH[stage]["deps"]) - readers.get(stage, set()) == set()

@@ -1,0 +1,42 @@
+from pathlib import Path
+
+import pytest
+
+from ip2p.errors import ParamsError
+from ip2p.params import Params, load_params
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pairs: {stepz: 3}", "pairs.stepz: unknown key"),
+        ("pairs: {steps: many}", "pairs.steps: .*valid integer.*'many'"),
+        ("pairs: {p2p: [0.9, 0.1]}", "range .* is empty"),
+        ("train: {lr: -1}", "train.lr: .*greater than 0"),
+        ("pairs: [1, 2", "not valid YAML"),
+        ("just words", "needs sections"),
+    ],
+)
+def test_broken_params_name_file_and_field(tmp_path, text, message):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(ParamsError, match=message) as error:
+        load_params(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_params_say_where_to_run(tmp_path):
+    with pytest.raises(ParamsError, match="no such file; run from"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_the_shipped_params_are_valid_and_complete():
+    params = load_params(ROOT / "params.yaml")
+    assert params.models.teacher == "world"
+
+
+def test_defaults_are_valid():
+    assert Params().train.ema == 0.9999

@@ -1,0 +1,47 @@
+import math
+
+import pytest
+import torch
+
+from ip2p.sampler import draw_noise, make_schedule, sample_ancestral, to_clean
+
+
+@pytest.fixture
+def alphas():
+    return torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
+
+
+def test_sigmas_fall_from_the_last_timestep_to_zero(alphas):
+    schedule = make_schedule(alphas, steps=10, prediction="epsilon")
+    assert schedule.timesteps[0] == 999
+    assert schedule.timesteps[-1] == 0
+    assert schedule.sigmas[0] == pytest.approx(math.sqrt((1 - alphas[-1]) / alphas[-1]), rel=1e-4)
+    assert schedule.sigmas[-1] == 0
+    assert (schedule.sigmas.diff() < 0).all()
+
+
+def test_a_perfect_prediction_gives_the_clean_picture_whatever_the_noise(alphas):
+    clean = torch.randn(2, 3, 4, 4)
+    for prediction in ("epsilon", "v_prediction"):
+        schedule = make_schedule(alphas, steps=7, prediction=prediction)
+        sigmas = iter(schedule.sigmas)
+
+        def predict(x, timestep, i, sigmas=sigmas, prediction=prediction):
+            sigma = next(sigmas)
+            noisy = x * (sigma**2 + 1).sqrt()
+            noise = (noisy - clean) / sigma
+            alpha = 1 / (1 + sigma**2)
+            return noise if prediction == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+
+        made = sample_ancestral(predict, schedule, draw_noise([1, 2], (3, 4, 4), 7))
+        assert torch.allclose(made, clean, atol=2e-4)
+
+
+def test_noise_depends_on_the_seed_alone_not_on_the_batch():
+    together = draw_noise([5, 6], (3, 4, 4), 4)
+    assert torch.equal(together[:, 1:], draw_noise([6], (3, 4, 4), 4))
+
+
+def test_an_unknown_prediction_type_is_refused():
+    with pytest.raises(ValueError, match="sample"):
+        to_clean(torch.zeros(1), torch.zeros(1), torch.ones(1), "sample")

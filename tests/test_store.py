@@ -1,0 +1,51 @@
+import pyarrow as pa
+import pytest
+
+from ip2p.errors import DataError
+from ip2p.store import assemble, digest, fingerprint, read_json, read_shards, shard_mark, write_bytes, write_shard
+
+
+def test_a_shard_carries_its_fingerprint_and_the_same_bytes_each_time(tmp_path):
+    table = pa.table({"x": [1, 2, 3]})
+    write_shard(tmp_path / "a.parquet", table, "mark")
+    write_shard(tmp_path / "b" / "a.parquet", table, "mark")
+    assert shard_mark(tmp_path / "a.parquet") == "mark"
+    assert digest(tmp_path / "a.parquet") == digest(tmp_path / "b" / "a.parquet")
+
+
+def test_a_truncated_shard_has_no_mark_and_is_named(tmp_path):
+    path = tmp_path / "pairs-00000.parquet"
+    write_shard(path, pa.table({"x": list(range(1000))}), "mark")
+    path.write_bytes(path.read_bytes()[:-20])
+    assert shard_mark(path) is None
+    with pytest.raises(DataError, match=r"pairs-00000\.parquet: cannot be read.*delete it"):
+        read_shards(tmp_path)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    write_bytes(path, b"old")
+    monkeypatch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+
+
+def test_assemble_replaces_what_was_there(tmp_path):
+    part, out = tmp_path / "part.parquet", tmp_path / "out"
+    part.write_bytes(b"x")
+    out.mkdir()
+    (out / "stranger.parquet").write_bytes(b"y")
+    assemble(out, [part])
+    assert [p.name for p in out.iterdir()] == ["part.parquet"]
+
+
+def test_fingerprints_depend_on_content_not_on_key_order():
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) != fingerprint({"a": 1, "b": 3})
+
+
+def test_broken_json_names_the_line(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('{"a": 1,\n oops}')
+    with pytest.raises(DataError, match=r"x\.json:2: not valid JSON"):
+        read_json(path)
