@@ -111,9 +111,10 @@ def _edit(options: argparse.Namespace) -> int:
         raise ParamsError(f"--seed: {options.seed} is out of range, give 0 to 2^63 - 1")
     _require_writable(options.output)
     from ip2p.model.edit import EditRequest, edit_picture, load_editor
-    from ip2p.models import resolve_device
+    from ip2p.models import resolve_device, resolve_dtype
 
-    editor = load_editor(Path(options.model), device=resolve_device(params.models.device))
+    device = resolve_device(params.models.device)
+    editor = load_editor(Path(options.model), device=device, dtype=resolve_dtype(params.models.dtype, device))
     s_text = section.text_guidance if options.text_guidance is None else options.text_guidance
     s_image = section.image_guidance if options.image_guidance is None else options.image_guidance
     request = EditRequest(options.instruction, s_text, s_image, options.seed)

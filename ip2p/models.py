@@ -10,47 +10,17 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
+from ip2p.diffusion import Diffusion
 from ip2p.errors import ModelError
 from ip2p.store import digest, fingerprint
 from ip2p.torchvision_cpu import declare_operators
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-
 EMBEDDED = Path(__file__).parent / "world" / "weights"
-
-
-@dataclass(frozen=True)
-class Diffusion:
-    """A latent diffusion model: a teacher (`unet` takes C channels) or an editor (2·C)."""
-
-    vae: AutoencoderKL
-    unet: UNet2DConditionModel
-    text_encoder: CLIPTextModel
-    tokenizer: CLIPTokenizer
-    scheduler: SchedulerMixin
-    device: torch.device
-
-    @property
-    def latent_channels(self) -> int:
-        """C of the autoencoder's latents."""
-        return int(self.vae.config.latent_channels)
-
-    @property
-    def image_size(self) -> int:
-        """Side of a square picture at the size that the UNet was trained on, pixels."""
-        return int(self.unet.config.sample_size) * self.factor
-
-    @property
-    def factor(self) -> int:
-        """Pixels a latent cell, along one side."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
 
 @dataclass(frozen=True)
@@ -78,8 +48,17 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def load_diffusion(name: str, *, device: torch.device, subject: str = "models.teacher") -> Diffusion:
-    """Load a diffusers folder (or Hub id) in float32, ready for inference.
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The arithmetic that a name means on a device: `auto` is bfloat16 where the hardware has it, else float32."""
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+    cuda = device.type == "cuda"
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if cuda else torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_diffusion(name: str, *, device: torch.device, dtype: torch.dtype = torch.float32, subject: str = "models.teacher") -> Diffusion:
+    """Load a diffusers folder (or Hub id), ready for inference; weights are float32, arithmetic is `dtype`.
 
     Raises `ModelError` naming `subject` and what is missing.
     """
@@ -94,9 +73,11 @@ def load_diffusion(name: str, *, device: torch.device, subject: str = "models.te
     for part, load in (("vae", AutoencoderKL), ("unet", UNet2DConditionModel), ("text_encoder", CLIPTextModel)):
         model = _part(load, source, part, subject, dtype=torch.float32, use_safetensors=True)
         parts[part] = model.to(device).eval().requires_grad_(False)
+    for part in ("vae", "unet"):
+        parts[part].to(memory_format=torch.channels_last)
     parts["tokenizer"] = _part(CLIPTokenizer, source, "tokenizer", subject)
     parts["scheduler"] = _part(DDIMScheduler, source, "scheduler", subject)
-    return Diffusion(**parts, device=device)
+    return Diffusion(**parts, device=device, dtype=dtype)
 
 
 def load_clip(name: str, *, device: torch.device) -> Clip:
@@ -148,15 +129,6 @@ def model_digest(name: str, kind: str) -> str:
     """What identifies a model in a fingerprint: the bytes of a local folder, the name of a remote one."""
     source = model_source(name, kind=kind, subject=f"models.{kind}")
     return digest(Path(source)) if Path(source).is_dir() else fingerprint(source)
-
-
-def encode_text(model: Diffusion, texts: list[str]) -> torch.Tensor:
-    """Last hidden states of the text encoder, `text_BLD`, padded to its full context as SD does."""
-    length = model.text_encoder.config.max_position_embeddings
-    tokens = model.tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-    with torch.no_grad():
-        states: torch.Tensor = model.text_encoder(tokens.input_ids.to(model.device)).last_hidden_state
-    return states
 
 
 def _is_path(name: str) -> bool:

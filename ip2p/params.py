@@ -35,6 +35,8 @@ class ModelsParams(Section):
     """`world`, an OpenCLIP folder (`./path`), or `ARCHITECTURE:PRETRAINED`, such as `ViT-L-14-quickgelu:openai`."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1` …"""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of UNet and autoencoder (weights and optimizer stay float32); `auto`: bfloat16 where the hardware has it."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of a single-process stage; 0 leaves it to torch."""
 
@@ -112,6 +114,8 @@ class TrainParams(Section):
 
     steps: Count = 600
     batch: Count = 32
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW (the reference's), or Muon for matrices and convolutions, which learns more from each of a few steps (ip2p/muon.py)."""
     lr: Positive = 1e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup: Annotated[int, Field(ge=0)] = 0
@@ -124,8 +128,6 @@ class TrainParams(Section):
     drop_both: Share = 0.05
     drop_image: Share = 0.05
     """Conditioning dropout: text only, text and image, image only (paper §3.2.1)."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Arithmetic of forward and backward; weights and optimizer stay float32."""
     views: Count = 2
     """Views of each pair kept as latents: the picture, then random resized crops."""
     flip: bool = False

@@ -24,8 +24,9 @@ from torch import Tensor
 from ip2p.clip import image_features, similarities, text_features
 from ip2p.dataset.attention import Sharing, share_self_attention
 from ip2p.dataset.triplets import read_triplets
+from ip2p.diffusion import Diffusion, decode_latents, encode_text, run_guided
 from ip2p.errors import UserError
-from ip2p.models import Clip, Diffusion, encode_text, load_clip, load_diffusion, model_digest, resolve_device
+from ip2p.models import Clip, load_clip, load_diffusion, model_digest, resolve_device, resolve_dtype
 from ip2p.parallel import leave_with_parent
 from ip2p.params import ModelsParams, PairsParams, Params
 from ip2p.pictures import to_png
@@ -34,7 +35,7 @@ from ip2p.sampler import Schedule, draw_noise, make_schedule, sample_ancestral
 from ip2p.store import assemble, code_mark, fingerprint, shard_mark, write_shard
 
 Progress = Callable[[int, int], None]
-_SOURCES = ("dataset/pairs.py", "dataset/attention.py", "sampler.py", "clip.py", "models.py", "pictures.py", "records.py")
+_SOURCES = ("dataset/pairs.py", "dataset/attention.py", "diffusion.py", "sampler.py", "clip.py", "models.py", "pictures.py", "records.py")
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,7 @@ class Synthesiser:
 def load_synthesiser(models: ModelsParams, section: PairsParams, seed: int) -> Synthesiser:
     """Load teacher and CLIP and install Prompt-to-Prompt."""
     device = resolve_device(models.device)
-    teacher = load_diffusion(models.teacher, device=device)
-    teacher.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    teacher = load_diffusion(models.teacher, device=device, dtype=resolve_dtype(models.dtype, device))
     sharing = share_self_attention(teacher.unet)
     clip = load_clip(models.clip, device=device)
     return Synthesiser(teacher, clip, sharing, section, seed, encode_text(teacher, [""]))
@@ -87,7 +87,8 @@ def plan_units(triplets: list[Triplet], params: Params) -> list[Unit]:
     section, models = params.pairs, params.models
     same = section.model_dump(exclude={"workers"})
     digests = [model_digest(models.teacher, "teacher"), model_digest(models.clip, "clip"), code_mark(*_SOURCES)]
-    digests += [resolve_device(models.device).type, str(models.threads)]
+    device = resolve_device(models.device)
+    digests += [device.type, str(resolve_dtype(models.dtype, device)), str(models.threads)]
     groups = [tuple(triplets[i : i + section.unit]) for i in range(0, len(triplets), section.unit)]
     return [Unit(n, group, fingerprint("pairs", same, params.seed, digests, [t.id for t in group], n)) for n, group in enumerate(groups)]
 
@@ -106,16 +107,12 @@ def sample_pairs(maker: Synthesiser, triplets: list[Triplet], drawn: list[Draw])
 
     def predict(x: Tensor, timestep: Tensor, i: int) -> Tensor:
         maker.sharing.rows_B = _shared_rows(p2p > i / (steps - 1)).to(teacher.device)
-        rows = torch.cat([x, x]).contiguous(memory_format=torch.channels_last)
-        without, given = teacher.unet(rows, timestep.to(teacher.device), context).sample.float().chunk(2)
-        guided: Tensor = without + guidance * (given - without)
-        return guided
+        return run_guided(teacher, x, timestep, context, guidance)
 
     side = teacher.unet.config.sample_size
     noise = draw_noise([d.seed for d in drawn], (teacher.latent_channels, side, side), steps)
     latents = sample_ancestral(predict, _schedule(teacher, steps), torch.cat([noise, noise], dim=1).to(teacher.device))
-    images = teacher.vae.decode(latents / teacher.vae.config.scaling_factor).sample
-    before, after = ((images.float() + 1) / 2).clamp(0, 1).mul(255).round().div(255).chunk(2)
+    before, after = decode_latents(teacher, latents).mul(255).round().div(255).chunk(2)
     return before, after
 
 

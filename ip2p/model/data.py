@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ip2p.models import Diffusion, encode_text
+from ip2p.diffusion import Diffusion, encode_images, encode_text
 from ip2p.params import TrainParams
 from ip2p.pictures import from_bytes
 from ip2p.store import code_mark, digest, fingerprint, read_shards
@@ -59,7 +59,9 @@ class TrainBatch:
 
 def load_latents(dataset: Path, teacher: Diffusion, section: TrainParams, *, teacher_digest: str, seed: int, cache: Path) -> Latents:
     """Training latents of the dataset, from `cache` if they were computed from the same data, model and views."""
-    key = fingerprint("latents", digest(dataset), teacher_digest, section.views, section.flip, seed, code_mark("model/data.py"))
+    key = fingerprint(
+        "latents", digest(dataset), teacher_digest, str(teacher.dtype), section.views, section.flip, seed, code_mark("model/data.py")
+    )
     path = cache / f"latents-{key}.safetensors"
     table = read_shards(dataset, "train-")
     if not path.exists():
@@ -107,11 +109,10 @@ def _encode(table: Any, teacher: Diffusion, section: TrainParams, seed: int) -> 
     parts: dict[str, list[Tensor]] = {"source_NVCHW": [], "mean_NVCHW": [], "std_NVCHW": []}
     for number, (before, after) in enumerate(_images(table, teacher.image_size)):
         views_VCHW = torch.stack([_view(torch.cat([before, after]), v, section, seed * 1_000_003 + number) for v in range(section.views)])
-        sources, edits = views_VCHW.to(teacher.device).mul(2).sub(1).chunk(2, dim=1)
-        posterior = teacher.vae.encode(edits).latent_dist
-        parts["source_NVCHW"].append(teacher.vae.encode(sources).latent_dist.mode().half().cpu())
-        parts["mean_NVCHW"].append((posterior.mean * scale).half().cpu())
-        parts["std_NVCHW"].append((posterior.std * scale).half().cpu())
+        mean_BCHW, std_BCHW = encode_images(teacher, torch.cat(views_VCHW.chunk(2, dim=1)))
+        parts["source_NVCHW"].append(mean_BCHW[: section.views].half().cpu())
+        parts["mean_NVCHW"].append((mean_BCHW[section.views :] * scale).half().cpu())
+        parts["std_NVCHW"].append((std_BCHW[section.views :] * scale).half().cpu())
     texts = [encode_text(teacher, distinct[i : i + 64]).half().cpu() for i in range(0, len(distinct), 64)]
     index = {text: i for i, text in enumerate(distinct)}
     return {k: torch.stack(v).contiguous() for k, v in parts.items()} | {

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ip2p.diffusion import Diffusion, decode_latents, encode_images, encode_text, run_unet
 from ip2p.model.unet import require_editor
-from ip2p.models import Diffusion, encode_text, load_diffusion
+from ip2p.models import load_diffusion
 from ip2p.pictures import from_pillow, to_pillow
 from ip2p.sampler import draw_noise, make_schedule, sample_ancestral
 
@@ -30,12 +31,11 @@ class EditRequest:
     seed: int = 0
 
 
-def load_editor(folder: Path | str, *, device: torch.device) -> Diffusion:
+def load_editor(folder: Path | str, *, device: torch.device, dtype: torch.dtype = torch.float32) -> Diffusion:
     """Load a trained editor. Raises `ModelError` if the folder is missing or holds no editor."""
     name = folder if isinstance(folder, str) else f"./{folder}" if not folder.is_absolute() else str(folder)
-    editor = load_diffusion(name, device=device, subject="editor")
+    editor = load_diffusion(name, device=device, dtype=dtype, subject="editor")
     require_editor(editor.unet, editor.latent_channels, f"editor: {name}")
-    editor.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return editor
 
 
@@ -45,7 +45,7 @@ def edit_batch(
 ) -> Tensor:
     """Edited images `BCHW` in [0, 1] of images in [0, 1] whose sides are multiples of the latent factor."""
     device, count = editor.device, len(requests)
-    sources = source_latents(editor, images_BCHW)
+    sources, _ = encode_images(editor, images_BCHW)
     empty, texts = encode_text(editor, [""]), encode_text(editor, [r.instruction for r in requests])
     context = torch.cat([empty.expand(2 * count, -1, -1), texts])
     images = torch.cat([torch.zeros_like(sources), sources, sources])
@@ -55,15 +55,15 @@ def edit_batch(
 
     def predict(x: Tensor, timestep: Tensor, i: int) -> Tensor:
         on_step(i)
-        rows = torch.cat([torch.cat([x, x, x]), images], dim=1).contiguous(memory_format=torch.channels_last)
-        neither, image, both = editor.unet(rows, timestep.to(device), context).sample.float().chunk(3)
+        rows = torch.cat([torch.cat([x, x, x]), images], dim=1)
+        neither, image, both = run_unet(editor, rows, timestep, context).chunk(3)
         guided: Tensor = neither + s_image * (image - neither) + s_text * (both - image)
         return guided
 
     scheduler: Any = editor.scheduler
     schedule = make_schedule(scheduler.alphas_cumprod, steps=steps, prediction=scheduler.config.prediction_type)
     noise = draw_noise([r.seed for r in requests], tuple(sources.shape[1:]), steps).to(device)
-    return decode(editor, sample_ancestral(predict, schedule, noise))
+    return decode_latents(editor, sample_ancestral(predict, schedule, noise))
 
 
 def edit_picture(
@@ -81,16 +81,3 @@ def working_size(editor: Diffusion, size: tuple[int, int]) -> tuple[int, int]:
     scale = editor.image_size / (size[0] * size[1]) ** 0.5
     width, height = (max(multiple, round(side * scale / multiple) * multiple) for side in size)
     return width, height
-
-
-def source_latents(editor: Diffusion, images_BCHW: Tensor) -> Tensor:
-    """Mode of the autoencoder's posterior, unscaled (METHOD §4), of images in [0, 1]."""
-    latents: Tensor = editor.vae.encode(images_BCHW.to(editor.device) * 2 - 1).latent_dist.mode()
-    return latents
-
-
-def decode(model: Diffusion, latents_BCHW: Tensor) -> Tensor:
-    """Images in [0, 1] of scaled latents."""
-    images = model.vae.decode(latents_BCHW / model.vae.config.scaling_factor).sample
-    pictures: Tensor = ((images.float() + 1) / 2).clamp(0, 1)
-    return pictures

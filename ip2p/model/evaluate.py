@@ -18,9 +18,10 @@ from torch import Tensor
 
 from ip2p.clip import image_features, similarities, text_features
 from ip2p.dataset.triplets import WorldWriter, read_triplets, write_triplets
-from ip2p.model.edit import EditRequest, decode, edit_batch, load_editor
+from ip2p.diffusion import Diffusion, decode_latents, encode_images, encode_text, run_guided
+from ip2p.model.edit import EditRequest, edit_batch, load_editor
 from ip2p.model.plots import plot_curves, plot_types
-from ip2p.models import Clip, Diffusion, encode_text, load_clip, load_diffusion, resolve_device
+from ip2p.models import Clip, load_clip, load_diffusion, resolve_device, resolve_dtype
 from ip2p.params import EvaluateParams, Params
 from ip2p.pictures import grid, to_pillow
 from ip2p.records import StageReport, Triplet
@@ -70,8 +71,9 @@ def run(params: Params, *, editor: Path, triplets: Path, out: Path, progress: Pr
     device = resolve_device(params.models.device)
     if params.models.threads:
         torch.set_num_threads(params.models.threads)
-    clip, model = load_clip(params.models.clip, device=device), load_editor(editor, device=device)
-    teacher = load_diffusion(params.models.teacher, device=device)
+    dtype = resolve_dtype(params.models.dtype, device)
+    clip, model = load_clip(params.models.clip, device=device), load_editor(editor, device=device, dtype=dtype)
+    teacher = load_diffusion(params.models.teacher, device=device, dtype=dtype)
     held = held_out(params, triplets, clip, size=model.image_size)
     points, pictures = _measure(section, model, teacher, clip, held, progress)
     headline = next(p for p in points if p.system == "editor" and _is_headline(p, section))
@@ -135,17 +137,14 @@ def sdedit(
     schedule = make_schedule(
         scheduler.alphas_cumprod, steps=max(2, round(steps * strength)), prediction=scheduler.config.prediction_type, start=strength
     )
-    scale = teacher.vae.config.scaling_factor
-    latents = teacher.vae.encode(sources_BCHW.to(teacher.device) * 2 - 1).latent_dist.mode() * scale
+    latents = encode_images(teacher, sources_BCHW)[0] * teacher.vae.config.scaling_factor
     context = torch.cat([encode_text(teacher, [""]).expand(len(captions), -1, -1), encode_text(teacher, captions)])
 
     def predict(x: Tensor, timestep: Tensor, i: int) -> Tensor:
-        without, given = teacher.unet(torch.cat([x, x]), timestep.to(teacher.device), context).sample.float().chunk(2)
-        guided: Tensor = without + guidance * (given - without)
-        return guided
+        return run_guided(teacher, x, timestep, context, guidance)
 
     noise = draw_noise(seeds, tuple(latents.shape[1:]), len(schedule.timesteps)).to(teacher.device)
-    return decode(teacher, sample_ancestral(predict, schedule, noise, start_BCHW=latents))
+    return decode_latents(teacher, sample_ancestral(predict, schedule, noise, start_BCHW=latents))
 
 
 def _measure(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ from torch import Tensor
 
 from ip2p.attention import Float32Attention
 from ip2p.checkpoint import load_newest, save_checkpoint
+from ip2p.diffusion import Diffusion
 from ip2p.errors import DataError, ParamsError, UserError
 from ip2p.model.data import Latents, TrainBatch, draw_batch, load_latents
 from ip2p.model.edit import EditRequest, edit_batch
 from ip2p.model.folder import save_editor
 from ip2p.model.unet import grow_unet
-from ip2p.models import Diffusion, load_diffusion, model_digest, resolve_device
+from ip2p.models import load_diffusion, model_digest, resolve_device, resolve_dtype
+from ip2p.muon import Muon
 from ip2p.parallel import average_gradients, launch
 from ip2p.params import Params, TrainParams
 from ip2p.pictures import from_bytes, grid, to_pillow
@@ -66,9 +68,9 @@ class Trainer:
     def __post_init__(self) -> None:
         section = self.job.params.train
         self.unet = grow_unet(self.teacher.unet).to(self.teacher.device, memory_format=torch.channels_last).train()
-        if section.dtype != "float32":
+        if self.teacher.dtype != torch.float32:
             self.unet.set_attn_processor(Float32Attention())
-        self.optimizer = torch.optim.AdamW(self.unet.parameters(), lr=section.lr, weight_decay=section.weight_decay)
+        self.optimizer = new_optimizer(self.unet, section)
         self.ema = {k: v.detach().clone() for k, v in self.unet.state_dict().items()}
         self.step = load_newest(self.job.work, self.unet, self.optimizer, self.ema)
 
@@ -80,8 +82,7 @@ class Trainer:
         batch = whole.part(self.rank * share, share)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(section, self.step)
-        device = self.teacher.device
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=section.dtype == "bfloat16"):
+        with self.teacher.arithmetic():
             loss = loss_of(self.unet, batch, self.teacher)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -113,10 +114,13 @@ def run(params: Params, *, dataset: Path, marker: Path, out: Path, work: Path) -
     if read_json(marker).get("dataset") != data:
         raise DataError(f"{dataset}: changed since it was validated; run `ip2p validate` (or `dvc repro`) first")
     same = section.model_dump(exclude={"workers", "log_every", "grid_every", "checkpoint_every"})
-    mark = fingerprint("train", same, params.seed, data, teacher, code_mark("model/train.py", "model/data.py", "model/unet.py"))
+    device = resolve_device(params.models.device)
+    arithmetic = str(resolve_dtype(params.models.dtype, device))
+    mark = fingerprint(
+        "train", same, params.seed, arithmetic, data, teacher, code_mark("model/train.py", "model/data.py", "model/unet.py", "muon.py")
+    )
     job = Job(params, dataset, work / mark, out)
     job.work.mkdir(parents=True, exist_ok=True)
-    device = resolve_device(params.models.device)
     _load(job)  # encodes latents once, before several processes want them
     launch(section.workers if device.type == "cpu" else 1, _work, job)
     for old in work.iterdir():
@@ -126,6 +130,13 @@ def run(params: Params, *, dataset: Path, marker: Path, out: Path, work: Path) -
     seen = section.steps * section.batch
     extra = {"loss": progress["loss"], "samples_per_second": progress["samples_per_second"], "dataset": data[:16], "run": mark}
     return StageReport(stage="train", seen=seen, kept=seen, seconds=time.monotonic() - began, extra=extra)
+
+
+def new_optimizer(unet: torch.nn.Module, section: TrainParams) -> torch.optim.Optimizer:
+    """The optimizer that the parameters name, over all weights of the UNet."""
+    if section.optimizer == "muon":
+        return Muon(unet, lr=section.lr, weight_decay=section.weight_decay)
+    return torch.optim.AdamW(unet.parameters(), lr=section.lr, weight_decay=section.weight_decay)
 
 
 def loss_of(unet: Any, batch: TrainBatch, teacher: Diffusion) -> Tensor:
@@ -154,7 +165,8 @@ def ema_rate(section: TrainParams, step: int) -> float:
 
 def _load(job: Job) -> tuple[Diffusion, Latents]:
     models, section = job.params.models, job.params.train
-    teacher = load_diffusion(models.teacher, device=resolve_device(models.device))
+    device = resolve_device(models.device)
+    teacher = load_diffusion(models.teacher, device=device, dtype=resolve_dtype(models.dtype, device))
     mark = model_digest(models.teacher, "teacher")
     cache = job.work.parent
     return teacher, load_latents(job.dataset, teacher, section, teacher_digest=mark, seed=job.params.seed, cache=cache)
@@ -217,9 +229,7 @@ def _log_grid(trainer: Trainer, tracked: Run) -> None:
     before, after = (torch.stack([from_bytes(r[c]["bytes"], where=r["pair_id"]) for r in rows]) for c in ("original_image", "edited_image"))
     averaged = grow_unet(teacher.unet)
     averaged.load_state_dict(trainer.ema)
-    editor = Diffusion(
-        teacher.vae, averaged.to(teacher.device).eval(), teacher.text_encoder, teacher.tokenizer, teacher.scheduler, teacher.device
-    )
+    editor = replace(teacher, unet=averaged.to(teacher.device).eval())
     requests = [EditRequest(r["edit_prompt"], section.text_guidance, section.image_guidance, i) for i, r in enumerate(rows)]
     edited = edit_batch(editor, before, requests, steps=section.steps)
     sheet = grid([[to_pillow(x) for x in trio] for trio in zip(before, after, edited, strict=True)])

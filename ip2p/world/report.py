@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ip2p.clip import image_features
-from ip2p.models import Clip, Diffusion, encode_text, load_clip, load_diffusion, resolve_device
+from ip2p.diffusion import Diffusion, decode_latents, encode_images, encode_text, run_guided
+from ip2p.models import Clip, load_clip, load_diffusion, resolve_device
 from ip2p.pictures import from_pillow, grid, to_pillow
 from ip2p.sampler import draw_noise, make_schedule, sample_ancestral
 from ip2p.store import write_bytes
@@ -57,8 +58,8 @@ def reconstruct(model: Diffusion, images_BCHW: Tensor) -> Tensor:
     """Images in [0, 1] through the autoencoder and back, as 8-bit pictures hold them."""
     parts = []
     for x in images_BCHW.split(_BATCH):
-        latents = model.vae.encode(x.to(model.device) * 2 - 1).latent_dist.mode()
-        parts.append(((model.vae.decode(latents).sample + 1) / 2).clamp(0, 1).mul(255).round().div(255).cpu())
+        latents = encode_images(model, x)[0] * model.vae.config.scaling_factor
+        parts.append(decode_latents(model, latents).mul(255).round().div(255).cpu())
     return torch.cat(parts)
 
 
@@ -73,13 +74,10 @@ def sample_captions(teacher: Diffusion, captions: list[str], *, steps: int = _ST
         context = torch.cat([empty.expand(len(texts), -1, -1), texts])
 
         def predict(x: Tensor, timestep: Tensor, i: int, context: Tensor = context) -> Tensor:
-            without, given = teacher.unet(torch.cat([x, x]), timestep.to(teacher.device), context).sample.chunk(2)
-            guided: Tensor = without + guidance * (given - without)
-            return guided
+            return run_guided(teacher, x, timestep, context, guidance)
 
         noise = draw_noise(range(first, first + len(texts)), (teacher.latent_channels, side, side), steps).to(teacher.device)
-        latents = sample_ancestral(predict, schedule, noise)
-        parts.append(((teacher.vae.decode(latents / teacher.vae.config.scaling_factor).sample + 1) / 2).clamp(0, 1).cpu())
+        parts.append(decode_latents(teacher, sample_ancestral(predict, schedule, noise)).cpu())
         print(f"sampled {first + len(texts)}/{len(captions)}", file=sys.stderr, flush=True)
     return torch.cat(parts)
 

@@ -52,7 +52,8 @@ def test_a_killed_run_resumed_ends_with_the_same_bits(setup, monkeypatch):
 def test_two_workers_take_the_same_samples_as_one(setup, tmp_path):
     params, paths = setup
     torch.set_num_threads(1)
-    one = params.model_copy(update={"train": params.train.model_copy(update={"steps": 2, "dtype": "float32"})})
+    exact = params.models.model_copy(update={"dtype": "float32"})
+    one = params.model_copy(update={"models": exact, "train": params.train.model_copy(update={"steps": 2})})
     train.run(one, **paths)
     alone = weights(paths["out"])
     two = one.model_copy(update={"train": one.train.model_copy(update={"workers": 2})})
@@ -86,7 +87,7 @@ def test_a_dataset_changed_since_it_was_validated_is_refused(setup):
 
 def test_a_users_error_in_a_worker_is_told_as_such(setup):
     params, paths = setup
-    wild = params.model_copy(update={"train": params.train.model_copy(update={"lr": 1e30, "workers": 2, "dtype": "float32"})})
+    wild = params.model_copy(update={"train": params.train.model_copy(update={"lr": 1e30, "workers": 2})})
     with pytest.raises(UserError, match=r"the loss is .* lower train\.lr"):
         train.run(wild, **paths)
 

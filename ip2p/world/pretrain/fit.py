@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ip2p.checkpoint import load_newest, save_checkpoint
+from ip2p.muon import Muon
 from ip2p.parallel import average_gradients
-from ip2p.world.pretrain.muon import Muon
 
 Loss = Callable[[int, torch.Generator], tuple[Tensor, dict[str, float]]]
 

@@ -20,8 +20,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ip2p.checkpoint import checkpoints, load_newest
+from ip2p.diffusion import Diffusion
 from ip2p.errors import ModelError
-from ip2p.models import EMBEDDED, Diffusion, resolve_device
+from ip2p.models import EMBEDDED, resolve_device
 from ip2p.parallel import launch
 from ip2p.params import Params, PretrainParams
 from ip2p.pictures import grid, to_pillow
