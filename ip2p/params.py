@@ -130,8 +130,8 @@ class TrainParams(Section):
     """Conditioning dropout: text only, text and image, image only (paper §3.2.1)."""
     views: Count = 2
     """Views of each pair kept as latents: the picture, then random resized crops."""
-    flip: bool = False
-    """Whether every other view is mirrored too. Off in the world, whose instructions say left and right (reference: on)."""
+    flip: bool = True
+    """Whether every other view is mirrored, unless the instruction names a side: left or right (reference: all are)."""
     checkpoint_every: Count = 100
     grid_every: Count = 200
     log_every: Count = 10

@@ -7,6 +7,7 @@ sample the posterior anew each time. Shapes: N pairs, V views, M distinct instru
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,6 +24,7 @@ from ip2p.pictures import from_bytes
 from ip2p.store import code_mark, digest, fingerprint, read_shards
 
 _ZOOM = 1.125
+_SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 _TIMESTEPS = 1000
 
 
@@ -108,7 +110,9 @@ def _encode(table: Any, teacher: Diffusion, section: TrainParams, seed: int) -> 
     scale = teacher.vae.config.scaling_factor
     parts: dict[str, list[Tensor]] = {"source_NVCHW": [], "mean_NVCHW": [], "std_NVCHW": []}
     for number, (before, after) in enumerate(_images(table, teacher.image_size)):
-        views_VCHW = torch.stack([_view(torch.cat([before, after]), v, section, seed * 1_000_003 + number) for v in range(section.views)])
+        mirror = section.flip and not _SIDE.search(instructions[number])
+        views = [_view(torch.cat([before, after]), v, mirror=mirror, seed=seed * 1_000_003 + number) for v in range(section.views)]
+        views_VCHW = torch.stack(views)
         mean_BCHW, std_BCHW = encode_images(teacher, torch.cat(views_VCHW.chunk(2, dim=1)))
         parts["source_NVCHW"].append(mean_BCHW[: section.views].half().cpu())
         parts["mean_NVCHW"].append((mean_BCHW[section.views :] * scale).half().cpu())
@@ -135,8 +139,8 @@ def _resized(image_CHW: Tensor, size: int) -> Tensor:
     return F.interpolate(image_CHW[None], size=(size, size), mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
-def _view(pair_CHW: Tensor, view: int, section: TrainParams, seed: int) -> Tensor:
-    """View 0 is the pair itself; the others are random resized crops (256–288 of 256, METHOD §4), mirrored in turn."""
+def _view(pair_CHW: Tensor, view: int, *, mirror: bool, seed: int) -> Tensor:
+    """View 0 is the pair itself; the others are random resized crops (256–288 of 256, METHOD §4), odd ones mirrored if asked."""
     if view == 0:
         return pair_CHW
     generator = torch.Generator().manual_seed(seed * 16 + view)
@@ -146,4 +150,4 @@ def _view(pair_CHW: Tensor, view: int, section: TrainParams, seed: int) -> Tenso
     zoomed = F.interpolate(pair_CHW[None], size=(large, large), mode="bicubic", antialias=True)[0].clamp(0, 1)
     left, top = int(x * (large - size + 1)), int(y * (large - size + 1))
     crop = zoomed[:, top : top + size, left : left + size]
-    return crop.flip(-1) if section.flip and view % 2 else crop
+    return crop.flip(-1) if mirror and view % 2 else crop

@@ -1,8 +1,11 @@
+import pyarrow as pa
 import pytest
 import torch
 
-from ip2p.model.data import draw_batch, dropout, load_latents
+from ip2p.diffusion import encode_images
+from ip2p.model.data import _encode, draw_batch, dropout, load_latents
 from ip2p.params import TrainParams
+from ip2p.pictures import to_png
 
 
 def test_the_four_dropout_ranges_are_the_methods():
@@ -49,3 +52,14 @@ def test_the_cache_is_reused_and_a_new_dataset_replaces_it(tiny, made, teacher, 
     monkeypatch.setattr("ip2p.model.data._encode", lambda *a: pytest.fail("encoded again"))
     load_latents(made / "dataset", teacher, tiny.train, **options)
     assert list(tmp_path.iterdir()) == before
+
+
+def test_views_are_mirrored_unless_the_instruction_names_a_side(teacher):
+    ramp = torch.linspace(0, 1, 96).expand(3, 96, 96).contiguous()
+    picture = {"bytes": to_png(ramp)}
+    sides = {"make it winter": True, "move the cat to the Left": False, "brighten it": True}
+    rows = [{"pair_id": t, "original_image": picture, "edited_image": picture, "edit_prompt": t} for t in sides]
+    encoded = _encode(pa.Table.from_pylist(rows), teacher, TrainParams(views=2), 0)
+    plain, other = encode_images(teacher, torch.stack([ramp, ramp.flip(-1)]))[0]
+    for view, mirrored in zip(encoded["source_NVCHW"][:, 1].float(), sides.values(), strict=True):
+        assert ((view - other).abs().mean() < (view - plain).abs().mean()) == mirrored
