@@ -20,6 +20,7 @@ from prefect.runtime import task_run
 from prefect.states import Completed, Failed
 
 from flows.stage import PARENT
+from flows.watch import watched
 from ip2p.errors import UserError
 
 
@@ -34,7 +35,7 @@ def stages(path: Path = Path("dvc.yaml")) -> list[str]:
 
 def reproduce(stage: str, parent: str) -> None:
     """`dvc repro --single-item STAGE` in a process group of its own, which ends with this process. Raises on failure."""
-    command = [sys.executable, "-m", "flows.watch", str(os.getpid()), sys.executable, "-m", "dvc", "repro", "--single-item", stage]
+    command = watched([sys.executable, "-m", "dvc", "repro", "--single-item", stage])
     child = subprocess.Popen(command, env={**os.environ, PARENT: parent}, start_new_session=True)
     try:
         code = child.wait()

@@ -13,10 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from flows.watch import watched
 from ip2p.errors import UserError
-
-# Runs a command in this process group and ends the group when the process given by id is gone, even by SIGKILL.
-_WATCHED = [sys.executable, "-m", "flows.watch"]
 
 
 @contextmanager
@@ -36,7 +34,7 @@ def prefect_server(home: Path = Path("work/prefect")) -> Iterator[None]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"]
     with (home / "server.log").open("ab") as log:
-        server = subprocess.Popen([*_WATCHED, str(os.getpid()), *command], stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(watched(command), stdout=log, stderr=log, start_new_session=True)
     try:
         _wait_for(f"http://127.0.0.1:{port}/api/health", server, home / "server.log")
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"

@@ -12,6 +12,11 @@ import sys
 import time
 
 
+def watched(command: list[str]) -> list[str]:
+    """The command line that runs `command` for as long as this process lives."""
+    return [sys.executable, "-m", "flows.watch", str(os.getpid()), *command]
+
+
 def main() -> int:
     """Returns the command's exit code."""
     watched = int(sys.argv[1])

@@ -1,6 +1,6 @@
 """Crash-safe training state: one safetensors file a checkpoint, newest valid wins, the last few are kept.
 
-Holds model, moving average, AdamW moments and the step; nothing is pickled. Random streams need no state: every step
+Holds model, moving average, optimizer moments and the step; nothing is pickled. Random streams need no state: every step
 seeds its own from (run seed, step, rank), so a resumed run continues bit for bit on CPU.
 """
 
@@ -20,13 +20,13 @@ _KEEP = 2
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Mapping[str, Tensor] | None = None
+    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, ema: Mapping[str, Tensor] | None = None
 ) -> Path:
     """Write `step-NNNNNNNN.safetensors` under a temporary name, flush, rename; then drop all but the newest two."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in (ema or {}).items()}
-    for index, state in optimizer.state_dict()["state"].items():
+    for index, state in optimizer.state_dict()["state"].items() if optimizer else ():
         tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
     path = folder / f"step-{step:08d}.safetensors"
     temporary = path.with_suffix(".tmp")

@@ -37,7 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
     world.add_argument("--size", type=int, default=128, help="side of each picture, pixels (show; default: %(default)s)")
     world.add_argument("--count", type=int, default=256, help="held-out scenes (report; default: %(default)s)")
     pretrain = verbs.add_parser("pretrain", help="train the embedded models from rendered scenes (hours; resumes)")
-    pretrain.add_argument("--part", choices=("all", "tokenizer", "clip", "autoencoder", "teacher", "export"), default="all")
+    parts = ("all", "tokenizer", "clip", "autoencoder", "teacher", "export", "adopt")
+    pretrain.add_argument("--part", choices=parts, default="all", help="one part; adopt: go on from the shipped weights")
     verbs.add_parser("doctor", help="versions, device, disk, offline state")
     return parser
 

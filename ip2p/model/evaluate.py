@@ -26,7 +26,7 @@ from ip2p.params import EvaluateParams, Params
 from ip2p.pictures import grid, to_pillow
 from ip2p.records import StageReport, Triplet
 from ip2p.sampler import draw_noise, make_schedule, sample_ancestral
-from ip2p.store import fingerprint, write_bytes, write_json
+from ip2p.store import code_mark, fingerprint, write_bytes, write_json
 from ip2p.track import track
 from ip2p.world.truth import Reading, Truth, read_edit, truth_of
 
@@ -222,7 +222,7 @@ def _report(params: Params, points: list[Point], headline: Point, held: HeldOut)
     ids = [t.id for t in held.triplets]
     best = max((p for p in points if p.system == "sdedit"), key=lambda p: p.success, default=None)
     return {
-        "held_out": fingerprint("held-out", ids),
+        "held_out": fingerprint("held-out", ids, code_mark("world/truth.py")),
         "count": len(ids),
         "headline": asdict(headline),
         "baselines": {"source": _numbers(points[0])} | ({"sdedit": _numbers(best) | best.setting} if best else {}),

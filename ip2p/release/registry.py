@@ -93,8 +93,10 @@ def _champion_report(client: Any, name: str) -> dict[str, Any] | None:
 
     try:
         champion = client.get_model_version_by_alias(name, "champion")
-    except MlflowException:
-        return None
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, no such alias
+            return None
+        raise
     run = client.get_run(champion.run_id)
     report: dict[str, Any] = load_dict(f"{run.info.artifact_uri}/report.json")
     return report

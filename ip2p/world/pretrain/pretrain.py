@@ -1,7 +1,8 @@
 """`pretrain`: tokenizer → CLIP → autoencoder → latents → teacher → exported weights. Resumes at any instant.
 
 Each part keeps its checkpoints in `work/pretrain/<part>`; raising its steps in params.yaml and running again trains on.
-`part` runs one part alone, so that parts that do not depend on each other can share a machine.
+`part` runs one part alone, so that parts that do not depend on each other can share a machine. The part `adopt`, which is
+not run unless asked for, makes the shipped weights the first checkpoints, so that training goes on from them.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ip2p.checkpoint import checkpoints, load_newest
+from ip2p.checkpoint import checkpoints, load_newest, save_checkpoint
 from ip2p.diffusion import Diffusion
 from ip2p.errors import ModelError
 from ip2p.models import EMBEDDED, resolve_device
@@ -38,6 +40,7 @@ from ip2p.world.report import sample_captions
 
 _CORPUS_SEED = 1
 PARTS = ("tokenizer", "clip", "autoencoder", "teacher", "export")
+ADOPT = "adopt"
 
 
 def run(params: Params, *, work: Path, part: str = "all") -> StageReport:
@@ -46,6 +49,7 @@ def run(params: Params, *, work: Path, part: str = "all") -> StageReport:
     declare_operators()
     chosen = PARTS if part == "all" else (part,)
     jobs: dict[str, Callable[[PretrainParams, Path, str], None]] = {
+        ADOPT: _adopt,
         "tokenizer": _tokenizer,
         "clip": _clip,
         "autoencoder": _autoencoder,
@@ -185,10 +189,7 @@ def _export(section: PretrainParams, work: Path, device: str) -> None:
     vae, _ = _trained_vae(section, work, "cpu")
     export.standardise(vae, *latent_statistics(vae, corpus))
     export.export_vae(vae, staging / "teacher")
-    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    model = teacher.new_teacher(
-        latent_channels=vae.config.latent_channels, latent_size=section.size // 8, vocabulary=len(tokenizer), end=end
-    )
+    model = _new_teacher(section, vae, tokenizer)
     _load_ema(work / "unet", model)
     export.export_teacher(model, tokenizer, staging / "teacher")
     clip = contrast.new_clip(contrast.clip_config(size=section.size, vocabulary=len(tokenizer)))
@@ -202,6 +203,34 @@ def _export(section: PretrainParams, work: Path, device: str) -> None:
         fresh.replace(EMBEDDED / name)
     size = sum(f.stat().st_size for f in EMBEDDED.rglob("*") if f.is_file()) / 1e6
     print(f"exported {size:.1f} MB to {EMBEDDED}", flush=True)
+
+
+def _adopt(section: PretrainParams, work: Path, device: str) -> None:
+    """Write the shipped weights as the first checkpoint of each part that has none."""
+    if not (work / "tokenizer").exists():
+        shutil.copytree(EMBEDDED / "teacher" / "tokenizer", work / "tokenizer")
+    tokenizer = read_tokenizer(work)
+    vae = autoencoder.new_autoencoder(size=section.size)
+    model = _new_teacher(section, vae, tokenizer)
+    clip = contrast.new_clip(contrast.clip_config(size=section.size, vocabulary=len(tokenizer)))
+    shipped = {"vae": vae, "unet": model.unet, "text_encoder": model.text_encoder}
+    for name, module in shipped.items():
+        module.load_state_dict(_weights(next((EMBEDDED / "teacher" / name).glob("*.safetensors"))))
+    clip.load_state_dict(_weights(EMBEDDED / "clip" / "open_clip_model.safetensors"))
+    for name, whole in (("vae", vae), ("unet", model), ("clip", clip)):
+        if not checkpoints(work / name):
+            save_checkpoint(work / name, 1, whole, ema=whole.state_dict())
+            print(f"{name}: goes on from the shipped weights", flush=True)
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    return {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+
+
+def _new_teacher(section: PretrainParams, vae: Any, tokenizer: Any) -> teacher.Teacher:
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    channels = vae.config.latent_channels
+    return teacher.new_teacher(latent_channels=channels, latent_size=section.size // 8, vocabulary=len(tokenizer), end=end)
 
 
 def _load_ema(folder: Path, model: nn.Module) -> int:
