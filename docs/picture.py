@@ -4,10 +4,11 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ip2p.records import SHOWN
 from ip2p.store import read_json
 
 EVALUATION, OUT = Path("reports/evaluation"), Path("docs/img/edits.png")
-SIDE, GAP, TEXT, COLUMNS = 144, 4, 26, 2
+SIDE, GAP, TEXT, COLUMNS = 120, 4, 26, 2
 
 
 def main() -> None:
@@ -15,13 +16,13 @@ def main() -> None:
     examples = read_json(EVALUATION / "examples.json")
     firsts = {e["edit_type"]: (i, e) for i, e in reversed(list(enumerate(examples)))}
     chosen = sorted(firsts.values(), key=lambda x: x[0])[:10]
-    width, height = 3 * (SIDE + GAP) + 3 * GAP, SIDE + TEXT
+    width, height = len(SHOWN) * (SIDE + GAP) + 3 * GAP, SIDE + TEXT
     sheet = Image.new("RGB", (COLUMNS * width, -(-len(chosen) // COLUMNS) * height), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
     for place, (number, example) in enumerate(chosen):
         x, y = place % COLUMNS * width, place // COLUMNS * height
         draw.text((x, y + 4), example["instruction"], fill="black", font=font)
-        for column, name in enumerate(("source", "editor", "truth")):
+        for column, name in enumerate(SHOWN):
             image = Image.open(EVALUATION / "examples" / f"{number:02d}-{name}.png").resize((SIDE, SIDE), Image.Resampling.LANCZOS)
             sheet.paste(image, (x + column * (SIDE + GAP), y + TEXT))
     OUT.parent.mkdir(parents=True, exist_ok=True)

@@ -49,6 +49,9 @@ VERDICTS = pa.schema(
     [("pair_id", pa.string()), ("triplet_id", pa.string()), ("edit_type", pa.string()), ("kept", pa.bool_()), ("reason", pa.string())]
 )
 
+SHOWN = ("source", "editor", "sdedit", "truth")
+"""The pictures of a held-out edit that people are shown, in order."""
+
 
 @dataclass(frozen=True, slots=True)
 class Caption:

@@ -24,7 +24,7 @@ from ip2p.model.plots import plot_curves, plot_types
 from ip2p.models import Clip, load_clip, load_diffusion, resolve_device, resolve_dtype
 from ip2p.params import EvaluateParams, Params
 from ip2p.pictures import grid, to_pillow
-from ip2p.records import StageReport, Triplet
+from ip2p.records import SHOWN, StageReport, Triplet
 from ip2p.sampler import draw_noise, make_schedule, sample_ancestral
 from ip2p.store import code_mark, fingerprint, write_bytes, write_json
 from ip2p.track import track
@@ -167,8 +167,15 @@ def _measure(
     for strength in section.sdedit_strengths:
         edited = _sdedit_all(section, teacher, held, strength)
         points.append(measure("sdedit", {"strength": strength}, edited, held, clip))
+        if points[-1] is best_sdedit(points):
+            pictures["sdedit"] = edited
         progress(len(points) - 2, total)
     return points, pictures
+
+
+def best_sdedit(points: list[Point]) -> Point | None:
+    """The SDEdit baseline at its most successful strength."""
+    return max((p for p in points if p.system == "sdedit"), key=lambda p: p.success, default=None)
 
 
 def _edit_all(section: EvaluateParams, model: Diffusion, held: HeldOut, s_text: float, s_image: float) -> Tensor:
@@ -220,7 +227,7 @@ def _numbers(point: Point) -> dict[str, float]:
 
 def _report(params: Params, points: list[Point], headline: Point, held: HeldOut) -> dict[str, Any]:
     ids = [t.id for t in held.triplets]
-    best = max((p for p in points if p.system == "sdedit"), key=lambda p: p.success, default=None)
+    best = best_sdedit(points)
     return {
         "held_out": fingerprint("held-out", ids, code_mark("world/truth.py")),
         "count": len(ids),
@@ -235,14 +242,15 @@ def _write_pictures(points: list[Point], headline: Point, pictures: dict[str, Te
     write_bytes(out / "curve.png", plot_curves([asdict(p) for p in points]))
     write_bytes(out / "types.png", plot_types(headline.by_type))
     shown = range(min(12, len(held.triplets)))
-    rows = [[to_pillow(pictures[n][i]) for n in ("source", "editor", "truth")] for i in shown]
+    systems = [n for n in SHOWN if n in pictures]
+    rows = [[to_pillow(pictures[n][i]) for n in systems] for i in shown]
     buffer = out / "grid.png"
     buffer.parent.mkdir(parents=True, exist_ok=True)
     sheet = grid([a + b for a, b in zip(rows[::2], rows[1::2], strict=False)])
     sheet.save(buffer)
     names = [{"instruction": held.triplets[i].instruction, "edit_type": held.triplets[i].edit_type} for i in shown]
     for i in shown:
-        for name in ("source", "editor", "truth"):
+        for name in systems:
             path = out / "examples" / f"{i:02d}-{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             to_pillow(pictures[name][i]).save(path)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ip2p.params import Params
-from ip2p.records import StageReport
+from ip2p.records import SHOWN, StageReport
 from ip2p.store import read_json, write_bytes
 
 _STAGES = ("triplets", "pairs", "filter", "validate", "train", "evaluate", "register")
@@ -27,7 +27,7 @@ h1{font-size:30px;margin:0} h2{font-size:20px;margin:40px 0 12px;border-bottom:1
 td,th{padding:6px 10px;border-bottom:1px solid var(--line);text-align:left} td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 .bar{background:var(--hot);height:10px;border-radius:5px;display:inline-block}
 .edits{display:grid;grid-template-columns:repeat(auto-fill,minmax(320px,1fr));gap:18px}
-figure{margin:0} figure div{display:flex;gap:4px} figure img{width:33%;image-rendering:auto;border-radius:6px}
+figure{margin:0} figure div{display:flex;gap:4px} figure img{flex:1;min-width:0;image-rendering:auto;border-radius:6px}
 figcaption{font-size:14px} figcaption small{color:var(--soft)} .plot{max-width:100%}
 """
 
@@ -75,11 +75,11 @@ def _cards(result: dict[str, Any]) -> str:
 def _edits(examples: list[dict[str, str]], evaluation: Path) -> str:
     figures = []
     for i, example in enumerate(examples):
-        pictures = "".join(_picture(evaluation / "examples" / f"{i:02d}-{n}.png", n) for n in ("source", "editor", "truth"))
-        text = html.escape(example["instruction"])
-        figures.append(
-            f"<figure><div>{pictures}</div><figcaption>{text} <small>{example['edit_type']}: source, edit, truth</small></figcaption></figure>"
-        )
+        paths = {n: evaluation / "examples" / f"{i:02d}-{n}.png" for n in SHOWN}
+        names = [n for n, path in paths.items() if path.exists()]
+        pictures = "".join(_picture(paths[n], n) for n in names)
+        caption = f"{html.escape(example['instruction'])} <small>{example['edit_type']}: {', '.join(names)}</small>"
+        figures.append(f"<figure><div>{pictures}</div><figcaption>{caption}</figcaption></figure>")
     return f"<div class=edits>{''.join(figures)}</div>"
 
 
