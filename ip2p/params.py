@@ -97,6 +97,12 @@ class FilterParams(Section):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
+    @model_validator(mode="after")
+    def _leaves_some(self) -> FilterParams:
+        if sum(self.splits) >= 1:
+            raise ValueError(f"splits: {list(self.splits)} leave nothing to train on, their sum must be below 1")
+        return self
+
 
 class ValidateParams(Section):
     """What a dataset must be before anyone trains on it."""
@@ -137,6 +143,12 @@ class TrainParams(Section):
     log_every: Count = 10
     workers: Count = 2
     """CPU processes that share each batch."""
+
+    @model_validator(mode="after")
+    def _drops_fit(self) -> TrainParams:
+        if self.drop_text + self.drop_both + self.drop_image > 1:
+            raise ValueError("drop_text, drop_both and drop_image are shares of the same samples, their sum must be at most 1")
+        return self
 
 
 class EvaluateParams(Section):

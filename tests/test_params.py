@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[1]
         ("pairs: {stepz: 3}", "pairs.stepz: unknown key"),
         ("pairs: {steps: many}", "pairs.steps: .*valid integer.*'many'"),
         ("pairs: {p2p: [0.9, 0.1]}", "range .* is empty"),
+        ("filter: {splits: [0.5, 0.5]}", "leave nothing to train on"),
+        ("train: {drop_text: 0.5, drop_image: 0.6}", "their sum must be at most 1"),
         ("train: {lr: -1}", "train.lr: .*greater than 0"),
         ("pairs: [1, 2", "not valid YAML"),
         ("just words", "needs sections"),
