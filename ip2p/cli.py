@@ -119,7 +119,7 @@ def _edit(options: argparse.Namespace) -> int:
     s_text = section.text_guidance if options.text_guidance is None else options.text_guidance
     s_image = section.image_guidance if options.image_guidance is None else options.image_guidance
     request = EditRequest(options.instruction, s_text, s_image, options.seed)
-    edited = edit_picture(editor, picture, request, steps=steps, on_step=lambda i: _bar(i + 1, steps))
+    edited = edit_picture(editor, picture, request, steps=steps, solver=section.solver, on_step=lambda i: _bar(i + 1, steps))
     edited.save(options.output)
     print(options.output)
     return 0

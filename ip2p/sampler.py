@@ -1,4 +1,4 @@
-"""Euler ancestral sampling over SD's noise schedule, for teacher and editor alike (METHOD: k-diffusion's, eta 1).
+"""Sampling over SD's noise schedule, for teacher and editor alike: Euler ancestral, the reference's, or DPM-Solver++(2M), the fast one.
 
 Sigmas are linear in t from the last timestep to 0, then 0. All randomness is drawn a sample from its own seed, on the
 CPU, so a seed gives the same picture in any batch and on any device (within float rounding).
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+Solver = Literal["euler_ancestral", "dpmpp_2m"]
 Predict = Callable[[Tensor, Tensor, int], Tensor]
 """(scaled latents_BCHW, timestep, step number) → the UNet's (guided) prediction."""
 
@@ -23,9 +25,12 @@ class Schedule:
     sigmas: Tensor
     timesteps: Tensor
     prediction: str
+    solver: str
 
 
-def make_schedule(alphas_cumprod: Tensor, *, steps: int, prediction: str, start: float = 1.0) -> Schedule:
+def make_schedule(
+    alphas_cumprod: Tensor, *, steps: int, prediction: str, solver: Solver = "euler_ancestral", start: float = 1.0
+) -> Schedule:
     """A schedule of `steps` steps; `start` < 1 begins later, at that share of the timesteps (SDEdit)."""
     alphas = alphas_cumprod.double().cpu()
     levels = ((1 - alphas) / alphas).sqrt().log()
@@ -33,7 +38,7 @@ def make_schedule(alphas_cumprod: Tensor, *, steps: int, prediction: str, start:
     low = times.floor().long()
     high = times.ceil().long()
     sigmas = levels[low].lerp(levels[high], times - low).exp()
-    return Schedule(torch.cat([sigmas, sigmas.new_zeros(1)]).float(), times.float(), prediction)
+    return Schedule(torch.cat([sigmas, sigmas.new_zeros(1)]).float(), times.float(), prediction, solver)
 
 
 def draw_noise(seeds: Sequence[int], shape: tuple[int, ...], steps: int) -> Tensor:
@@ -46,22 +51,42 @@ def draw_noise(seeds: Sequence[int], shape: tuple[int, ...], steps: int) -> Tens
 
 
 @torch.no_grad()
-def sample_ancestral(predict: Predict, schedule: Schedule, noise_SBCHW: Tensor, *, start_BCHW: Tensor | None = None) -> Tensor:
-    """Run the sampler; `noise_SBCHW` holds initial and ancestral noise, `start_BCHW` clean latents to begin from."""
+def sample(predict: Predict, schedule: Schedule, noise_SBCHW: Tensor, *, start_BCHW: Tensor | None = None) -> Tensor:
+    """Clean latents; `noise_SBCHW` holds initial and ancestral noise, `start_BCHW` clean latents to begin from."""
     sigmas = schedule.sigmas.to(noise_SBCHW.device)
     x = noise_SBCHW[0] * sigmas[0]
     if start_BCHW is not None:
         x = x + start_BCHW
+    before = x
     for i in range(len(schedule.timesteps)):
-        sigma, following = sigmas[i], sigmas[i + 1]
-        output = predict(x / (sigma**2 + 1).sqrt(), schedule.timesteps[i], i)
-        clean = to_clean(x, output, sigma, schedule.prediction)
-        up = torch.minimum(following, (following**2 * (sigma**2 - following**2) / sigma**2).clamp(min=0).sqrt())
-        down = (following**2 - up**2).clamp(min=0).sqrt()
-        x = x + (x - clean) / sigma * (down - sigma)
-        if following > 0:
-            x = x + noise_SBCHW[i + 1] * up
+        output = predict(x / (sigmas[i] ** 2 + 1).sqrt(), schedule.timesteps[i], i)
+        clean = to_clean(x, output, sigmas[i], schedule.prediction)
+        if sigmas[i + 1] == 0:
+            return clean
+        if schedule.solver == "euler_ancestral":
+            x = _euler_ancestral(x, clean, sigmas[i], sigmas[i + 1], noise_SBCHW[i + 1])
+        else:
+            x = _dpmpp_2m(x, clean, before if i else clean, sigmas, i)
+        before = clean
     return x
+
+
+def _euler_ancestral(x: Tensor, clean: Tensor, sigma: Tensor, following: Tensor, noise: Tensor) -> Tensor:
+    """One step to `following`, part of it by fresh noise (k-diffusion's, eta 1)."""
+    up = torch.minimum(following, (following**2 * (sigma**2 - following**2) / sigma**2).clamp(min=0).sqrt())
+    down = (following**2 - up**2).clamp(min=0).sqrt()
+    return x + (x - clean) / sigma * (down - sigma) + noise * up
+
+
+def _dpmpp_2m(x: Tensor, clean: Tensor, before: Tensor, sigmas: Tensor, i: int) -> Tensor:
+    """One multistep step of order two in log-sigma (Lu et al. 2022, DPM-Solver++(2M)); `before` is the last step's `clean`.
+
+    Extrapolation is capped at that of equal steps: the last step of few is several times as long as the one before it.
+    """
+    step = (sigmas[i] / sigmas[i + 1]).log()
+    last = (sigmas[i - 1] / sigmas[i]).log() if i else step
+    ahead = clean + (clean - before) * (step / (2 * last)).clamp(max=0.5)
+    return sigmas[i + 1] / sigmas[i] * x - torch.expm1(-step) * ahead
 
 
 def to_clean(x: Tensor, output: Tensor, sigma: Tensor, prediction: str) -> Tensor:

@@ -1,9 +1,10 @@
 import math
+from itertools import pairwise, product
 
 import pytest
 import torch
 
-from ip2p.sampler import draw_noise, make_schedule, sample_ancestral, to_clean
+from ip2p.sampler import draw_noise, make_schedule, sample, to_clean
 
 
 @pytest.fixture
@@ -22,8 +23,8 @@ def test_sigmas_fall_from_the_last_timestep_to_zero(alphas):
 
 def test_a_perfect_prediction_gives_the_clean_picture_whatever_the_noise(alphas):
     clean = torch.randn(2, 3, 4, 4)
-    for prediction in ("epsilon", "v_prediction"):
-        schedule = make_schedule(alphas, steps=7, prediction=prediction)
+    for prediction, solver in product(("epsilon", "v_prediction"), ("euler_ancestral", "dpmpp_2m")):
+        schedule = make_schedule(alphas, steps=7, prediction=prediction, solver=solver)
         sigmas = iter(schedule.sigmas)
 
         def predict(x, timestep, i, sigmas=sigmas, prediction=prediction):
@@ -33,8 +34,36 @@ def test_a_perfect_prediction_gives_the_clean_picture_whatever_the_noise(alphas)
             alpha = 1 / (1 + sigma**2)
             return noise if prediction == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
 
-        made = sample_ancestral(predict, schedule, draw_noise([1, 2], (3, 4, 4), 7))
+        made = sample(predict, schedule, draw_noise([1, 2], (3, 4, 4), 7))
         assert torch.allclose(made, clean, atol=2e-4)
+
+
+def test_the_fast_solver_is_of_second_order(alphas):
+    """On a Gaussian the exact solution is known: ten steps come nearer to it than twenty of first order (DDIM)."""
+    spread = 0.5  # latents of spread 0.5: the ideal prediction of the clean ones is x / (1 + (sigma / spread)²)
+    noise = draw_noise([3], (1, 16, 16), 41)
+
+    def error(steps, *, order):
+        schedule = make_schedule(alphas, steps=steps, prediction="epsilon", solver="dpmpp_2m")
+        if order == 1:  # forget the step before: the solver then is DDIM
+            sigmas, x = schedule.sigmas, noise[0] * schedule.sigmas[0]
+            for a, b in pairwise(sigmas):
+                clean = x / (1 + (a / spread) ** 2)
+                x = clean + (x - clean) * b / a
+            made = x
+        else:
+
+            def predict(x, timestep, i):
+                sigma = schedule.sigmas[i]
+                noisy = x * (sigma**2 + 1).sqrt()
+                return (noisy - noisy / (1 + (sigma / spread) ** 2)) / sigma
+
+            made = sample(predict, schedule, noise)
+        first = schedule.sigmas[0]
+        exact = noise[0] * first * spread / (first**2 + spread**2).sqrt()
+        return (made - exact).abs().mean()
+
+    assert error(10, order=2) < error(20, order=1)
 
 
 def test_noise_depends_on_the_seed_alone_not_on_the_batch():

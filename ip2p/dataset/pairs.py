@@ -31,7 +31,7 @@ from ip2p.parallel import leave_with_parent
 from ip2p.params import ModelsParams, PairsParams, Params
 from ip2p.pictures import to_png
 from ip2p.records import PAIRS, Draw, StageReport, Triplet
-from ip2p.sampler import Schedule, draw_noise, make_schedule, sample_ancestral
+from ip2p.sampler import Schedule, draw_noise, make_schedule, sample
 from ip2p.store import assemble, code_mark, fingerprint, shard_mark, write_shard
 
 Progress = Callable[[int, int], None]
@@ -111,7 +111,7 @@ def sample_pairs(maker: Synthesiser, triplets: list[Triplet], drawn: list[Draw])
 
     side = teacher.unet.config.sample_size
     noise = draw_noise([d.seed for d in drawn], (teacher.latent_channels, side, side), steps)
-    latents = sample_ancestral(predict, _schedule(teacher, steps), torch.cat([noise, noise], dim=1).to(teacher.device))
+    latents = sample(predict, _schedule(teacher, maker.params), torch.cat([noise, noise], dim=1).to(teacher.device))
     before, after = decode_latents(teacher, latents).mul(255).round().div(255).chunk(2)
     return before, after
 
@@ -197,9 +197,10 @@ def _shared_rows(active_B: Tensor) -> Tensor:
     return torch.cat([half, half + 2 * count])
 
 
-def _schedule(teacher: Diffusion, steps: int) -> Schedule:
+def _schedule(teacher: Diffusion, section: PairsParams) -> Schedule:
     scheduler: Any = teacher.scheduler
-    return make_schedule(scheduler.alphas_cumprod, steps=steps, prediction=scheduler.config.prediction_type)
+    prediction = scheduler.config.prediction_type
+    return make_schedule(scheduler.alphas_cumprod, steps=section.steps, prediction=prediction, solver=section.solver)
 
 
 def _rows(maker: Synthesiser, triplets: list[Triplet], drawn: list[Draw]) -> list[dict[str, Any]]:

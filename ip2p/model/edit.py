@@ -18,7 +18,7 @@ from ip2p.diffusion import Diffusion, decode_latents, encode_images, encode_text
 from ip2p.model.unet import require_editor
 from ip2p.models import load_diffusion
 from ip2p.pictures import from_pillow, to_pillow
-from ip2p.sampler import draw_noise, make_schedule, sample_ancestral
+from ip2p.sampler import Solver, draw_noise, make_schedule, sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,13 @@ def load_editor(folder: Path | str, *, device: torch.device, dtype: torch.dtype 
 
 @torch.inference_mode()
 def edit_batch(
-    editor: Diffusion, images_BCHW: Tensor, requests: list[EditRequest], *, steps: int, on_step: Callable[[int], None] = lambda i: None
+    editor: Diffusion,
+    images_BCHW: Tensor,
+    requests: list[EditRequest],
+    *,
+    steps: int,
+    solver: Solver = "euler_ancestral",
+    on_step: Callable[[int], None] = lambda i: None,
 ) -> Tensor:
     """Edited images `BCHW` in [0, 1] of images in [0, 1] whose sides are multiples of the latent factor."""
     device, count = editor.device, len(requests)
@@ -61,17 +67,23 @@ def edit_batch(
         return guided
 
     scheduler: Any = editor.scheduler
-    schedule = make_schedule(scheduler.alphas_cumprod, steps=steps, prediction=scheduler.config.prediction_type)
+    schedule = make_schedule(scheduler.alphas_cumprod, steps=steps, prediction=scheduler.config.prediction_type, solver=solver)
     noise = draw_noise([r.seed for r in requests], tuple(sources.shape[1:]), steps).to(device)
-    return decode_latents(editor, sample_ancestral(predict, schedule, noise))
+    return decode_latents(editor, sample(predict, schedule, noise))
 
 
 def edit_picture(
-    editor: Diffusion, picture: Image.Image, request: EditRequest, *, steps: int, on_step: Callable[[int], None] = lambda i: None
+    editor: Diffusion,
+    picture: Image.Image,
+    request: EditRequest,
+    *,
+    steps: int,
+    solver: Solver = "euler_ancestral",
+    on_step: Callable[[int], None] = lambda i: None,
 ) -> Image.Image:
     """Edit a picture of any size; the result has the size of the original."""
     working = picture.resize(working_size(editor, picture.size), Image.Resampling.LANCZOS)
-    edited = edit_batch(editor, from_pillow(working)[None], [request], steps=steps, on_step=on_step)
+    edited = edit_batch(editor, from_pillow(working)[None], [request], steps=steps, solver=solver, on_step=on_step)
     return to_pillow(edited[0]).resize(picture.size, Image.Resampling.LANCZOS)
 
 

@@ -25,7 +25,7 @@ from ip2p.models import Clip, load_clip, load_diffusion, resolve_device, resolve
 from ip2p.params import EvaluateParams, Params
 from ip2p.pictures import grid, to_pillow
 from ip2p.records import SHOWN, StageReport, Triplet
-from ip2p.sampler import draw_noise, make_schedule, sample_ancestral
+from ip2p.sampler import Solver, draw_noise, make_schedule, sample
 from ip2p.store import code_mark, fingerprint, write_bytes, write_json
 from ip2p.track import track
 from ip2p.world.truth import Reading, Truth, read_edit, truth_of
@@ -130,13 +130,21 @@ def bootstrap(values: list[float], *, rounds: int = 1000) -> tuple[float, float]
 
 @torch.inference_mode()
 def sdedit(
-    teacher: Diffusion, sources_BCHW: Tensor, captions: list[str], seeds: list[int], *, strength: float, steps: int, guidance: float
+    teacher: Diffusion,
+    sources_BCHW: Tensor,
+    captions: list[str],
+    seeds: list[int],
+    *,
+    strength: float,
+    steps: int,
+    guidance: float,
+    solver: Solver = "euler_ancestral",
 ) -> Tensor:
     """SDEdit with the teacher: noise the source to `strength` of the schedule, denoise with the edited caption."""
     scheduler: Any = teacher.scheduler
-    schedule = make_schedule(
-        scheduler.alphas_cumprod, steps=max(2, round(steps * strength)), prediction=scheduler.config.prediction_type, start=strength
-    )
+    prediction = scheduler.config.prediction_type
+    steps = max(2, round(steps * strength))
+    schedule = make_schedule(scheduler.alphas_cumprod, steps=steps, prediction=prediction, solver=solver, start=strength)
     latents = encode_images(teacher, sources_BCHW)[0] * teacher.vae.config.scaling_factor
     context = torch.cat([encode_text(teacher, [""]).expand(len(captions), -1, -1), encode_text(teacher, captions)])
 
@@ -144,7 +152,7 @@ def sdedit(
         return run_guided(teacher, x, timestep, context, guidance)
 
     noise = draw_noise(seeds, tuple(latents.shape[1:]), len(schedule.timesteps)).to(teacher.device)
-    return decode_latents(teacher, sample_ancestral(predict, schedule, noise, start_BCHW=latents))
+    return decode_latents(teacher, sample(predict, schedule, noise, start_BCHW=latents))
 
 
 def _measure(
@@ -179,26 +187,25 @@ def best_sdedit(points: list[Point]) -> Point | None:
 
 
 def _edit_all(section: EvaluateParams, model: Diffusion, held: HeldOut, s_text: float, s_image: float) -> Tensor:
-    requests = [EditRequest(t.instruction, s_text, s_image, _seed(t)) for t in held.triplets]
-    parts = range(0, len(requests), section.batch)
-    return torch.cat(
-        [
-            edit_batch(model, held.sources()[i : i + section.batch], requests[i : i + section.batch], steps=section.steps).cpu()
-            for i in parts
-        ]
-    )
+    def edit(some: slice) -> Tensor:
+        requests = [EditRequest(t.instruction, s_text, s_image, _seed(t)) for t in held.triplets[some]]
+        return edit_batch(model, held.sources()[some], requests, steps=section.steps, solver=section.solver)
+
+    return _in_batches(section, held, edit)
 
 
 def _sdedit_all(section: EvaluateParams, teacher: Diffusion, held: HeldOut, strength: float) -> Tensor:
-    edited = []
-    for i in range(0, len(held.triplets), section.batch):
-        some = held.triplets[i : i + section.batch]
-        captions, seeds = [t.edited_caption for t in some], [_seed(t) for t in some]
-        sources = held.sources()[i : i + section.batch]
-        edited.append(
-            sdedit(teacher, sources, captions, seeds, strength=strength, steps=section.steps, guidance=section.text_guidance).cpu()
-        )
-    return torch.cat(edited)
+    options = {"strength": strength, "steps": section.steps, "guidance": section.sdedit_guidance, "solver": section.solver}
+
+    def edit(some: slice) -> Tensor:
+        captions, seeds = [t.edited_caption for t in held.triplets[some]], [_seed(t) for t in held.triplets[some]]
+        return sdedit(teacher, held.sources()[some], captions, seeds, **options)  # type: ignore[arg-type]
+
+    return _in_batches(section, held, edit)
+
+
+def _in_batches(section: EvaluateParams, held: HeldOut, edit: Callable[[slice], Tensor]) -> Tensor:
+    return torch.cat([edit(slice(i, i + section.batch)).cpu() for i in range(0, len(held.triplets), section.batch)])
 
 
 def _seed(triplet: Triplet) -> int:

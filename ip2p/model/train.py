@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ip2p.attention import Float32Attention
@@ -140,7 +139,7 @@ def new_optimizer(unet: torch.nn.Module, section: TrainParams) -> torch.optim.Op
 
 
 def loss_of(unet: Any, batch: TrainBatch, teacher: Diffusion) -> Tensor:
-    """Mean squared error of the UNet's eps (or v) on a batch."""
+    """Mean squared error of the UNet's eps (or v) on a batch, weighted by where the edit is."""
     scheduler: Any = teacher.scheduler
     device = teacher.device
     alpha = scheduler.alphas_cumprod[batch.timesteps_B].view(-1, 1, 1, 1).to(device)
@@ -148,7 +147,9 @@ def loss_of(unet: Any, batch: TrainBatch, teacher: Diffusion) -> Tensor:
     noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
     target = noise if scheduler.config.prediction_type == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
     rows = torch.cat([noisy, source], dim=1).contiguous(memory_format=torch.channels_last)
-    return F.mse_loss(unet(rows, batch.timesteps_B.to(device), text).sample.float(), target)
+    error = (unet(rows, batch.timesteps_B.to(device), text).sample.float() - target).square()
+    loss: Tensor = (error * batch.weight_B1HW.to(device)).mean()
+    return loss
 
 
 def learning_rate(section: TrainParams, step: int) -> float:
@@ -231,6 +232,6 @@ def _log_grid(trainer: Trainer, tracked: Run) -> None:
     averaged.load_state_dict(trainer.ema)
     editor = replace(teacher, unet=averaged.to(teacher.device).eval())
     requests = [EditRequest(r["edit_prompt"], section.text_guidance, section.image_guidance, i) for i, r in enumerate(rows)]
-    edited = edit_batch(editor, before, requests, steps=section.steps)
+    edited = edit_batch(editor, before, requests, steps=section.steps, solver=section.solver)
     sheet = grid([[to_pillow(x) for x in trio] for trio in zip(before, after, edited, strict=True)])
     tracked.picture(sheet, f"grids/{trainer.step:06d}.png")

@@ -33,7 +33,7 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc,name-defined]
             )
             request = EditRequest(str(row.instruction), given["text_guidance"], given["image_guidance"], given["seed"])
             buffer = io.BytesIO()
-            edit_picture(self.editor, picture, request, steps=given["steps"]).save(buffer, "PNG")
+            edit_picture(self.editor, picture, request, steps=given["steps"], solver=given["solver"]).save(buffer, "PNG")
             results.append(buffer.getvalue())
         return pd.DataFrame({"image": results})
 

@@ -81,6 +81,7 @@ def _signature(section: EvaluateParams) -> Any:
                 ParamSpec("text_guidance", DataType.double, section.text_guidance),
                 ParamSpec("image_guidance", DataType.double, section.image_guidance),
                 ParamSpec("steps", DataType.long, section.steps),
+                ParamSpec("solver", DataType.string, section.solver),
                 ParamSpec("seed", DataType.long, 0),
             ]
         ),

@@ -18,7 +18,7 @@ from ip2p.clip import image_features
 from ip2p.diffusion import Diffusion, decode_latents, encode_images, encode_text, run_guided
 from ip2p.models import Clip, load_clip, load_diffusion, resolve_device
 from ip2p.pictures import from_pillow, grid, to_pillow
-from ip2p.sampler import draw_noise, make_schedule, sample_ancestral
+from ip2p.sampler import draw_noise, make_schedule, sample
 from ip2p.store import write_bytes
 from ip2p.world.language import write_caption
 from ip2p.world.reading import ATTRIBUTES, Accuracy, read_attribute, retrieval
@@ -27,7 +27,7 @@ from ip2p.world.scenes import Scene, sample_scene
 
 _GATES = {"kind": (0.90, 0.80), "colour": (0.90, 0.70), "count": (0.95, 0.60), "place": (0.95, 0.60)}
 _USUAL_GATE = (0.95, 0.90)
-_STEPS, _GUIDANCE, _BATCH = 20, 4.0, 16
+_STEPS, _GUIDANCE, _BATCH = 12, 4.0, 16
 
 
 def write_report(path: Path, *, count: int) -> Path:
@@ -67,7 +67,7 @@ def reconstruct(model: Diffusion, images_BCHW: Tensor) -> Tensor:
 def sample_captions(teacher: Diffusion, captions: list[str], *, steps: int = _STEPS, guidance: float = _GUIDANCE) -> Tensor:
     """Teacher samples in [0, 1], one a caption, seeds 0, 1, …"""
     scheduler: Any = teacher.scheduler
-    schedule = make_schedule(scheduler.alphas_cumprod, steps=steps, prediction=scheduler.config.prediction_type)
+    schedule = make_schedule(scheduler.alphas_cumprod, steps=steps, prediction=scheduler.config.prediction_type, solver="dpmpp_2m")
     empty, parts, side = encode_text(teacher, [""]), [], teacher.unet.config.sample_size
     for first in range(0, len(captions), _BATCH):
         texts = encode_text(teacher, captions[first : first + _BATCH])
@@ -77,7 +77,7 @@ def sample_captions(teacher: Diffusion, captions: list[str], *, steps: int = _ST
             return run_guided(teacher, x, timestep, context, guidance)
 
         noise = draw_noise(range(first, first + len(texts)), (teacher.latent_channels, side, side), steps).to(teacher.device)
-        parts.append(decode_latents(teacher, sample_ancestral(predict, schedule, noise)).cpu())
+        parts.append(decode_latents(teacher, sample(predict, schedule, noise)).cpu())
         print(f"sampled {first + len(texts)}/{len(captions)}", file=sys.stderr, flush=True)
     return torch.cat(parts)
 
