@@ -136,8 +136,6 @@ class TrainParams(Section):
     drop_both: Share = 0.05
     drop_image: Share = 0.05
     """Conditioning dropout: text only, text and image, image only (paper §3.2.1)."""
-    edit_weight: Annotated[float, Field(ge=0)] = 0.0
-    """Extra weight of the loss where source and edit differ (reference: none): small edits are learnt in fewer steps."""
     views: Count = 2
     """Views of each pair kept as latents: the picture, then random resized crops."""
     flip: bool = True

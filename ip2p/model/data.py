@@ -39,7 +39,6 @@ class Latents:
     empty_1LD: Tensor
     text_of_N: Tensor
     groups: tuple[tuple[int, ...], ...]
-    scale: float
 
     def __len__(self) -> int:
         return len(self.source_NVCHW)
@@ -54,7 +53,6 @@ class TrainBatch:
     timesteps_B: Tensor
     source_BCHW: Tensor
     text_BLD: Tensor
-    weight_B1HW: Tensor
 
     def part(self, first: int, count: int) -> TrainBatch:
         """`count` samples from `first` on."""
@@ -76,10 +74,9 @@ def load_latents(dataset: Path, teacher: Diffusion, section: TrainParams, *, tea
         save_file(_encode(table, teacher, section, seed), temporary)
         temporary.replace(path)
     groups: dict[str, list[int]] = {}
-    scale = float(teacher.vae.config.scaling_factor)
     for index, triplet in enumerate(table["triplet_id"].to_pylist()):
         groups.setdefault(triplet, []).append(index)
-    return Latents(**load_file(path), groups=tuple(tuple(g) for g in groups.values()), scale=scale)
+    return Latents(**load_file(path), groups=tuple(tuple(g) for g in groups.values()))
 
 
 def draw_batch(latents: Latents, section: TrainParams, generator: torch.Generator) -> TrainBatch:
@@ -97,16 +94,7 @@ def draw_batch(latents: Latents, section: TrainParams, generator: torch.Generato
     text = torch.where(no_text.view(-1, 1, 1), latents.empty_1LD.float(), text)
     noise = torch.randn(mean.shape, generator=generator)
     timesteps = torch.randint(0, _TIMESTEPS, (count,), generator=generator)
-    weight = edit_weights(mean, source * latents.scale, section.edit_weight)
-    return TrainBatch(clean, noise, timesteps, source * ~no_image.view(-1, 1, 1, 1), text, weight)
-
-
-def edit_weights(edited_BCHW: Tensor, source_BCHW: Tensor, strength: float) -> Tensor:
-    """Weights `B1HW` of the loss, of mean 1 for each sample: 1 + strength · (how much a place changes, 1 on average, at most 8)."""
-    change = (edited_BCHW - source_BCHW).abs().mean(1, keepdim=True)
-    relative = (change / change.mean((2, 3), keepdim=True).clamp(min=1e-6)).clamp(max=8)
-    weight = 1 + strength * relative
-    return weight / weight.mean((2, 3), keepdim=True)
+    return TrainBatch(clean, noise, timesteps, source * ~no_image.view(-1, 1, 1, 1), text)
 
 
 def dropout(u_B: Tensor, section: TrainParams) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ip2p.attention import Float32Attention
@@ -139,7 +140,7 @@ def new_optimizer(unet: torch.nn.Module, section: TrainParams) -> torch.optim.Op
 
 
 def loss_of(unet: Any, batch: TrainBatch, teacher: Diffusion) -> Tensor:
-    """Mean squared error of the UNet's eps (or v) on a batch, weighted by where the edit is."""
+    """Mean squared error of the UNet's eps (or v) on a batch."""
     scheduler: Any = teacher.scheduler
     device = teacher.device
     alpha = scheduler.alphas_cumprod[batch.timesteps_B].view(-1, 1, 1, 1).to(device)
@@ -147,9 +148,7 @@ def loss_of(unet: Any, batch: TrainBatch, teacher: Diffusion) -> Tensor:
     noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
     target = noise if scheduler.config.prediction_type == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
     rows = torch.cat([noisy, source], dim=1).contiguous(memory_format=torch.channels_last)
-    error = (unet(rows, batch.timesteps_B.to(device), text).sample.float() - target).square()
-    loss: Tensor = (error * batch.weight_B1HW.to(device)).mean()
-    return loss
+    return F.mse_loss(unet(rows, batch.timesteps_B.to(device), text).sample.float(), target)
 
 
 def learning_rate(section: TrainParams, step: int) -> float:

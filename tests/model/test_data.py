@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from ip2p.diffusion import encode_images
-from ip2p.model.data import _encode, draw_batch, dropout, edit_weights, load_latents
+from ip2p.model.data import _encode, draw_batch, dropout, load_latents
 from ip2p.params import TrainParams
 from ip2p.pictures import to_png
 
@@ -31,16 +31,6 @@ def test_the_source_is_the_unscaled_mode_and_the_edit_the_scaled_sample(latents,
     assert torch.allclose(latents.source_NVCHW[0, 0].float(), teacher.vae.encode(source).latent_dist.mode()[0], atol=5e-3)
     posterior = teacher.vae.encode(edit).latent_dist
     assert torch.allclose(latents.mean_NVCHW[0, 0].float(), posterior.mean[0] * teacher.vae.config.scaling_factor, atol=5e-3)
-
-
-def test_the_loss_counts_more_where_the_edit_is_and_not_at_all_more_by_default():
-    source, edited = torch.zeros(2, 4, 8, 8), torch.zeros(2, 4, 8, 8)
-    edited[0, :, :2, :2] = 1.0
-    weight = edit_weights(edited, source, 3.0)
-    assert weight.shape == (2, 1, 8, 8)
-    assert torch.allclose(weight.mean((1, 2, 3)), torch.ones(2))
-    assert weight[0, 0, 0, 0] == pytest.approx(25 * weight[0, 0, 7, 7])  # 1 + 3 · 8 against 1
-    assert torch.equal(edit_weights(edited, source, 0.0), torch.ones(2, 1, 8, 8))
 
 
 def test_views_of_a_pair_are_cropped_alike(latents):
