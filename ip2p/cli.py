@@ -13,7 +13,7 @@ _EPILOG = """\
 The stages read params.yaml and each other's outputs; `dvc repro` runs whatever is stale, `make run` does all of it.
 Examples:
   ip2p edit picture.png "make it winter" -o out.png
-  ip2p edit picture.png "swap the cat for a dog" --text-guidance 6 --image-guidance 1.3 --seed 7 -o out.png
+  ip2p edit picture.png "swap the cat for a dog" --text-guidance 2 --image-guidance 1.1 --seed 7 -o out.png
   ip2p world show -o sheet.png
 """
 
