@@ -11,7 +11,7 @@ import random
 
 import torch
 
-from ip2p.dataset.triplets import WorldWriter, write_triplets
+from ip2p.dataset.world_writer import write_triplets
 from ip2p.models import load_diffusion, resolve_device
 from ip2p.pictures import from_pillow
 from ip2p.world.edits import apply_edit, sample_any_edit
@@ -25,7 +25,7 @@ COUNT, SIZE = 220, 96
 
 def main() -> None:
     teacher = load_diffusion("world", device=resolve_device("auto"))
-    triplets = list(write_triplets(WorldWriter(), count=COUNT, stream="calibrate-checker"))
+    triplets = list(write_triplets(count=COUNT, stream="calibrate-checker"))
     truths = [truth_of(t.caption.text, t.instruction, seed=i, size=SIZE) for i, t in enumerate(triplets)]
     pictures = {
         "true edit": torch.stack([t.target_CHW for t in truths]),

@@ -12,7 +12,7 @@ import random
 import torch
 
 from ip2p.clip import image_features, similarities, text_features
-from ip2p.dataset.triplets import WorldWriter, write_triplets
+from ip2p.dataset.world_writer import write_triplets
 from ip2p.models import load_clip, load_diffusion, resolve_device
 from ip2p.pictures import from_pillow
 from ip2p.world.edits import apply_edit, sample_any_edit
@@ -27,7 +27,7 @@ COUNT, SIZE = 220, 96
 def main() -> None:
     device = resolve_device("auto")
     clip, teacher = load_clip("world", device=device), load_diffusion("world", device=device)
-    triplets = list(write_triplets(WorldWriter(), count=COUNT, stream="calibrate"))
+    triplets = list(write_triplets(count=COUNT, stream="calibrate"))
     truths = [truth_of(t.caption.text, t.instruction, seed=i, size=SIZE) for i, t in enumerate(triplets)]
     sources = reconstruct(teacher, torch.stack([t.source_CHW for t in truths]))
     seconds = {

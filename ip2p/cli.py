@@ -28,8 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameters of the run (default: %(default)s)")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for name, help_text in STAGE_HELP.items():
-        verbs.add_parser(name, help=help_text, description=help_text)
+    stages = {name: verbs.add_parser(name, help=text, description=text) for name, text in STAGE_HELP.items()}
+    _triplets_options(stages["triplets"])
     _edit_options(verbs.add_parser("edit", help="edit a picture by an instruction"))
     world = verbs.add_parser("world", help="look at the illustrated world (show) and measure its models (report)")
     world.add_argument("what", choices=("show", "report"))
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _verb(name: str) -> Callable[[argparse.Namespace], int]:
-    return {"edit": _edit, "world": _world, "pretrain": _pretrain, "doctor": _doctor}.get(name, _stage)
+    return {"triplets": _triplets, "edit": _edit, "world": _world, "pretrain": _pretrain, "doctor": _doctor}.get(name, _stage)
 
 
 def _stage(options: argparse.Namespace) -> int:
@@ -84,6 +84,33 @@ def _stage(options: argparse.Namespace) -> int:
 
 def _bar(done: int, of: int) -> None:
     print(f"\r{done}/{of}", end="\n" if done == of else "", file=sys.stderr, flush=True)
+
+
+def _triplets_options(parser: argparse.ArgumentParser) -> None:
+    what = "plan: requests, tokens and cost of a language model, nothing is sent; finetune: train one on hand-written triplets"
+    parser.add_argument("what", nargs="?", choices=("plan", "finetune"), help=what)
+    seed = Path("captions/seed.jsonl")
+    parser.add_argument("data", nargs="?", type=Path, default=seed, help="hand-written triplets to fine-tune on (default: %(default)s)")
+    parser.add_argument("--base", default="gpt-4o-mini-2024-07-18", help="model to fine-tune (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=1, help="passes over the triplets (default: %(default)s, the reference's)")
+
+
+def _triplets(options: argparse.Namespace) -> int:
+    from ip2p.params import load_params
+
+    if options.what is None:
+        return _stage(options)
+    params = load_params(options.params)
+    if options.what == "plan":
+        from ip2p.dataset.triplets import plan
+
+        print("\n".join(plan(params).lines()))
+        return 0
+    from ip2p.dataset.llm.finetune import finetune
+
+    model = finetune(params.triplets.llm, options.data, work=Path("work/triplets"), base=options.base, epochs=options.epochs)
+    print(f"set triplets.llm.model to {model}")
+    return 0
 
 
 def _edit_options(parser: argparse.ArgumentParser) -> None:

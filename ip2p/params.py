@@ -41,15 +41,61 @@ class ModelsParams(Section):
     """CPU threads of a single-process stage; 0 leaves it to torch."""
 
 
+class LlmParams(Section):
+    """A language model behind any OpenAI-compatible endpoint (reference: GPT-3 davinci, fine-tuned on 700 triplets)."""
+
+    base_url: str | None = None
+    """Such as `http://127.0.0.1:8000/v1` (vLLM, Ollama, llama.cpp …); none: api.openai.com."""
+    model: str = "gpt-4o-mini"
+    key_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key; never the key."""
+    format: Literal["auto", "json_schema", "text", "completion"] = "auto"
+    """Structured output, text that is parsed, or the reference's completion format; `auto`: structured where the endpoint has it."""
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.7
+    top_p: Share | None = 1.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = 0.1
+    """The reference's sampling; `null` leaves one out, for models that refuse it."""
+    max_tokens: Count = 256
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    concurrency: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Requests under way at once."""
+    timeout: Positive = 60.0
+    """Seconds until an answer counts as lost."""
+    retries: Annotated[int, Field(ge=0, le=20)] = 6
+    backoff: Positive = 0.5
+    """Seconds of the first wait; it doubles, with jitter, up to a minute. `Retry-After` wins."""
+    max_failed: Share = 0.01
+    """Share of requests that may stay without a reply before the stage gives up."""
+    batch: bool = False
+    """Whether requests go by the Batch API: within a day, at `batch_discount` of the price."""
+    batch_discount: Share = 0.5
+    poll: Positive = 30.0
+    """Seconds between looks at a batch."""
+    moderation: str | None = None
+    """Moderation model of the endpoint that reads caption, instruction and edited caption, such as `omni-moderation-latest`."""
+    price_in: Annotated[float, Field(ge=0)] = 0.15
+    price_out: Annotated[float, Field(ge=0)] = 0.60
+    """US dollars a million tokens."""
+    budget: Positive = 10.0
+    """US dollars that are never exceeded."""
+
+
 class TripletsParams(Section):
     """Captions to triplets (paper §3.1)."""
 
-    writer: Literal["world"] = "world"
-    """Who writes instructions and edited captions: the world's grammar."""
+    writer: Literal["world", "llm"] = "world"
+    """Who writes instructions and edited captions: the world's grammar, or a language model (`llm`)."""
     captions: str | None = None
-    """JSONL file with one `{"caption": …}` a line; without it the writer samples scenes of its own."""
+    """`FILE[:COLUMN]` (JSONL, CSV, TSV, Parquet) or `hf:NAME[:SPLIT[:COLUMN]]`; without it captions of random scenes of the world."""
     count: Count = 240
     """Triplets to write, balanced over edit types."""
+    edit_types: tuple[str, ...] | None = None
+    """Kinds of edit to ask for; none: all that the writer knows."""
+    per_caption: Count = 1
+    """Most triplets that a language model writes for one caption, each of another edit type."""
+    near_duplicate: Share = 0.9
+    """A language model's triplet is dropped if as similar to an earlier one (Jaccard of word 3-grams); 1: only equal ones."""
+    llm: LlmParams = LlmParams()
 
 
 class PairsParams(Section):

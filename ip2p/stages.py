@@ -28,7 +28,7 @@ def _run(name: str, params: Params, progress: Progress) -> StageReport:
     if name == "triplets":
         from ip2p.dataset import triplets
 
-        return triplets.run(params, out=TRIPLETS)
+        return triplets.run(params, out=TRIPLETS, work=WORK / "triplets", progress=progress)
     if name == "pairs":
         from ip2p.dataset import pairs
 

@@ -55,7 +55,7 @@ def made(tiny, tmp_path_factory):
     from ip2p.dataset import filter, pairs, triplets
 
     root = tmp_path_factory.mktemp("made")
-    triplets.run(tiny, out=root / "triplets")
+    triplets.run(tiny, out=root / "triplets", work=root / "work-triplets")
     pairs.run(tiny, triplets=root / "triplets", out=root / "pairs", work=root / "work")
     filter.run(tiny, pairs=root / "pairs", out=root / "dataset")
     return root

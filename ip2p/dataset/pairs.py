@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ip2p.clip import image_features, similarities, text_features
 from ip2p.dataset.attention import Sharing, share_self_attention
-from ip2p.dataset.triplets import read_triplets
+from ip2p.dataset.read import read_triplets
 from ip2p.diffusion import Diffusion, decode_latents, encode_text, run_guided
 from ip2p.errors import UserError
 from ip2p.models import Clip, load_clip, load_diffusion, model_digest, resolve_device, resolve_dtype

@@ -1,154 +1,85 @@
-"""Captions → triplets (paper §3.1): caption, instruction, edited caption, by a writer.
-
-`Writer` is the one interface; the embedded writer is the world's grammar, which also knows the truth of what it writes.
-"""
+"""Captions → triplets (paper §3.1): caption, instruction, edited caption, by the world's grammar or a language model."""
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import pyarrow as pa
 
-from ip2p.errors import DataError
-from ip2p.params import Params
-from ip2p.records import TRIPLETS, Caption, StageReport, Triplet
-from ip2p.store import fingerprint, read_shards, write_shard
-from ip2p.world.edits import EDIT_TYPES, apply_edit, sample_edit
-from ip2p.world.language import LanguageError, read_caption, write_caption, write_instruction
-from ip2p.world.scenes import sample_scene
+from ip2p.dataset.captions import read_captions, repetition_key
+from ip2p.dataset.edit_types import EDIT_TYPES
+from ip2p.dataset.llm.plan import Plan, plan_triplets
+from ip2p.dataset.llm.writer import Written, write_with_llm
+from ip2p.dataset.world_writer import world_caption, write_triplets
+from ip2p.errors import ParamsError
+from ip2p.params import Params, TripletsParams
+from ip2p.records import TRIPLETS, Caption, StageReport
+from ip2p.store import fingerprint, write_shard
+from ip2p.world.edits import EDIT_TYPES as WORLD_EDIT_TYPES
 
-_TRIES = 200
-_ROUNDS = 5
-
-
-class Writer(Protocol):
-    """Turns captions into triplets; `name` goes into each row."""
-
-    name: str
-    edit_types: tuple[str, ...]
-
-    def caption(self, rng: random.Random) -> Caption:
-        """A caption of the writer's own."""
-        ...
-
-    def triplet(self, caption: Caption, edit_type: str, rng: random.Random) -> Triplet | None:
-        """A triplet with an edit of this type, or None if the caption allows none."""
-        ...
+Progress = Callable[[int, int], None]
+_SPARE = 2
+"""Captions of the world made for each triplet that a language model is to write."""
 
 
-class WorldWriter:
-    """The illustrated world's grammar as a writer."""
-
-    name = "world"
-    edit_types = EDIT_TYPES
-
-    def caption(self, rng: random.Random) -> Caption:
-        """A caption of a random scene."""
-        return Caption(write_caption(sample_scene(rng), rng), "world")
-
-    def triplet(self, caption: Caption, edit_type: str, rng: random.Random) -> Triplet | None:
-        """A triplet for a caption of the world. Raises `DataError` if the caption is not in its language."""
-        try:
-            scene = read_caption(caption.text)
-        except LanguageError as error:
-            raise DataError(f"{caption.source}: {error}; or choose another writer") from error
-        edit = sample_edit(scene, rng, type=edit_type)
-        if edit is None:
-            return None
-        edited = write_caption(apply_edit(scene, edit), rng)
-        return Triplet(caption, write_instruction(edit, scene, rng), edited, edit_type, self.name)
+def plan(params: Params) -> Plan:
+    """What a run would ask of the language model. Raises `ParamsError` if the writer is not one."""
+    if params.triplets.writer != "llm":
+        raise ParamsError("triplets.writer: the world's grammar costs nothing; set it to `llm` to plan a language model's work")
+    captions, _ = _captions(params)
+    return plan_triplets(params.triplets, captions or [])
 
 
-def read_captions(path: Path) -> list[Caption]:
-    """Captions of a JSONL file, repeated ones dropped. Raises `DataError` naming file and line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such caption file; mend triplets.captions in params.yaml") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    captions: dict[str, Caption] = {}
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            caption = Caption(_caption_of(line, f"{path}:{number}"), f"{path}:{number}")
-            captions.setdefault(caption.id, caption)
-    if not captions:
-        raise DataError(f"{path}: holds no captions; write one JSON object with a `caption` a line")
-    return list(captions.values())
-
-
-def write_triplets(
-    writer: Writer, *, count: int, stream: str, captions: list[Caption] | None = None, avoid: frozenset[str] = frozenset()
-) -> Iterator[Triplet]:
-    """`count` distinct triplets, balanced over edit types; `avoid` holds captions (texts) not to use.
-
-    Given captions are used in turn, each for the least used edit type that it allows; there may be fewer triplets than
-    asked for when a whole round of captions allows nothing new.
-    """
-    seen: set[str] = set()
-    used = dict.fromkeys(writer.edit_types, 0)
-    attempt = idle = 0
-    while len(seen) < count and idle < (_ROUNDS * len(captions) if captions else _TRIES):
-        rng = random.Random(f"{stream}/{attempt}")
-        caption = captions[attempt % len(captions)] if captions else writer.caption(rng)
-        wanted = sorted(used, key=used.__getitem__)
-        triplet = None if caption.text in avoid else _first(writer, caption, wanted if captions else wanted[:1], rng, seen)
-        attempt, idle = attempt + 1, idle + 1
-        if triplet is not None:
-            seen.add(triplet.id)
-            used[triplet.edit_type] += 1
-            idle = 0
-            yield triplet
-
-
-def run(params: Params, *, out: Path) -> StageReport:
-    """Write the triplets of this run to `out/triplets.parquet`."""
+def run(params: Params, *, out: Path, work: Path, progress: Progress = lambda done, of: None) -> StageReport:
+    """Write the triplets of this run to `out/triplets.parquet`; a language model's replies are kept in `work/journal.jsonl`."""
     began = time.monotonic()
     section = params.triplets
-    captions = read_captions(Path(section.captions)) if section.captions else None
-    writer = WorldWriter()
-    triplets = list(write_triplets(writer, count=section.count, stream=f"{params.seed}/triplets", captions=captions))
-    table = pa.Table.from_pylist([t.row() for t in triplets], schema=TRIPLETS)
+    _check_types(section)
+    captions, unusable = _captions(params)
+    if section.writer == "llm":
+        written = write_with_llm(section, captions or [], journal=work / "journal.jsonl", progress=progress)
+    else:
+        written = _write_world(section, captions, params.seed)
+    table = pa.Table.from_pylist([t.row() for t in written.triplets], schema=TRIPLETS)
     write_shard(out / "triplets.parquet", table, fingerprint("triplets", section.model_dump(), params.seed))
-    types = Counter(t.edit_type for t in triplets)
-    missing = section.count - len(triplets)
     return StageReport(
         stage="triplets",
-        seen=section.count,
-        kept=len(triplets),
-        dropped_by_reason={"captions allow no further edit": missing} if missing else {},
-        kept_by_edit_type=dict(sorted(types.items())),
+        seen=written.seen + sum(unusable.values()),
+        kept=len(written.triplets),
+        dropped_by_reason=unusable | dict(written.dropped.most_common()),
+        kept_by_edit_type=dict(sorted(Counter(t.edit_type for t in written.triplets).items())),
         seconds=time.monotonic() - began,
+        extra=written.extra,
     )
 
 
-def read_triplets(folder: Path) -> list[Triplet]:
-    """The triplets that `run` wrote."""
-    rows = read_shards(folder).to_pylist()
-    return [Triplet(Caption(r["caption"], r["writer"]), r["instruction"], r["edited_caption"], r["edit_type"], r["writer"]) for r in rows]
+def _write_world(section: TripletsParams, captions: list[Caption] | None, seed: int) -> Written:
+    stream, types = f"{seed}/triplets", section.edit_types or WORLD_EDIT_TYPES
+    triplets = list(write_triplets(count=section.count, stream=stream, captions=captions, edit_types=types))
+    missing = section.count - len(triplets)
+    return Written(triplets, section.count, Counter({"captions allow no further edit": missing} if missing else {}))
 
 
-def _first(writer: Writer, caption: Caption, edit_types: list[str], rng: random.Random, seen: set[str]) -> Triplet | None:
-    """The first new triplet that the caption allows, in this order of edit types."""
-    for edit_type in edit_types:
-        triplet = writer.triplet(caption, edit_type, rng)
-        if triplet is not None and triplet.id not in seen:
-            return triplet
-    return None
+def _captions(params: Params) -> tuple[list[Caption] | None, dict[str, int]]:
+    """Captions of the file that is named, and drops by reason; the world's own (for its grammar: none) if none is named."""
+    section = params.triplets
+    if section.captions is not None:
+        return read_captions(section.captions)
+    if section.writer == "world":
+        return None, {}
+    found: dict[str, Caption] = {}
+    for number in range(section.count * _SPARE):
+        caption = world_caption(random.Random(f"{params.seed}/captions/{number}"))
+        found.setdefault(repetition_key(caption.text), caption)
+    return list(found.values()), {}
 
 
-def _caption_of(line: str, where: str) -> str:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f'{where}: not valid JSON ({error.msg}); write {{"caption": "…"}}') from error
-    text = row.get("caption", row.get("input")) if isinstance(row, dict) else None
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(f'{where}: no `caption`; write {{"caption": "…"}}')
-    return text.strip()
+def _check_types(section: TripletsParams) -> None:
+    known = WORLD_EDIT_TYPES if section.writer == "world" else EDIT_TYPES
+    unknown = sorted(set(section.edit_types or ()) - set(known))
+    if unknown or section.edit_types == ():
+        raise ParamsError(f"triplets.edit_types: {', '.join(unknown) or 'none'} unknown to the writer; choose of {', '.join(known)}")

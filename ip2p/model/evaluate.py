@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ip2p.clip import image_features, similarities, text_features
-from ip2p.dataset.triplets import WorldWriter, read_triplets, write_triplets
+from ip2p.dataset.read import read_triplets
+from ip2p.dataset.world_writer import write_triplets
 from ip2p.diffusion import Diffusion, decode_latents, encode_images, encode_text, run_guided
 from ip2p.model.edit import EditRequest, edit_batch, load_editor
 from ip2p.model.plots import plot_curves, plot_types
@@ -92,7 +93,7 @@ def run(params: Params, *, editor: Path, triplets: Path, out: Path, progress: Pr
 def held_out(params: Params, triplets: Path, clip: Clip, *, size: int) -> HeldOut:
     """Triplets whose captions were not trained on, with what can be computed once."""
     used = frozenset(t.caption.text for t in read_triplets(triplets))
-    fresh = list(write_triplets(WorldWriter(), count=params.evaluate.count, stream=f"{params.seed}/evaluate", avoid=used))
+    fresh = list(write_triplets(count=params.evaluate.count, stream=f"{params.seed}/evaluate", avoid=used))
     truths = [truth_of(t.caption.text, t.instruction, seed=_seed(t), size=size) for t in fresh]
     return HeldOut(
         fresh,

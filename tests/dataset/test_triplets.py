@@ -2,7 +2,10 @@ from collections import Counter
 
 import pytest
 
-from ip2p.dataset.triplets import WorldWriter, read_captions, read_triplets, run, write_triplets
+from ip2p.dataset.captions import read_captions
+from ip2p.dataset.read import read_triplets
+from ip2p.dataset.triplets import run
+from ip2p.dataset.world_writer import write_triplets
 from ip2p.errors import DataError
 from ip2p.params import Params
 from ip2p.records import Caption
@@ -11,7 +14,7 @@ from ip2p.world.language import read_caption, read_instruction
 
 
 def test_triplets_are_true_distinct_and_balanced_over_edit_types():
-    triplets = list(write_triplets(WorldWriter(), count=55, stream="t"))
+    triplets = list(write_triplets(count=55, stream="t"))
     assert Counter(t.edit_type for t in triplets) == dict.fromkeys(EDIT_TYPES, 5)
     assert len({t.id for t in triplets}) == 55
     for t in triplets:
@@ -19,8 +22,8 @@ def test_triplets_are_true_distinct_and_balanced_over_edit_types():
 
 
 def test_avoided_captions_are_not_used():
-    first = {t.caption.text for t in write_triplets(WorldWriter(), count=11, stream="t")}
-    again = {t.caption.text for t in write_triplets(WorldWriter(), count=11, stream="t", avoid=frozenset(first))}
+    first = {t.caption.text for t in write_triplets(count=11, stream="t")}
+    again = {t.caption.text for t in write_triplets(count=11, stream="t", avoid=frozenset(first))}
     assert not first & again
 
 
@@ -30,7 +33,7 @@ def test_given_captions_are_used_and_what_they_lack_is_counted(tmp_path):
         '{"caption": "a red cat on the left at the beach in summer"}\n\n{"input": "a blue car on the right in a city in winter"}\n'
     )
     params = Params.model_validate({"triplets": {"captions": str(path), "count": 40}})
-    report = run(params, out=tmp_path / "out")
+    report = run(params, out=tmp_path / "out", work=tmp_path / "work")
     assert report.kept == 40
     triplets = read_triplets(tmp_path / "out")
     assert {t.caption.text.split()[1] for t in triplets} == {"red", "blue"}
@@ -40,17 +43,14 @@ def test_given_captions_are_used_and_what_they_lack_is_counted(tmp_path):
 def test_captions_that_allow_no_more_are_counted_not_waited_for():
     captions = [Caption("a red cat on the left at the beach in summer", "here")]
 
-    class Stubborn(WorldWriter):
-        edit_types = ("remove",)
-
-    assert list(write_triplets(Stubborn(), count=3, stream="t", captions=captions)) == []
+    assert list(write_triplets(count=3, stream="t", captions=captions, edit_types=("remove",))) == []
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ('{"caption": "a"}\nnonsense\n', r"captions\.jsonl:2: not valid JSON"),
-        ('{"text": "a"}\n', r"captions\.jsonl:1: no `caption`"),
+        ('{"title": "a"}\n', r"captions\.jsonl:1: no `caption`"),
         ('{"caption": "   "}\n', r"captions\.jsonl:1: no `caption`"),
         ("", "holds no captions"),
     ],
@@ -59,7 +59,7 @@ def test_a_bad_row_is_named(tmp_path, text, message):
     path = tmp_path / "captions.jsonl"
     path.write_text(text)
     with pytest.raises(DataError, match=message):
-        read_captions(path)
+        read_captions(str(path))
 
 
 def test_a_caption_outside_the_world_is_named(tmp_path):
@@ -67,4 +67,4 @@ def test_a_caption_outside_the_world_is_named(tmp_path):
     path.write_text('{"caption": "a zebra in the savannah"}\n')
     params = Params.model_validate({"triplets": {"captions": str(path), "count": 2}})
     with pytest.raises(DataError, match=r"captions\.jsonl:1: .*no setting is named"):
-        run(params, out=tmp_path / "out")
+        run(params, out=tmp_path / "out", work=tmp_path / "work")

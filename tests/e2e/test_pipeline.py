@@ -91,7 +91,7 @@ def reference(folder: Path) -> str:
     """Digest of the dataset that an uninterrupted run with one worker makes."""
     small = {**SMALL, "pairs": {**SMALL["pairs"], "workers": 1}}
     params = Params.model_validate({**yaml.safe_load((ROOT / "params.yaml").read_text()), **small})
-    triplets.run(params, out=folder / "triplets")
+    triplets.run(params, out=folder / "triplets", work=folder / "work-triplets")
     pairs.run(params, triplets=folder / "triplets", out=folder / "pairs", work=folder / "work")
     filter.run(params, pairs=folder / "pairs", out=folder / "dataset")
     return digest(folder / "dataset")

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ip2p.models import resolve_dtype
 from ip2p.world.corpus import Corpus, scene_of
 from ip2p.world.edits import EDIT_TYPES, apply_edit, sample_edit
 from ip2p.world.language import write_caption
@@ -91,12 +92,14 @@ def train_clip(
     torch.manual_seed(leg.seed)
     config = clip_config(size=corpus.picture(0).shape[0], vocabulary=len(tokenizer))
     model = new_clip(config).to(device, memory_format=torch.channels_last)
+    dtype = resolve_dtype("auto", torch.device(device))
 
     def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         picks = torch.randint(2048, len(corpus), (batch,), generator=generator).tolist()
         rng = random.Random(int(torch.randint(0, 2**62, (1,), generator=generator)))
         data = swap_batch(corpus, picks, tokenizer, rng)
-        return swap_loss(model, SwapBatch(roughen(data.images_BCHW, generator).to(device), data.tokens_ML.to(device)))
+        with torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype != torch.float32):
+            return swap_loss(model, SwapBatch(roughen(data.images_BCHW, generator).to(device), data.tokens_ML.to(device)))
 
     def on_save(step: int) -> None:
         scores = swap_accuracy(model, corpus, list(range(384)), tokenizer)
@@ -120,8 +123,8 @@ def swap_batch(corpus: Corpus, picks: list[int], tokenizer: CLIPTokenizer, rng: 
 
 def swap_loss(model: Any, data: SwapBatch) -> tuple[Tensor, dict[str, float]]:
     """Cross-entropy of each picture over all captions, and of each true caption over all pictures."""
-    image_BD = F.normalize(model.encode_image(normalized(data.images_BCHW)), dim=-1)
-    text_MD = F.normalize(model.encode_text(data.tokens_ML), dim=-1)
+    image_BD = F.normalize(model.encode_image(normalized(data.images_BCHW)).float(), dim=-1)
+    text_MD = F.normalize(model.encode_text(data.tokens_ML).float(), dim=-1)
     logits_BM = model.logit_scale.clamp(max=4.6).exp() * image_BD @ text_MD.T
     count = len(image_BD)
     order = torch.arange(count, device=logits_BM.device)

@@ -1,0 +1,229 @@
+"""Requests → paid replies from any OpenAI-compatible endpoint: many at once, retried with jitter, within a hard budget.
+
+Before a request is sent its greatest cost is reserved; a reply frees what it did not use, a lost answer is counted as
+charged. What can pass later (429, 5xx, timeouts, cut connections, bodies that are not replies) is tried again after
+`Retry-After`, else after a jittered exponential wait. A refusal is a reply: it is paid for and never asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import openai
+
+from ip2p.dataset.llm.journal import Journal, Paid
+from ip2p.dataset.llm.prompt import Format, body
+from ip2p.errors import UserError
+from ip2p.params import LlmParams
+from ip2p.store import fingerprint
+
+REFUSED = "refused"
+_CHARS_PER_TOKEN = 3.0
+"""English prose has about 4 characters a token; 3 errs on the dear side."""
+_LONGEST_WAIT = 60.0
+_LOCAL_KEY = "none"
+
+
+class EndpointError(UserError):
+    """The endpoint cannot be used as the parameters say."""
+
+
+class JunkError(Exception):
+    """The body of an answer is not a reply."""
+
+
+class BudgetError(UserError):
+    """The next request could cost more than the budget leaves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One edit to be asked for. `id` is a hash of all that decides the reply, so equal requests are paid once."""
+
+    caption: str
+    edit_type: str
+    format: Format
+    id: str
+
+
+@dataclass
+class Client:
+    """An endpoint, the journal of what it was paid for, and counts of what went wrong on the way."""
+
+    section: LlmParams
+    journal: Journal
+    api: openai.AsyncOpenAI
+    troubles: Counter[str] = field(default_factory=Counter)
+    reserved: float = 0.0
+    freed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def greatest_cost(self, request: Request) -> float:
+        """Upper estimate of a request's price, US dollars."""
+        tokens_in, tokens_out = estimate_tokens(request, self.section)
+        return price(self.section, tokens_in, tokens_out)
+
+    async def ask_all(self, requests: list[Request], progress: Callable[[int], None]) -> list[Request]:
+        """Ask what the journal does not hold; returns the requests for which the endpoint never gave a reply.
+
+        Raises `BudgetError` once the budget is reached, after those under way have ended.
+        """
+        waiting = iter([r for r in requests if r.id not in self.journal.replies])
+        failed: list[Request] = []
+        errors: list[Exception] = []
+        workers = [self._worker(waiting, failed, errors, progress) for _ in range(self.section.concurrency)]
+        await asyncio.gather(*workers)
+        if errors:
+            raise errors[0]
+        return failed
+
+    async def _worker(
+        self, waiting: Iterator[Request], failed: list[Request], errors: list[Exception], progress: Callable[[int], None]
+    ) -> None:
+        for request in waiting:
+            if errors:
+                return
+            try:
+                if not await self._ask(request):
+                    failed.append(request)
+            except UserError as error:
+                errors.append(error)
+                return
+            progress(len(self.journal.replies))
+
+    async def _ask(self, request: Request) -> bool:
+        for attempt in range(self.section.retries + 1):
+            cost = self.greatest_cost(request)
+            await self._reserve(cost)
+            try:
+                self.journal.pay(await self._reply(request))
+                return True
+            except (openai.APIError, JunkError) as error:
+                wait = self._trouble(error, request, cost, attempt)
+            finally:
+                self.reserved -= cost
+                self.freed.set()
+            if attempt < self.section.retries:
+                await asyncio.sleep(wait)
+        return False
+
+    async def _reserve(self, cost: float) -> None:
+        """Set `cost` aside, once what others hold in reserve leaves room for it."""
+        while self.journal.spent + self.reserved + cost > self.section.budget:
+            if self.reserved <= cost * 1e-6:  # nothing is under way that could free some
+                raise BudgetError(f"triplets.llm.budget: ${self.section.budget:g} is reached (${self.journal.spent:.4f} spent)")
+            self.freed.clear()
+            await self.freed.wait()
+        self.reserved += cost
+
+    async def _reply(self, request: Request) -> Paid:
+        completions = self.api.completions if request.format == "completion" else self.api.chat.completions
+        asked = settings(self.section) | body(request.caption, request.edit_type, request.format)
+        try:
+            raw = await completions.with_raw_response.create(**asked, extra_headers={"Idempotency-Key": request.id})
+            answer = json.loads(raw.content)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise JunkError(str(error)) from error
+        return read_answer(answer, request.id, self.section)
+
+    def _trouble(self, error: openai.APIError | JunkError, request: Request, cost: float, attempt: int) -> float:
+        """Count an error and say how long to wait, in seconds. Raises `EndpointError` for what no retry mends."""
+        wait: float = random.uniform(0.5, 1.0) * min(_LONGEST_WAIT, self.section.backoff * 2.0**attempt)
+        if not isinstance(error, openai.APIStatusError):
+            self.troubles[_name(error)] += 1
+            self.journal.lose(request.id, cost)
+            return wait
+        self.troubles[f"HTTP {error.status_code}"] += 1
+        if error.status_code == 400 and _refuses(error):
+            self.journal.pay(Paid(request.id, "", REFUSED, self.section.model, 0, 0, 0.0))
+            return 0.0
+        if error.status_code not in (408, 409, 425, 429) and error.status_code < 500:
+            raise EndpointError(_told(error, self.section)) from error
+        return max(wait, _retry_after(error))
+
+
+def key_of(section: LlmParams) -> str:
+    """The key in the environment variable that `key_env` names, and from nowhere else. Raises `EndpointError` if OpenAI has none."""
+    key = os.environ.get(section.key_env)
+    if not key and section.base_url is None:
+        raise EndpointError(f"triplets.llm.key_env: {section.key_env} is not set in the environment; set it, or give triplets.llm.base_url")
+    return key or _LOCAL_KEY
+
+
+def open_api(section: LlmParams) -> openai.AsyncOpenAI:
+    """The endpoint's client; it does not try again by itself."""
+    return openai.AsyncOpenAI(api_key=key_of(section), base_url=section.base_url, timeout=section.timeout, max_retries=0)
+
+
+def request_for(caption: str, edit_type: str, section: LlmParams, format: Format) -> Request:
+    """The request for one edit."""
+    return Request(caption, edit_type, format, fingerprint("llm", settings(section), body(caption, edit_type, format)))
+
+
+def estimate_tokens(request: Request, section: LlmParams) -> tuple[int, int]:
+    """Tokens in and at most out; in is estimated from the characters sent, on the dear side."""
+    sent = json.dumps(body(request.caption, request.edit_type, request.format), ensure_ascii=False)
+    return round(len(sent) / _CHARS_PER_TOKEN), section.max_tokens
+
+
+def price(section: LlmParams, tokens_in: int, tokens_out: int) -> float:
+    """US dollars, at the batch rate if requests go by batch."""
+    full = (tokens_in * section.price_in + tokens_out * section.price_out) / 1e6
+    return full * (section.batch_discount if section.batch else 1.0)
+
+
+def read_answer(answer: Any, id: str, section: LlmParams) -> Paid:
+    """A reply's body as a journal entry. Raises `JunkError` if it is none."""
+    try:
+        choice, usage = answer["choices"][0], answer.get("usage") or {}
+        message = choice.get("message") or {}
+        refused = bool(message.get("refusal")) or choice.get("finish_reason") == "content_filter"
+        text = choice["text"] if "text" in choice else message.get("content")
+        tokens_in, tokens_out = (int(usage.get(k) or 0) for k in ("prompt_tokens", "completion_tokens"))
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise JunkError(f"not a completion: {error!r}") from error
+    if not refused and not isinstance(text, str):
+        raise JunkError("no text in the reply")
+    finish = REFUSED if refused else str(choice.get("finish_reason"))
+    model = str(answer.get("model") or section.model)
+    return Paid(id, "" if refused else str(text), finish, model, tokens_in, tokens_out, price(section, tokens_in, tokens_out))
+
+
+def settings(section: LlmParams) -> dict[str, Any]:
+    """The part of every request that the parameters decide."""
+    optional = {"temperature": section.temperature, "top_p": section.top_p, "frequency_penalty": section.frequency_penalty}
+    return {"model": section.model, section.max_tokens_field: section.max_tokens} | {k: v for k, v in optional.items() if v is not None}
+
+
+def _name(error: openai.APIError | JunkError) -> str:
+    if isinstance(error, openai.APITimeoutError):
+        return "timed out"
+    return "connection cut" if isinstance(error, openai.APIConnectionError) else "body is not a reply"
+
+
+def _refuses(error: openai.APIStatusError) -> bool:
+    return str(error.code) in ("content_filter", "content_policy_violation") or "content_filter" in str(error.body)
+
+
+def _retry_after(error: openai.APIStatusError) -> float:
+    try:
+        return min(_LONGEST_WAIT, float(error.response.headers.get("retry-after", 0)))
+    except ValueError:
+        return 0.0  # a date: the jittered wait does
+
+
+def _told(error: openai.APIStatusError, section: LlmParams) -> str:
+    where = section.base_url or "api.openai.com"
+    remedy = {
+        401: f"check the key in {section.key_env}",
+        403: f"check the key in {section.key_env}",
+        404: "check triplets.llm.model and base_url",
+    }
+    said = " ".join(str(error.message).split())[:200]
+    return f"triplets.llm: {where} answered {error.status_code} ({said}); {remedy.get(error.status_code, 'mend the parameters it names')}"

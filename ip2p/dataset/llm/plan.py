@@ -1,0 +1,48 @@
+"""A dry run: how many requests, tokens and US dollars a run of the language model would take, without asking it anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ip2p.dataset.edit_types import EDIT_TYPES
+from ip2p.dataset.llm.client import estimate_tokens, price, request_for
+from ip2p.params import TripletsParams
+from ip2p.records import Caption
+
+_TOKENS_OUT = 60
+"""Of a usual reply, estimated: an instruction of 8 words, a caption of 20, and the JSON around them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Estimated on the dear side: `cost` if replies are of usual length, `most` if each is as long as allowed (US dollars)."""
+
+    requests: int
+    tokens_in: int
+    cost: float
+    most: float
+    budget: float
+
+    def lines(self) -> list[str]:
+        """As a person reads it."""
+        enough = "enough" if self.budget >= self.most else "may be reached" if self.budget >= self.cost else "NOT ENOUGH"
+        return [
+            f"requests    {self.requests}",
+            f"tokens in   {self.tokens_in} (estimated from characters)",
+            f"cost        ${self.cost:.4f}, at most ${self.most:.4f}",
+            f"budget      ${self.budget:g}: {enough}",
+        ]
+
+
+def plan_triplets(section: TripletsParams, captions: list[Caption]) -> Plan:
+    """The plan for the first `section.count` requests (each dropped reply adds one more)."""
+    types = section.edit_types or EDIT_TYPES
+    asked = min(section.count, len(captions) * min(section.per_caption, len(types)))
+    format = "json_schema" if section.llm.format == "auto" else section.llm.format
+    tokens = [
+        estimate_tokens(request_for(captions[i % len(captions)].text, types[i % len(types)], section.llm, format), section.llm)
+        for i in range(asked)
+    ]
+    tokens_in = sum(t for t, _ in tokens)
+    cost, most = (price(section.llm, tokens_in, n) for n in (asked * _TOKENS_OUT, sum(t for _, t in tokens)))
+    return Plan(asked, tokens_in, cost, most, section.llm.budget)

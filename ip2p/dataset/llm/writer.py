@@ -1,0 +1,202 @@
+"""Captions → triplets by a language model (paper §3.1): in rounds until enough are kept; every drop has its reason.
+
+Which caption is asked for which edit type depends on what was kept before, never on the order in which replies arrive: the
+same journal gives the same triplets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ip2p.dataset.edit_types import EDIT_TYPES
+from ip2p.dataset.llm.batch import ask_by_batch
+from ip2p.dataset.llm.client import REFUSED, BudgetError, Client, EndpointError, Request, open_api, request_for
+from ip2p.dataset.llm.journal import Journal
+from ip2p.dataset.llm.moderation import moderate
+from ip2p.dataset.llm.prompt import BadReplyError, Format, bare, parse
+from ip2p.dataset.near import NearDuplicates
+from ip2p.params import TripletsParams
+from ip2p.records import Caption, Triplet
+from ip2p.store import fingerprint
+
+Progress = Callable[[int, int], None]
+_MOST = 1.5
+"""Times its even share that an edit type may have: a model may write another kind of edit than it was asked for."""
+Wave = list[tuple[Caption, Request]]
+
+
+@dataclass
+class Written:
+    """What a writer made of its captions."""
+
+    triplets: list[Triplet] = field(default_factory=list)
+    seen: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    extra: dict[str, float | str] = field(default_factory=dict)
+
+
+def write_with_llm(section: TripletsParams, captions: list[Caption], *, journal: Path, progress: Progress) -> Written:
+    """Up to `section.count` triplets of these captions. Raises `EndpointError` if the endpoint cannot do it."""
+    with Journal(journal) as opened:
+        return asyncio.run(_write(section, captions, opened, progress))
+
+
+async def _write(section: TripletsParams, captions: list[Caption], journal: Journal, progress: Progress) -> Written:
+    async with open_api(section.llm) as api:
+        client = Client(section.llm, journal, api)
+        format = await _settled_format(client, captions[0], (section.edit_types or EDIT_TYPES)[0])
+        before = journal.spent
+        desk = _Desk(section, captions, format)
+        try:
+            while wave := desk.next_wave():
+                await _ask_wave(client, desk, wave, progress)
+        except BudgetError as error:
+            if not desk.written.triplets:
+                raise
+            desk.written.extra["stopped"] = str(error)
+        desk.written.extra |= _account(client, before, format)
+        return desk.written
+
+
+async def _ask_wave(client: Client, desk: _Desk, wave: Wave, progress: Progress) -> None:
+    flagged = await moderate(client, [c.text for c, _ in wave])
+    safe = [(c, r) for c, r in wave if c.text not in flagged]
+    desk.drop("caption flagged by moderation", len(wave) - len(safe))
+    requests = [r for _, r in safe]
+    stopped: BudgetError | None = None
+    try:
+        failed = await _ask(client, requests, lambda _: progress(sum(r.id in client.journal.replies for r in requests), len(requests)))
+    except BudgetError as error:
+        stopped, failed = error, []
+    if len(failed) > max(1, client.section.max_failed * len(requests)):
+        raise EndpointError(
+            f"triplets.llm: no reply to {len(failed)} of {len(requests)} requests after {client.section.retries} retries "
+            f"({_counted(client.troubles)}); what was paid is kept, run again to go on"
+        )
+    drafts = desk.read(safe, client.journal)
+    flagged = await moderate(client, [text for t in drafts for text in (t.instruction, t.edited_caption)])
+    for triplet in drafts:
+        desk.take(triplet, flagged=triplet.instruction in flagged or triplet.edited_caption in flagged)
+    if stopped is not None:
+        raise stopped
+
+
+async def _ask(client: Client, requests: list[Request], progress: Callable[[int], None]) -> list[Request]:
+    return await (ask_by_batch(client, requests) if client.section.batch else client.ask_all(requests, progress))
+
+
+class _Desk:
+    """The state of the writing: which caption comes next, what was kept, what was dropped and why."""
+
+    def __init__(self, section: TripletsParams, captions: list[Caption], format: Format) -> None:
+        self.section, self.captions, self.format = section, captions, format
+        self.types = section.edit_types or EDIT_TYPES
+        self.written = Written()
+        self.used = Counter(dict.fromkeys(self.types, 0))
+        self.asked: defaultdict[str, set[str]] = defaultdict(set)
+        self.position = 0
+        self.ids: set[str] = set()
+        self.most = math.ceil(_MOST * section.count / len(self.types))
+        self.near = NearDuplicates(section.near_duplicate)
+
+    def next_wave(self) -> Wave:
+        """Requests for as many captions as triplets are missing; empty if there is nothing more to ask."""
+        short = self.section.count - len(self.written.triplets)
+        end = min(self.position + short, len(self.captions) * min(self.section.per_caption, len(self.types)))
+        planned = Counter(self.used)
+        wave: Wave = []
+        for position in range(self.position, end):
+            caption = self.captions[position % len(self.captions)]
+            edit_type = min((t for t in self.types if t not in self.asked[caption.id]), key=lambda t: (planned[t], self.types.index(t)))
+            planned[edit_type] += 1
+            self.asked[caption.id].add(edit_type)
+            wave.append((caption, request_for(caption.text, edit_type, self.section.llm, self.format)))
+        self.position = end
+        self.written.seen += len(wave)
+        return wave
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        """Count drops."""
+        if count:
+            self.written.dropped[reason] += count
+
+    def read(self, wave: Wave, journal: Journal) -> list[Triplet]:
+        """Drafts of the wave's replies; what is no edit is dropped (the reference's rules, METHOD §1)."""
+        drafts = []
+        for caption, request in wave:
+            paid = journal.replies.get(request.id)
+            if paid is None:
+                self.drop("no reply")
+            elif paid.finish == REFUSED:
+                self.drop("model refused")
+            elif paid.finish == "length":
+                self.drop("reply too long")
+            else:
+                try:
+                    reply = parse(paid.text, request.edit_type, self.format)
+                except BadReplyError as error:
+                    self.drop(str(error))
+                    continue
+                drafts.append(Triplet(caption, reply.instruction, reply.edited_caption, reply.edit_type, f"llm:{paid.model}"))
+        return drafts
+
+    def take(self, triplet: Triplet, *, flagged: bool) -> None:
+        """Keep a draft or drop it for the first reason that holds."""
+        caption, edited = bare(triplet.caption.text), bare(triplet.edited_caption)
+        if flagged:
+            self.drop("edit flagged by moderation")
+        elif caption == edited:
+            self.drop("edited caption equals its caption")
+        elif bare(triplet.instruction) in (caption, edited):
+            self.drop("instruction repeats a caption")
+        elif triplet.edit_type not in self.used:
+            self.drop("edit type not asked for")
+        elif self.used[triplet.edit_type] >= self.most:
+            self.drop("its edit type has more than its share")
+        elif triplet.id in self.ids or not self.near.is_new(f"{triplet.caption.text} {triplet.instruction} {triplet.edited_caption}"):
+            self.drop("near-duplicate of an earlier triplet")
+        else:
+            self.ids.add(triplet.id)
+            self.used[triplet.edit_type] += 1
+            self.written.triplets.append(triplet)
+
+
+async def _settled_format(client: Client, caption: Caption, edit_type: str) -> Format:
+    """The format to ask in; `auto` asks the endpoint once whether it takes a JSON schema, and the journal remembers."""
+    section = client.section
+    if section.format != "auto":
+        return section.format
+    endpoint = fingerprint("endpoint", section.base_url, section.model)
+    if endpoint not in client.journal.formats:
+        # the first request of the first wave, so that its reply is used
+        first = request_for(caption.text, edit_type, section, "json_schema")
+        try:
+            await client.ask_all([first], lambda _: None)
+            format = "json_schema"
+        except EndpointError as error:
+            if "answered 400" not in str(error) and "answered 422" not in str(error):
+                raise
+            format = "text"
+        client.journal.settle(endpoint, format)
+    return "json_schema" if client.journal.formats[endpoint] == "json_schema" else "text"
+
+
+def _account(client: Client, before: float, format: Format) -> dict[str, float | str]:
+    journal = client.journal
+    return {
+        "format": format,
+        "spent_usd": round(journal.spent, 6),
+        "spent_now_usd": round(journal.spent - before, 6),
+        "replies_paid": len(journal.replies),
+        "answers_lost": journal.lost,
+        "troubles": _counted(client.troubles),
+    }
+
+
+def _counted(troubles: Counter[str]) -> str:
+    return ", ".join(f"{n} × {what}" for what, n in sorted(troubles.items())) or "none"

@@ -1,0 +1,209 @@
+"""A local server that speaks the OpenAI protocol, writes edits of the illustrated world, and misbehaves on purpose."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from ip2p.dataset.edit_types import TAXONOMY
+from ip2p.dataset.llm.prompt import SPLIT
+from ip2p.dataset.world_writer import world_triplet
+from ip2p.records import Caption
+from ip2p.world.edits import EDIT_TYPES
+
+FAULTS = ("429", "500", "hang", "cut", "junk", "not a completion")
+
+
+class Endpoint(ThreadingHTTPServer):
+    """`faults` of all completions fail in one of `FAULTS`' ways; `reply` turns (caption, edit type) into the model's text."""
+
+    daemon_threads = True
+
+    def __init__(self, *, faults=0.0, reply=None, schema=True, hang=2.0):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.faults, self.schema, self.hang = faults, schema, hang
+        self.reply = reply or write
+        self.lock = threading.Lock()
+        self.count = 0
+        self.paid = Counter()  # by Idempotency-Key: generated and charged
+        self.cache = {}
+        self.failures = Counter()
+        self.seen = []
+        self.files, self.batches, self.jobs = {}, {}, {}
+        self.most_at_once = self.at_once = 0
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+@contextmanager
+def endpoint(**options):
+    server = Endpoint(**options)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def write(caption, edit_type):
+    """The world's grammar, as a model that follows the schema."""
+    rng = random.Random(f"{caption}/{edit_type}")
+    order = [edit_type, *EDIT_TYPES] if edit_type in EDIT_TYPES else list(EDIT_TYPES)
+    t = next(t for e in order if (t := world_triplet(Caption(caption, "t"), e, rng)))
+    return json.dumps({"instruction": t.instruction, "edited_caption": t.edited_caption, "edit_type": t.edit_type})
+
+
+def completion(server, body):
+    """The body of a reply to a chat or completion request."""
+    if "prompt" in body:
+        fields = json.loads(server.reply(body["prompt"].removesuffix("\n##\n"), "setting"))
+        text = f" {fields['instruction']}{SPLIT}{fields['edited_caption']}"
+        choice = {"index": 0, "finish_reason": "stop", "text": text}
+    else:
+        asked = body["messages"][-1]["content"]
+        caption = json.loads(re.search(r"^Caption: (.*)$", asked, re.M).group(1))
+        text = server.reply(caption, re.search(r"^Kind of edit: (\w+)", asked, re.M).group(1))
+        message = text if isinstance(text, dict) else {"role": "assistant", "content": text}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+    usage = {"prompt_tokens": 300, "completion_tokens": 50, "total_tokens": 350}
+    return {"id": "c", "object": "chat.completion", "created": 0, "model": "toy-1", "choices": [choice], "usage": usage}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        parts = self.path.split("?")[0].strip("/").split("/")[1:]
+        server = self.server
+        if parts == ["batches"]:
+            return self._json({"object": "list", "data": list(server.batches.values()), "has_more": False})
+        if parts[0] == "batches":
+            return self._json(self._advance(server.batches[parts[1]]))
+        if parts[:2] == ["fine_tuning", "jobs"] and parts[-1] == "events":
+            events = [
+                {"id": f"e{i}", "object": "fine_tuning.job.event", "created_at": 0, "level": "info", "message": m}
+                for i, m in enumerate("ab")
+            ]
+            return self._json({"object": "list", "data": events, "has_more": False})
+        if parts[:2] == ["fine_tuning", "jobs"]:
+            job = server.jobs[parts[2]]
+            job["looks"] += 1
+            if job["looks"] > 1:
+                job |= {"status": "succeeded", "fine_tuned_model": "toy:ip2p", "trained_tokens": 10}
+            return self._json({k: v for k, v in job.items() if k != "looks"})
+        if parts[0] == "files":
+            return self._send(200, server.files[parts[1]], "application/octet-stream")
+        return self._json({"error": {"message": "no such path"}}, 404)
+
+    def do_POST(self):
+        server = self.server
+        raw = self.rfile.read(int(self.headers["content-length"]))
+        path = self.path.removeprefix("/v1/")
+        if path == "files":
+            boundary = re.search(r"boundary=(\S+)", self.headers["content-type"]).group(1).encode()
+            part = next(p for p in raw.split(b"--" + boundary) if b'name="file"' in p)
+            name = f"file-{len(server.files)}"
+            server.files[name] = part.split(b"\r\n\r\n", 1)[1].removesuffix(b"\r\n")
+            return self._json(
+                {"id": name, "object": "file", "bytes": 1, "created_at": 0, "filename": "f", "purpose": "batch", "status": "processed"}
+            )
+        body = json.loads(raw)
+        if path == "moderations":
+            results = [{"flagged": "blood" in text, "categories": {}, "category_scores": {}} for text in body["input"]]
+            return self._json({"id": "m", "model": body["model"], "results": results})
+        if path == "batches":
+            batch = {"id": f"batch-{len(server.batches)}", "object": "batch", "status": "in_progress", "created_at": 0, **body}
+            server.batches[batch["id"]] = batch
+            return self._json(batch)
+        if path == "fine_tuning/jobs":
+            job = {"id": f"job-{len(server.jobs)}", "object": "fine_tuning.job", "status": "running", "created_at": 0, "looks": 0, **body}
+            job |= {"hyperparameters": {}, "organization_id": "o", "result_files": [], "seed": 0, "fine_tuned_model": None, "error": None}
+            server.jobs[job["id"]] = job
+            return self._json({k: v for k, v in job.items() if k != "looks"})
+        return self._complete(body)
+
+    def _complete(self, body):
+        server = self.server
+        if not server.schema and "response_format" in body:
+            return self._json({"error": {"message": "response_format is not supported"}}, 400)
+        key = self.headers["idempotency-key"]
+        with server.lock:
+            number, server.count = server.count, server.count + 1
+            server.at_once += 1
+            server.most_at_once = max(server.most_at_once, server.at_once)
+        try:
+            rng = random.Random(number)
+            if rng.random() < server.faults:
+                return self._fail(FAULTS[sum(server.failures.values()) % len(FAULTS)])
+            with server.lock:
+                if key not in server.cache:
+                    server.seen.append(body)
+                    server.paid[key] += 1
+                    server.cache[key] = completion(server, body)
+            self._json(server.cache[key])
+        finally:
+            with server.lock:
+                server.at_once -= 1
+
+    def _fail(self, fault):
+        self.server.failures[fault] += 1
+        if fault == "429":
+            self._json({"error": {"message": "slow down"}}, 429, {"Retry-After": "0.05"})
+        elif fault == "500":
+            self._json({"error": {"message": "oops"}}, 500)
+        elif fault == "hang":
+            time.sleep(self.server.hang)
+            self.close_connection = True
+        elif fault == "cut":
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b'{"id": "c", "choi')
+            self.wfile.flush()
+            self.close_connection = True
+        elif fault == "junk":
+            self._send(200, b"<html>gateway</html>", "application/json")
+        else:
+            self._json({"choices": []})
+
+    def _advance(self, batch):
+        if batch["status"] == "in_progress":
+            out = []
+            for line in self.server.files[batch["input_file_id"]].splitlines():
+                row = json.loads(line)
+                self.server.paid[row["custom_id"]] += 1
+                reply = {"status_code": 200, "body": completion(self.server, row["body"])}
+                out.append({"id": "r", "custom_id": row["custom_id"], "response": reply, "error": None})
+            name = f"file-{len(self.server.files)}"
+            self.server.files[name] = "".join(json.dumps(r) + "\n" for r in out).encode()
+            batch |= {"status": "completed", "output_file_id": name}
+        return batch
+
+    def _json(self, value, status=200, headers=None):
+        self._send(status, json.dumps(value).encode(), "application/json", headers)
+
+    def _send(self, status, data, kind, headers=None):
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+
+assert set(EDIT_TYPES) <= set(TAXONOMY)
