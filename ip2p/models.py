@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 
 from ip2p.diffusion import Diffusion
 from ip2p.errors import ModelError
+from ip2p.params import ModelsParams
 from ip2p.store import digest, fingerprint
 from ip2p.torchvision_cpu import declare_operators
 
@@ -51,13 +52,16 @@ def resolve_device(name: str) -> torch.device:
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """The arithmetic that a name means on a device: `auto` is bfloat16 where the hardware has it, else float32."""
     if name != "auto":
-        return torch.bfloat16 if name == "bfloat16" else torch.float32
+        named: torch.dtype = getattr(torch, name)
+        return named
     cuda = device.type == "cuda"
     native = torch.cuda.is_bf16_supported(including_emulation=False) if cuda else torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if native else torch.float32
 
 
-def load_diffusion(name: str, *, device: torch.device, dtype: torch.dtype = torch.float32, subject: str = "models.teacher") -> Diffusion:
+def load_diffusion(
+    name: str, *, device: torch.device, dtype: torch.dtype = torch.float32, subject: str = "models.teacher", compiled: bool = False
+) -> Diffusion:
     """Load a diffusers folder (or Hub id), ready for inference; weights are float32, arithmetic is `dtype`.
 
     Raises `ModelError` naming `subject` and what is missing.
@@ -75,6 +79,8 @@ def load_diffusion(name: str, *, device: torch.device, dtype: torch.dtype = torc
         parts[part] = model.to(device).eval().requires_grad_(False)
     for part in ("vae", "unet"):
         parts[part].to(memory_format=torch.channels_last)
+    if compiled:
+        parts["unet"].compile()
     parts["tokenizer"] = _part(CLIPTokenizer, source, "tokenizer", subject)
     parts["scheduler"] = _part(DDIMScheduler, source, "scheduler", subject)
     return Diffusion(**parts, device=device, dtype=dtype)
@@ -110,6 +116,28 @@ def load_clip(name: str, *, device: torch.device) -> Clip:
         std=tuple(preprocess["std"]),
         device=device,
     )
+
+
+def free_pairs(models: ModelsParams) -> int:
+    """How many image pairs can be sampled at once: 8 on a CPU; on a GPU from its free memory and what two sizes of batch take."""
+    device = resolve_device(models.device)
+    if device.type != "cuda":
+        return 8
+    from ip2p.diffusion import decode_latents, encode_text, run_unet
+
+    teacher = load_diffusion(models.teacher, device=device, dtype=resolve_dtype(models.dtype, device))
+    side, text = teacher.unet.config.sample_size, encode_text(teacher, [""])
+    peaks = []
+    for pairs in (1, 3):
+        torch.cuda.reset_peak_memory_stats(device)
+        rows = torch.zeros(4 * pairs, teacher.latent_channels, side, side, device=device)
+        with torch.inference_mode():
+            run_unet(teacher, rows, torch.tensor(500.0), text.expand(len(rows), -1, -1))
+            decode_latents(teacher, rows[: 2 * pairs])
+        peaks.append(torch.cuda.max_memory_allocated(device))
+    a_pair = max(1, (peaks[1] - peaks[0]) // 2)
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(max(1, min(256, 0.8 * free // a_pair)))
 
 
 def model_source(name: str, *, kind: str, subject: str) -> str:

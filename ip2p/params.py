@@ -35,8 +35,10 @@ class ModelsParams(Section):
     """`world`, an OpenCLIP folder (`./path`), or `ARCHITECTURE:PRETRAINED`, such as `ViT-L-14-quickgelu:openai`."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1` …"""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic of UNet and autoencoder (weights and optimizer stay float32); `auto`: bfloat16 where the hardware has it."""
+    compile: bool = False
+    """Whether the UNet is compiled (`torch.compile`) for sampling: minutes at the start, faster steps after, on a GPU."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of a single-process stage; 0 leaves it to torch."""
 
@@ -102,7 +104,18 @@ class PairsParams(Section):
     """Triplets to image pairs by Prompt-to-Prompt (paper §3.2)."""
 
     samples: Count = 3
-    """Pairs a triplet (paper: 100)."""
+    """Most pairs sampled for a triplet (paper: 100)."""
+    strategy: Literal["best_of_n", "adaptive"] = "best_of_n"
+    """`best_of_n`: every sample is made and stored (the paper's). `adaptive`: a triplet stops once `filter.keep` of its pairs pass
+    the filter's thresholds, or none of `patience` did; pairs that do not pass are counted, not stored."""
+    patience: Count = 16
+    """Samples after which a triplet without a passing pair is given up (adaptive)."""
+    abandon_at: Share = 0.0
+    """Share of the steps after which a sample whose predicted clean images are hopeless is abandoned; 0: never."""
+    abandon_margin: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """By how much a prediction must miss the filter's thresholds to be hopeless."""
+    method: Literal["self_attention", "cross_attention", "both", "none"] = "self_attention"
+    """Prompt-to-Prompt method (ip2p/dataset/p2p): the reference's is self_attention."""
     steps: Annotated[int, Field(ge=2, le=1000)] = 20
     """Sampling steps (reference: 100)."""
     solver: Literal["euler_ancestral", "dpmpp_2m"] = "euler_ancestral"
@@ -110,11 +123,13 @@ class PairsParams(Section):
     guidance: tuple[Positive, Positive] = (3.0, 6.0)
     """Range of the classifier-free guidance scale, drawn a sample (reference: 7.5–15)."""
     p2p: tuple[Share, Share] = (0.1, 0.9)
-    """Range of the share of steps that share self-attention, drawn a sample (paper: 0.1–0.9)."""
+    """Range of the share of steps that share attention, drawn a sample (paper: 0.1–0.9)."""
+    negative_prompt: str = ""
+    """What guidance leads away from."""
     unit: Count = 16
     """Triplets a shard: the unit of work, retry and resumption."""
-    batch: Count = 8
-    """Pairs sampled at once."""
+    batch: Annotated[int, Field(ge=0)] = 8
+    """Pairs sampled at once; 0: what fits into the GPU's free memory (8 on a CPU)."""
     workers: Count = 2
     """Processes; each loads the models once."""
 

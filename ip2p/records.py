@@ -43,6 +43,9 @@ _PAIR = [
     ("sim_1", pa.float64()),
     ("sim_image", pa.float64()),
     ("sim_direction", pa.float64()),
+    ("shift", pa.float64()),
+    ("zoom", pa.float64()),
+    ("outside", pa.float64()),
 ]
 PAIRS = pa.schema([*_REFERENCE, *_PAIR])
 EXAMPLES = pa.schema([*_REFERENCE, *_PAIR, ("split", pa.string()), ("rank", pa.int64())])

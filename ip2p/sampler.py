@@ -50,25 +50,48 @@ def draw_noise(seeds: Sequence[int], shape: tuple[int, ...], steps: int) -> Tens
     return torch.stack(rows, dim=1)
 
 
+@dataclass(frozen=True)
+class State:
+    """Sampling after `done` steps: noisy latents, and the clean latents that the last step predicted."""
+
+    x_BCHW: Tensor
+    clean_BCHW: Tensor
+    done: int = 0
+
+    def rows(self, picks: Tensor) -> State:
+        """The state of some rows of the batch."""
+        return State(self.x_BCHW[picks], self.clean_BCHW[picks], self.done)
+
+
+def begin(schedule: Schedule, noise_BCHW: Tensor, *, start_BCHW: Tensor | None = None) -> State:
+    """The state before the first step: noise, over clean latents `start_BCHW` if there are any."""
+    x = noise_BCHW * schedule.sigmas[0].to(noise_BCHW.device)
+    x = x if start_BCHW is None else x + start_BCHW
+    return State(x, x)
+
+
 @torch.no_grad()
-def sample(predict: Predict, schedule: Schedule, noise_SBCHW: Tensor, *, start_BCHW: Tensor | None = None) -> Tensor:
-    """Clean latents; `noise_SBCHW` holds initial and ancestral noise, `start_BCHW` clean latents to begin from."""
+def advance(predict: Predict, schedule: Schedule, noise_SBCHW: Tensor, state: State, *, until: int) -> State:
+    """Take steps until `until` are done; of the clean latents after the last step, `x_BCHW` is a copy."""
     sigmas = schedule.sigmas.to(noise_SBCHW.device)
-    x = noise_SBCHW[0] * sigmas[0]
-    if start_BCHW is not None:
-        x = x + start_BCHW
-    before = x
-    for i in range(len(schedule.timesteps)):
+    x, before = state.x_BCHW, state.clean_BCHW
+    for i in range(state.done, until):
         output = predict(x / (sigmas[i] ** 2 + 1).sqrt(), schedule.timesteps[i], i)
         clean = to_clean(x, output, sigmas[i], schedule.prediction)
         if sigmas[i + 1] == 0:
-            return clean
-        if schedule.solver == "euler_ancestral":
+            x = clean
+        elif schedule.solver == "euler_ancestral":
             x = _euler_ancestral(x, clean, sigmas[i], sigmas[i + 1], noise_SBCHW[i + 1])
         else:
             x = _dpmpp_2m(x, clean, before if i else clean, sigmas, i)
         before = clean
-    return x
+    return State(x, before, until)
+
+
+def sample(predict: Predict, schedule: Schedule, noise_SBCHW: Tensor, *, start_BCHW: Tensor | None = None) -> Tensor:
+    """Clean latents; `noise_SBCHW` holds initial and ancestral noise, `start_BCHW` clean latents to begin from."""
+    state = begin(schedule, noise_SBCHW[0], start_BCHW=start_BCHW)
+    return advance(predict, schedule, noise_SBCHW, state, until=len(schedule.timesteps)).clean_BCHW
 
 
 def _euler_ancestral(x: Tensor, clean: Tensor, sigma: Tensor, following: Tensor, noise: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from ip2p.errors import DataError
 
-_FINGERPRINT = b"ip2p.fingerprint"
+_FINGERPRINT, _NOTE = b"ip2p.fingerprint", b"ip2p.note"
 
 
 def fingerprint(*parts: Any) -> str:
@@ -54,9 +54,10 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
 
 
-def write_shard(path: Path, table: pa.Table, mark: str) -> None:
-    """Write a Parquet shard carrying fingerprint `mark`, atomically and with the same bytes each time."""
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _FINGERPRINT: mark.encode()})
+def write_shard(path: Path, table: pa.Table, mark: str, *, note: Any = None) -> None:
+    """Write a Parquet shard carrying fingerprint `mark` and a JSON `note`, atomically and with the same bytes each time."""
+    carried = {_FINGERPRINT: mark.encode(), _NOTE: json.dumps(note, sort_keys=True).encode()}
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **carried})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     write_bytes(path, sink.getvalue().to_pybytes())
@@ -70,6 +71,11 @@ def shard_mark(path: Path) -> str | None:
         return None
     mark = metadata.get(_FINGERPRINT)
     return mark.decode() if mark else None
+
+
+def shard_note(path: Path) -> Any:
+    """The note a shard carries, or None."""
+    return json.loads((pq.read_schema(path).metadata or {}).get(_NOTE, b"null"))
 
 
 def shards(folder: Path, prefix: str = "") -> list[Path]:

@@ -1,0 +1,161 @@
+"""Triplet and draw → a scored image pair (paper §3.2, METHOD §2): many pairs a batch, each with its own p2p and guidance.
+
+Both images share the initial and every step's ancestral noise; attention is shared by the chosen Prompt-to-Prompt method.
+Texts are embedded once each; CLIP scores are computed on the device, where the images are. Rows of the UNet's batch: source
+and target without text, then source and target with text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ip2p.clip import Similarities, image_features, similarities, text_features
+from ip2p.dataset.p2p.processor import Plan, Steering, install
+from ip2p.dataset.p2p.words import align_words
+from ip2p.dataset.thresholds import Similar, reject_reason
+from ip2p.diffusion import Diffusion, decode_latents, encode_text, run_guided
+from ip2p.models import Clip, load_clip, load_diffusion, resolve_device, resolve_dtype
+from ip2p.params import FilterParams, ModelsParams, PairsParams
+from ip2p.records import Draw, Triplet
+from ip2p.sampler import Predict, Schedule, advance, begin, draw_noise, make_schedule
+
+_TEXTS_AT_ONCE = 32
+ABANDONED = "abandoned on its predicted images"
+
+
+@dataclass(frozen=True)
+class Synthesiser:
+    """Models of one worker, ready to sample; `texts` remembers embeddings of the unit under way."""
+
+    teacher: Diffusion
+    clip: Clip
+    steering: Steering
+    params: PairsParams
+    thresholds: FilterParams
+    seed: int
+    negative_1LD: Tensor
+    texts: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Made:
+    """Pairs of a batch that were sampled to the end: images `BCHW` in [0, 1], their similarities, and which draws they are of."""
+
+    before_BCHW: Tensor
+    after_BCHW: Tensor
+    scores: Similarities
+    picks: list[int]
+
+
+def load_synthesiser(models: ModelsParams, section: PairsParams, thresholds: FilterParams, seed: int) -> Synthesiser:
+    """Load teacher and CLIP and install the Prompt-to-Prompt method."""
+    device = resolve_device(models.device)
+    teacher = load_diffusion(models.teacher, device=device, dtype=resolve_dtype(models.dtype, device), compiled=models.compile)
+    steering = install(teacher.unet, section.method)
+    clip = load_clip(models.clip, device=device)
+    return Synthesiser(teacher, clip, steering, section, thresholds, seed, encode_text(teacher, [section.negative_prompt]))
+
+
+def remember_texts(maker: Synthesiser, triplets: list[Triplet]) -> None:
+    """Embed every caption of a unit once, for the UNet and for CLIP; forgets those of the last unit."""
+    distinct = list(dict.fromkeys(text for t in triplets for text in (t.caption.text, t.edited_caption)))
+    maker.texts.clear()
+    for first in range(0, len(distinct), _TEXTS_AT_ONCE):
+        some = distinct[first : first + _TEXTS_AT_ONCE]
+        maker.texts.update(zip(some, zip(encode_text(maker.teacher, some), text_features(maker.clip, some), strict=True), strict=True))
+
+
+@torch.inference_mode()
+def sample_pairs(maker: Synthesiser, triplets: list[Triplet], drawn: list[Draw]) -> Made:
+    """Sample and score one pair for each triplet and draw; hopeless ones are abandoned on the way if the parameters say so."""
+    if not all(text in maker.texts for t in triplets for text in (t.caption.text, t.edited_caption)):
+        remember_texts(maker, triplets)
+    teacher, section = maker.teacher, maker.params
+    schedule = _schedule(teacher, section)
+    side = teacher.unet.config.sample_size
+    noise = draw_noise([d.seed for d in drawn], (teacher.latent_channels, side, side), section.steps).to(teacher.device)
+    picks = torch.arange(len(drawn))
+    state = begin(schedule, _twice(noise[0]))
+    stop = round(section.steps * section.abandon_at)
+    if 0 < stop < section.steps:
+        state = advance(_predictor(maker, triplets, drawn), schedule, _twice(noise), state, until=stop)
+        picks = _promising(maker, triplets, _images(teacher, state.clean_BCHW))
+        state = state.rows(torch.cat([picks, picks + len(drawn)]))
+        triplets, drawn = ([x[i] for i in picks.tolist()] for x in (triplets, drawn))
+    if not drawn:
+        empty = torch.zeros(0, 3, teacher.image_size, teacher.image_size)
+        return Made(empty, empty, Similarities(*[torch.zeros(0)] * 4), [])
+    predict = _predictor(maker, triplets, drawn)
+    state = advance(predict, schedule, _twice(noise[:, picks]), state, until=section.steps)
+    before, after = _images(teacher, state.clean_BCHW)
+    return Made(before, after, score(maker, triplets, before, after), picks.tolist())
+
+
+def score(maker: Synthesiser, triplets: list[Triplet], before_BCHW: Tensor, after_BCHW: Tensor) -> Similarities:
+    """The four similarities of pairs whose texts are remembered."""
+    features = [image_features(maker.clip, x) for x in (before_BCHW, after_BCHW)]
+    texts = [
+        torch.stack([maker.texts[x][1] for x in some])
+        for some in ([t.caption.text for t in triplets], [t.edited_caption for t in triplets])
+    ]
+    return similarities(features[0], features[1], texts[0], texts[1])
+
+
+def similar(scores: Similarities) -> list[Similar]:
+    """Similarities as one record a pair."""
+    columns = (scores.caption_0, scores.caption_1, scores.image, scores.direction)
+    return [Similar(*row) for row in torch.stack(columns, dim=1).double().tolist()]
+
+
+def _promising(maker: Synthesiser, triplets: list[Triplet], images: tuple[Tensor, Tensor]) -> Tensor:
+    """Numbers of the pairs whose predicted images miss no threshold by more than the margin."""
+    found = similar(score(maker, triplets, *images))
+    margin = maker.params.abandon_margin
+    return torch.tensor([i for i, s in enumerate(found) if reject_reason(s, maker.thresholds, margin=margin) is None], dtype=torch.long)
+
+
+def _predictor(maker: Synthesiser, triplets: list[Triplet], drawn: list[Draw]) -> Predict:
+    """The guided prediction for these pairs, which sets the plan of each step before it."""
+    teacher, count, steps = maker.teacher, len(drawn), maker.params.steps
+    texts = torch.stack([maker.texts[x][0] for x in [t.caption.text for t in triplets] + [t.edited_caption for t in triplets]])
+    context = torch.cat([maker.negative_1LD.expand(2 * count, -1, -1), texts])
+    guidance = torch.tensor([d.guidance for d in drawn] * 2, device=teacher.device).view(-1, 1, 1, 1)
+    p2p = torch.tensor([d.p2p for d in drawn], device=teacher.device)
+    words, new = _words(teacher, triplets) if maker.params.method in ("cross_attention", "both") else (torch.empty(0), torch.empty(0))
+
+    def predict(x: Tensor, timestep: Tensor, i: int) -> Tensor:
+        maker.steering.plan = Plan(p2p > i / (steps - 1), words.to(teacher.device), new.to(teacher.device))
+        return run_guided(teacher, x, timestep, context, guidance)
+
+    return predict
+
+
+def _words(teacher: Diffusion, triplets: list[Triplet]) -> tuple[Tensor, Tensor]:
+    length = teacher.text_encoder.config.max_position_embeddings
+    tokens = [
+        teacher.tokenizer(x, padding="max_length", truncation=True, max_length=length).input_ids
+        for x in ([t.caption.text for t in triplets], [t.edited_caption for t in triplets])
+    ]
+    aligned = [align_words(source, target) for source, target in zip(*tokens, strict=True)]
+    return torch.stack([a[0] for a in aligned]), torch.stack([a[1] for a in aligned])
+
+
+def _images(teacher: Diffusion, latents_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Source and target images at 8 bits."""
+    before, after = decode_latents(teacher, latents_BCHW).mul(255).round().div(255).chunk(2)
+    return before, after
+
+
+def _twice(noise: Tensor) -> Tensor:
+    """Both images of a pair start from, and are stirred by, the same noise."""
+    return torch.cat([noise, noise], dim=noise.ndim - 4)
+
+
+def _schedule(teacher: Diffusion, section: PairsParams) -> Schedule:
+    scheduler: Any = teacher.scheduler
+    prediction = scheduler.config.prediction_type
+    return make_schedule(scheduler.alphas_cumprod, steps=section.steps, prediction=prediction, solver=section.solver)
