@@ -142,9 +142,22 @@ class PairsParams(Section):
         return self
 
 
+class TypeThresholds(Section):
+    """An edit type's own thresholds, where they differ from the common ones."""
+
+    caption: Similarity | None = None
+    image: Similarity | None = None
+    direction: Similarity | None = None
+    copy_limit: Similarity | None = Field(default=None, alias="copy")
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
 class FilterParams(Section):
     """Image pairs to a dataset by CLIP (paper §3.2; reference: 0.2, 0.2, 0.7, 0.2, best 4)."""
 
+    chain: tuple[Literal["clip", "alignment", "degenerate", "duplicates"], ...] = ("clip", "degenerate", "alignment", "duplicates")
+    """Filters in the order in which they decide (ip2p/dataset/filters)."""
     caption: Similarity = 0.2
     """Least similarity of each image to its caption."""
     image: Similarity = 0.7
@@ -153,6 +166,18 @@ class FilterParams(Section):
     """Least cosine between the change in image and the change in caption."""
     copy_limit: Similarity = Field(default=1.0, alias="copy")
     """Greatest similarity of the two images: above it the pair is a copy (reference: no limit)."""
+    by_type: dict[str, TypeThresholds] = {}
+    """Thresholds of single edit types, such as those that `ip2p filter calibrate` finds."""
+    shift: Share = 1.0
+    """Greatest shift of one image against the other, as a share of the side (reference: no limit)."""
+    zoom: Share = 1.0
+    """Greatest zoom of one image against the other, as a difference from 1 (reference: no limit)."""
+    outside: Share = 1.0
+    """Greatest mean change outside the edited region, 0 to 1 (reference: no limit)."""
+    contrast: Share = 0.02
+    """Least standard deviation of an image's grey values; a picture of one colour has 0."""
+    burnt: Share = 0.9
+    """Greatest share of an image that is pure black or white."""
     keep: Count = 4
     """Most pairs kept a triplet, best direction first."""
     splits: tuple[Share, Share] = (0.05, 0.05)

@@ -46,6 +46,10 @@ _PAIR = [
     ("shift", pa.float64()),
     ("zoom", pa.float64()),
     ("outside", pa.float64()),
+    ("contrast", pa.float64()),
+    ("burnt", pa.float64()),
+    ("hash_0", pa.int64()),
+    ("hash_1", pa.int64()),
 ]
 PAIRS = pa.schema([*_REFERENCE, *_PAIR])
 EXAMPLES = pa.schema([*_REFERENCE, *_PAIR, ("split", pa.string()), ("rank", pa.int64())])

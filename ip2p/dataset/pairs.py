@@ -20,7 +20,8 @@ import pyarrow as pa
 import torch
 
 from ip2p.dataset.alignment import align
-from ip2p.dataset.read import read_triplets
+from ip2p.dataset.looks import burnt, contrast, difference_hash
+from ip2p.dataset.read import Drops, read_drops, read_triplets
 from ip2p.dataset.rounds import Progress as Tried
 from ip2p.dataset.rounds import next_samples
 from ip2p.dataset.synthesis import ABANDONED, Made, Synthesiser, load_synthesiser, remember_texts, sample_pairs, similar
@@ -31,14 +32,13 @@ from ip2p.parallel import leave_with_parent
 from ip2p.params import PairsParams, Params
 from ip2p.pictures import to_png
 from ip2p.records import PAIRS, Draw, StageReport, Triplet
-from ip2p.store import assemble, code_mark, fingerprint, shard_mark, shard_note, write_shard
+from ip2p.store import assemble, code_mark, fingerprint, shard_mark, write_shard
 
 Progress = Callable[[int, int], None]
-Drops = dict[str, Counter[str]]
-"""Samples that were made and not stored: edit type → reason → how many."""
 _SOURCES = (
     "clip.py",
     "dataset/alignment.py",
+    "dataset/looks.py",
     "dataset/pairs.py",
     "dataset/p2p/both.py",
     "dataset/p2p/cross_attention.py",
@@ -102,7 +102,7 @@ def make_unit(maker: Synthesiser, unit: Unit, folder: Path) -> int:
         drawn = [draw_sample(unit.triplets[n], number, section, maker.seed) for n, number in chosen]
         made = sample_pairs(maker, triplets, drawn)
         for index, found, row in zip(made.picks, similar(made.scores), _rows(made, triplets, drawn), strict=True):
-            reason = reject_reason(found, maker.thresholds)
+            reason = reject_reason(found, maker.thresholds, triplets[index].edit_type)
             tried[chosen[index][0]].passed += reason is None
             if reason is None or section.strategy == "best_of_n":
                 rows.append(row)
@@ -114,15 +114,6 @@ def make_unit(maker: Synthesiser, unit: Unit, folder: Path) -> int:
                 drops.setdefault(triplets[index].edit_type, Counter())[ABANDONED] += 1
     write_shard(folder / unit.name, pa.Table.from_pylist(rows, schema=PAIRS), unit.mark, note={k: dict(v) for k, v in drops.items()})
     return len(rows)
-
-
-def read_drops(folder: Path) -> Drops:
-    """What was sampled and not stored, summed over a folder's shards."""
-    total: Drops = {}
-    for path in sorted(folder.glob("*.parquet")):
-        for edit_type, reasons in (shard_note(path) or {}).items():
-            total.setdefault(edit_type, Counter()).update(reasons)
-    return total
 
 
 def run(params: Params, *, triplets: Path, out: Path, work: Path, progress: Progress = lambda done, of: None) -> StageReport:
@@ -207,17 +198,20 @@ def _rows(made: Made, triplets: list[Triplet], drawn: list[Draw]) -> list[dict[s
         return []
     aligned = align(made.before_BCHW, made.after_BCHW)
     scores = similar(made.scores)
+    images = (made.before_BCHW, made.after_BCHW)
+    least_contrast, most_burnt = (torch.minimum(*map(contrast, images)), torch.maximum(*map(burnt, images)))
+    hashes = [difference_hash(x) for x in images]
     rows = []
     for i, index in enumerate(made.picks):
         t, d = triplets[index], drawn[index]
-        images = [{"bytes": to_png(x[i]), "path": f"{d.pair_id}_{n}.png"} for n, x in enumerate((made.before_BCHW, made.after_BCHW))]
+        pictures = [{"bytes": to_png(x[i]), "path": f"{d.pair_id}_{n}.png"} for n, x in enumerate(images)]
         rows.append(
             {
                 "original_prompt": t.caption.text,
-                "original_image": images[0],
+                "original_image": pictures[0],
                 "edit_prompt": t.instruction,
                 "edited_prompt": t.edited_caption,
-                "edited_image": images[1],
+                "edited_image": pictures[1],
                 "pair_id": d.pair_id,
                 "triplet_id": t.id,
                 "edit_type": t.edit_type,
@@ -228,6 +222,10 @@ def _rows(made: Made, triplets: list[Triplet], drawn: list[Draw]) -> list[dict[s
                 "shift": aligned.shift[i].item(),
                 "zoom": aligned.zoom[i].item(),
                 "outside": aligned.outside[i].item(),
+                "contrast": least_contrast[i].item(),
+                "burnt": most_burnt[i].item(),
+                "hash_0": hashes[0][i],
+                "hash_1": hashes[1][i],
             }
         )
     return rows

@@ -115,7 +115,8 @@ def _promising(maker: Synthesiser, triplets: list[Triplet], images: tuple[Tensor
     """Numbers of the pairs whose predicted images miss no threshold by more than the margin."""
     found = similar(score(maker, triplets, *images))
     margin = maker.params.abandon_margin
-    return torch.tensor([i for i, s in enumerate(found) if reject_reason(s, maker.thresholds, margin=margin) is None], dtype=torch.long)
+    reasons = [reject_reason(s, maker.thresholds, t.edit_type, margin=margin) for s, t in zip(found, triplets, strict=True)]
+    return torch.tensor([i for i, reason in enumerate(reasons) if reason is None], dtype=torch.long)
 
 
 def _predictor(maker: Synthesiser, triplets: list[Triplet], drawn: list[Draw]) -> Predict:

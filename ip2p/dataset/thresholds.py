@@ -25,8 +25,10 @@ class Similar:
     sim_direction: float
 
 
-def reject_reason(pair: Similar, section: FilterParams, *, margin: float = 0.0) -> str | None:
+def reject_reason(pair: Similar, section: FilterParams, edit_type: str = "", *, margin: float = 0.0) -> str | None:
     """The first threshold that the pair misses by more than `margin`, or None; a score that is no number misses."""
+    own = section.by_type.get(edit_type)
+    section = section if own is None else section.model_copy(update=own.model_dump(exclude_none=True))
     least = {"sim_0": section.caption, "sim_1": section.caption, "sim_image": section.image}
     for name, threshold in least.items():
         if not getattr(pair, name) >= threshold - margin:

@@ -1,0 +1,75 @@
+"""Scored pairs → a reason for each row, by the filters in the order of the parameters, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ip2p.dataset.filters import Filter
+from ip2p.dataset.filters.alignment import AlignmentFilter
+from ip2p.dataset.filters.clip import ClipFilter
+from ip2p.dataset.filters.degenerate import DegenerateFilter
+from ip2p.dataset.filters.duplicates import DuplicatesFilter
+from ip2p.params import FilterParams
+
+KEPT = "kept"
+FILTERS: dict[str, Callable[[FilterParams], Filter]] = {
+    "clip": ClipFilter,
+    "alignment": AlignmentFilter,
+    "degenerate": DegenerateFilter,
+    "duplicates": DuplicatesFilter,
+}
+_OWN = ("pair_id", "triplet_id", "edit_type", "sim_direction")
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Of each row: its reason (`KEPT` if it stays), and its rank within its triplet by direction (-1 if dropped by a filter)."""
+
+    reasons: npt.NDArray[np.object_]
+    ranks: npt.NDArray[np.int64]
+
+    @property
+    def kept(self) -> npt.NDArray[np.bool_]:
+        """The rows that stay."""
+        mask: npt.NDArray[np.bool_] = self.reasons == KEPT
+        return mask
+
+
+class Chain:
+    """Filters with what they remember; feed it the shards of a dataset in order. A triplet's pairs lie in one shard."""
+
+    def __init__(self, section: FilterParams) -> None:
+        self.section = section
+        self.links: list[Filter] = [FILTERS[name](section) for name in section.chain]
+        self.columns = list(dict.fromkeys((*_OWN, *(c for link in self.links for c in link.columns))))
+
+    def judge(self, table: pa.Table) -> Verdicts:
+        """A verdict for every row of a shard's scores."""
+        reasons = np.full(len(table), KEPT, dtype=object)
+        alive = np.ones(len(table), dtype=bool)
+        for link in self.links:
+            for reason, mask in link.misses(table, alive):
+                reasons[alive & mask] = reason
+                alive &= ~mask
+        ranks = _ranks(table, alive)
+        reasons[alive & (ranks >= self.section.keep)] = f"beyond the best {self.section.keep} of its triplet"
+        return Verdicts(reasons, ranks)
+
+
+def _ranks(table: pa.Table, alive: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Place of each row among its triplet's, best direction first, ties by pair id; -1 for rows that are not alive."""
+    ranks = np.full(len(table), -1, dtype=np.int64)
+    rows = np.flatnonzero(alive)
+    if not len(rows):
+        return ranks
+    some = table.select(list(_OWN)).take(pa.array(rows)).append_column("row", pa.array(rows))
+    ordered = some.sort_by([("triplet_id", "ascending"), ("sim_direction", "descending"), ("pair_id", "ascending")])
+    codes = ordered["triplet_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    starts = np.flatnonzero(np.diff(codes, prepend=-1))
+    ranks[ordered["row"].to_numpy()] = np.arange(len(rows)) - np.repeat(starts, np.diff(np.append(starts, len(rows))))
+    return ranks
