@@ -30,6 +30,11 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     stages = {name: verbs.add_parser(name, help=text, description=text) for name, text in STAGE_HELP.items()}
     _triplets_options(stages["triplets"])
+    stages["filter"].add_argument(
+        "what", nargs="?", choices=("calibrate",), help="calibrate: find thresholds by edit type from labelled pairs"
+    )
+    labels = "JSONL of a person's verdicts on pairs of data/pairs (default: the world's truth)"
+    stages["filter"].add_argument("--labels", type=Path, help=labels)
     _edit_options(verbs.add_parser("edit", help="edit a picture by an instruction"))
     world = verbs.add_parser("world", help="look at the illustrated world (show) and measure its models (report)")
     world.add_argument("what", choices=("show", "report"))
@@ -66,7 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _verb(name: str) -> Callable[[argparse.Namespace], int]:
-    return {"triplets": _triplets, "edit": _edit, "world": _world, "pretrain": _pretrain, "doctor": _doctor}.get(name, _stage)
+    return {"triplets": _triplets, "filter": _filter, "edit": _edit, "world": _world, "pretrain": _pretrain, "doctor": _doctor}.get(
+        name, _stage
+    )
 
 
 def _stage(options: argparse.Namespace) -> int:
@@ -110,6 +117,18 @@ def _triplets(options: argparse.Namespace) -> int:
 
     model = finetune(params.triplets.llm, options.data, work=Path("work/triplets"), base=options.base, epochs=options.epochs)
     print(f"set triplets.llm.model to {model}")
+    return 0
+
+
+def _filter(options: argparse.Namespace) -> int:
+    if options.what is None:
+        return _stage(options)
+    from ip2p.dataset.calibrate import run
+    from ip2p.params import load_params
+    from ip2p.stages import PAIRS, REPORTS
+
+    params = load_params(options.params)
+    print("\n".join(run(params, labels=options.labels, pairs=PAIRS, out=REPORTS / "calibration", progress=_bar)))
     return 0
 
 
