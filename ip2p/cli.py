@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ip2p.errors import UserError
 
@@ -35,6 +36,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     labels = "JSONL of a person's verdicts on pairs of data/pairs (default: the world's truth)"
     stages["filter"].add_argument("--labels", type=Path, help=labels)
+    stages["pairs"].add_argument("what", nargs="?", choices=("regenerate",), help="regenerate: make a pair's pixels again")
+    stages["pairs"].add_argument("id", nargs="?", help="id of the pair to regenerate")
+    stages["pairs"].add_argument("-o", "--output", type=Path, default=Path(), help="folder for its two images (default: here)")
+    verbs.add_parser("trace", help="where a pair or triplet comes from and what became of it").add_argument("id", help="its id")
+    _exchange_options(verbs)
     _edit_options(verbs.add_parser("edit", help="edit a picture by an instruction"))
     world = verbs.add_parser("world", help="look at the illustrated world (show) and measure its models (report)")
     world.add_argument("what", choices=("show", "report"))
@@ -71,9 +77,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _verb(name: str) -> Callable[[argparse.Namespace], int]:
-    return {"triplets": _triplets, "filter": _filter, "edit": _edit, "world": _world, "pretrain": _pretrain, "doctor": _doctor}.get(
-        name, _stage
-    )
+    return {
+        "triplets": _triplets,
+        "pairs": _pairs,
+        "filter": _filter,
+        "trace": _trace,
+        "export": _export,
+        "import": _import,
+        "lint": _lint,
+        "edit": _edit,
+        "world": _world,
+        "pretrain": _pretrain,
+        "doctor": _doctor,
+    }.get(name, _stage)
 
 
 def _stage(options: argparse.Namespace) -> int:
@@ -118,6 +134,67 @@ def _triplets(options: argparse.Namespace) -> int:
     model = finetune(params.triplets.llm, options.data, work=Path("work/triplets"), base=options.base, epochs=options.epochs)
     print(f"set triplets.llm.model to {model}")
     return 0
+
+
+def _pairs(options: argparse.Namespace) -> int:
+    if options.what is None:
+        return _stage(options)
+    if options.id is None:
+        raise UserError("pairs regenerate: name the pair's id; `ip2p trace TRIPLET` lists those of a triplet")
+    from ip2p.dataset.trace import regenerate
+    from ip2p.params import load_params
+    from ip2p.stages import PAIRS, TRIPLETS
+
+    files = regenerate(options.id, load_params(options.params), triplets=TRIPLETS, pairs=PAIRS, out=options.output)
+    print("\n".join(map(str, files)))
+    return 0
+
+
+def _trace(options: argparse.Namespace) -> int:
+    from ip2p.dataset.trace import trace
+    from ip2p.stages import DATASET, PAIRS, TRIPLETS
+
+    print("\n".join(trace(options.id, triplets=TRIPLETS, pairs=PAIRS, dataset=DATASET)))
+    return 0
+
+
+def _exchange_options(verbs: Any) -> None:
+    layouts = ("hf", "reference", "magicbrush", "webdataset", "folders")
+    export = verbs.add_parser("export", help="write the dataset in another layout")
+    export.add_argument("--to", choices=layouts, required=True, help="hf: datasets.load_dataset reads it; reference: InstructPix2Pix's own")
+    export.add_argument("-o", "--output", type=Path, required=True, help="folder to write; must not exist")
+    bring = verbs.add_parser("import", help="bring pairs of your own: read, score, and lay them where filter finds them")
+    bring.add_argument("--from", dest="layout", choices=layouts, required=True, help="layout of the folder")
+    bring.add_argument("source", type=Path, help="folder to read")
+    bring.add_argument("-o", "--output", type=Path, default=Path("data/pairs"), help="folder to write (default: %(default)s)")
+    lint = verbs.add_parser("lint", help="what a trainer would stumble over in a dataset folder")
+    lint.add_argument("--as", dest="layout", choices=layouts, required=True, help="layout of the folder")
+    lint.add_argument("source", type=Path, help="folder to read")
+
+
+def _export(options: argparse.Namespace) -> int:
+    from ip2p.dataset.exchange.move import export_dataset
+    from ip2p.stages import DATASET
+
+    print(f"{export_dataset(DATASET, options.to, options.output)} examples in {options.output}")
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from ip2p.dataset.exchange.move import import_pairs
+    from ip2p.params import load_params
+
+    count = import_pairs(options.source, options.layout, options.output, load_params(options.params))
+    print(f"{count} pairs in {options.output}; `ip2p filter` comes next")
+    return 0
+
+
+def _lint(options: argparse.Namespace) -> int:
+    from ip2p.dataset.exchange.move import lint
+
+    problems = lint(options.source, options.layout)
+    print("\n".join(problems) or "nothing to complain of")
+    return 2 if problems else 0
 
 
 def _filter(options: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ip2p.errors import DataError
 
 MAX_PIXELS = 64_000_000
+_VISIBLE = 0.06
 
 
 def to_png(image_CHW: Tensor) -> bytes:
@@ -21,6 +22,20 @@ def to_png(image_CHW: Tensor) -> bytes:
     buffer = io.BytesIO()
     to_pillow(image_CHW).save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
+
+
+def to_jpeg(data: bytes, *, where: str) -> bytes:
+    """An encoded picture as JPEG of quality 95, colours at full resolution."""
+    buffer = io.BytesIO()
+    open_picture(data, where=where).save(buffer, "JPEG", quality=95, subsampling=0)
+    return buffer.getvalue()
+
+
+def change_mask(before: bytes, after: bytes, *, where: str) -> bytes:
+    """PNG of where two encoded pictures of one size differ visibly (by more than 6% of the range): white there, else black."""
+    first, second = (from_bytes(x, where=where) for x in (before, after))
+    changed = (first - second).abs().mean(0, keepdim=True) > _VISIBLE
+    return to_png(changed.float().expand(3, -1, -1))
 
 
 def to_pillow(image_CHW: Tensor) -> Image.Image:

@@ -161,7 +161,7 @@ def world_labels(params: Params, count: int, progress: Callable[[int, int], None
 
 
 def run(
-    params: Params, *, labels: Path | None, pairs: Path, out: Path, count: int = 440, progress: Callable[[int, int], None]
+    params: Params, *, labels: Path | None, pairs: Path, out: Path, count: int = 220, progress: Callable[[int, int], None]
 ) -> list[str]:
     """Calibrate; writes `calibration.json`, `.png` and `.yaml` (for params.yaml) to `out`; returns what to print."""
     known = read_labels(labels, pairs) if labels else world_labels(params, count, progress)

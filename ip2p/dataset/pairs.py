@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from ip2p.dataset.alignment import align
-from ip2p.dataset.looks import burnt, contrast, difference_hash
+from ip2p.dataset.measures import measure_pairs
 from ip2p.dataset.read import Drops, read_drops, read_triplets
 from ip2p.dataset.rounds import Progress as Tried
 from ip2p.dataset.rounds import next_samples
@@ -39,6 +38,7 @@ _SOURCES = (
     "clip.py",
     "dataset/alignment.py",
     "dataset/looks.py",
+    "dataset/measures.py",
     "dataset/pairs.py",
     "dataset/p2p/both.py",
     "dataset/p2p/cross_attention.py",
@@ -194,16 +194,10 @@ def _work(unit: Unit, work: Path) -> int:
 
 
 def _rows(made: Made, triplets: list[Triplet], drawn: list[Draw]) -> list[dict[str, Any]]:
-    if not made.picks:
-        return []
-    aligned = align(made.before_BCHW, made.after_BCHW)
-    scores = similar(made.scores)
-    images = (made.before_BCHW, made.after_BCHW)
-    least_contrast, most_burnt = (torch.minimum(*map(contrast, images)), torch.maximum(*map(burnt, images)))
-    hashes = [difference_hash(x) for x in images]
     rows = []
-    for i, index in enumerate(made.picks):
-        t, d = triplets[index], drawn[index]
+    images = (made.before_BCHW, made.after_BCHW)
+    for i, measures in enumerate(measure_pairs(*images, similar(made.scores))):
+        t, d = triplets[made.picks[i]], drawn[made.picks[i]]
         pictures = [{"bytes": to_png(x[i]), "path": f"{d.pair_id}_{n}.png"} for n, x in enumerate(images)]
         rows.append(
             {
@@ -218,14 +212,7 @@ def _rows(made: Made, triplets: list[Triplet], drawn: list[Draw]) -> list[dict[s
                 "seed": d.seed,
                 "p2p": d.p2p,
                 "guidance": d.guidance,
-                **asdict(scores[i]),
-                "shift": aligned.shift[i].item(),
-                "zoom": aligned.zoom[i].item(),
-                "outside": aligned.outside[i].item(),
-                "contrast": least_contrast[i].item(),
-                "burnt": most_burnt[i].item(),
-                "hash_0": hashes[0][i],
-                "hash_1": hashes[1][i],
+                **measures,
             }
         )
     return rows

@@ -1,0 +1,80 @@
+"""One example on its way in or out, and what every layout checks of what it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from ip2p.errors import DataError
+from ip2p.store import fingerprint, shards
+
+MAX_BYTES = 64 * 2**20
+"""Largest picture or text file that is read from outside."""
+SPLITS = ("train", "validation", "test")
+_TEXTS = ("original_prompt", "edit_prompt", "edited_prompt")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """An image pair with its texts; images as encoded files. `triplet_id` keeps a triplet in one split."""
+
+    original_prompt: str
+    original_image: bytes
+    edit_prompt: str
+    edited_prompt: str
+    edited_image: bytes
+    edit_type: str = "other"
+    triplet_id: str = ""
+    pair_id: str = ""
+    split: str = "train"
+    seed: int = 0
+
+    def identified(self) -> Example:
+        """The example with ids by content where it came without."""
+        triplet = self.triplet_id or fingerprint("triplet", self.original_prompt, self.edit_prompt, self.edited_prompt)
+        pair = self.pair_id or fingerprint("pair", triplet, self.seed, len(self.original_image), len(self.edited_image))
+        return replace(self, triplet_id=triplet, pair_id=pair)
+
+
+def read_dataset(folder: Path) -> Iterator[Example]:
+    """Examples of our own dataset folder, split by split, one shard in memory at a time."""
+    for split in SPLITS:
+        if any(folder.glob(f"{split}-*.parquet")):
+            for path in shards(folder, f"{split}-"):
+                yield from (from_row(row, str(path)) for row in pq.read_table(path).to_pylist())
+
+
+def from_row(row: dict[str, Any], where: str) -> Example:
+    """An example of a row with the reference's columns. Raises `DataError` naming what is missing."""
+    for name in _TEXTS:
+        if not isinstance(row.get(name), str):
+            raise DataError(f"{where}: no text in `{name}`; an example needs {', '.join(_TEXTS)} and both images")
+    images: dict[str, bytes] = {}
+    for name in ("original_image", "edited_image"):
+        data = (row.get(name) or {}).get("bytes")
+        if not isinstance(data, bytes) or not 0 < len(data) <= MAX_BYTES:
+            raise DataError(f"{where}: no picture of at most {MAX_BYTES // 2**20} MiB in `{name}`")
+        images[name] = data
+    known: dict[str, Any] = {n: row[n] for n in ("edit_type", "triplet_id", "pair_id", "split", "seed") if row.get(n) is not None}
+    return Example(**known | {n: row[n] for n in _TEXTS} | images)
+
+
+def safe_name(name: str, where: str) -> PurePosixPath:
+    """A member's path. Raises `DataError` if it is absolute or climbs out."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in name or "\x00" in name:
+        raise DataError(f"{where}: the name {name!r} leaves its folder; the archive is refused")
+    return path
+
+
+def read_file(path: Path, root: Path) -> bytes:
+    """A regular file below `root`, bounded. Raises `DataError` for links, devices, and files that are too large."""
+    if path.is_symlink() or not path.is_file() or not path.resolve().is_relative_to(root.resolve()):
+        raise DataError(f"{path}: missing, or not a regular file inside {root}")
+    if path.stat().st_size > MAX_BYTES:
+        raise DataError(f"{path}: larger than {MAX_BYTES // 2**20} MiB")
+    return path.read_bytes()

@@ -1,0 +1,151 @@
+"""Our dataset → a layout of others, and back: `export_dataset`, `import_pairs`, `lint`."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+
+from ip2p.clip import image_features, similarities, text_features
+from ip2p.dataset.exchange.example import SPLITS, Example, read_dataset
+from ip2p.dataset.measures import measure_pairs
+from ip2p.dataset.synthesis import similar
+from ip2p.errors import DataError
+from ip2p.models import Clip, load_clip, resolve_device
+from ip2p.params import Params
+from ip2p.pictures import from_bytes, open_picture
+from ip2p.records import PAIRS
+from ip2p.store import fingerprint, write_shard
+
+LAYOUTS = ("hf", "reference", "magicbrush", "webdataset", "folders")
+_SHARD, _SIDE = 64, 512
+"""Rows a shard of imported pairs; side at which pictures of different sizes are measured."""
+
+
+def export_dataset(dataset: Path, layout: str, out: Path) -> int:
+    """Write a dataset in a layout; `out` appears whole or not at all. Returns the number of examples."""
+    if out.exists():
+        raise DataError(f"{out}: exists already; name a new folder, or delete it first")
+    staging = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    count: int = _layout(layout).write(read_dataset(dataset), staging)
+    if not count:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise DataError(f"{dataset}: holds no examples; run `dvc repro filter` first")
+    (staging / "README.md").write_text(card(dataset), encoding="utf-8")
+    staging.replace(out)
+    return count
+
+
+def import_pairs(source: Path, layout: str, out: Path, params: Params, progress: Callable[[int], None] = lambda count: None) -> int:
+    """Read pairs of a layout, score them as `pairs` does, and write them as shards for `filter`. Returns their number."""
+    if out.exists() and any(out.iterdir()):
+        raise DataError(f"{out}: holds something already; name a new folder, or delete it first")
+    clip = load_clip(params.models.clip, device=resolve_device(params.models.device))
+    staging = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    examples: Iterator[Example] = (e.identified() for e in _layout(layout).read(source))
+    count = number = 0
+    while some := list(islice(examples, _SHARD)):
+        mark = fingerprint("import", layout, [e.pair_id for e in some])
+        write_shard(staging / f"pairs-{number:05d}.parquet", _scored(some, clip), mark)
+        count, number = count + len(some), number + 1
+        progress(count)
+    if not count:
+        raise DataError(f"{source}: holds no examples")
+    shutil.rmtree(out, ignore_errors=True)
+    staging.replace(out)
+    return count
+
+
+def lint(source: Path, layout: str) -> list[str]:
+    """What a trainer that reads this layout would stumble over, a line each; empty if nothing."""
+    problems: list[str] = []
+    splits: dict[str, set[str]] = {}
+    seen: Counter[str] = Counter()
+    for number, e in enumerate(_layout(layout).read(source), 1):
+        where = f"example {number}" + (f" ({e.pair_id})" if e.pair_id else "")
+        try:
+            sizes = {open_picture(data, where=where).size for data in (e.original_image, e.edited_image)}
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        if len(sizes) > 1:
+            problems.append(f"{where}: the two pictures differ in size")
+        if not e.edit_prompt.strip():
+            problems.append(f"{where}: no instruction")
+        if e.split not in SPLITS:
+            problems.append(f"{where}: split {e.split!r} is none of {', '.join(SPLITS)}")
+        seen[e.split] += 1
+        splits.setdefault(e.triplet_id or where, set()).add(e.split)
+    problems += [f"triplet {t}: in {len(s)} splits" for t, s in splits.items() if len(s) > 1]
+    return problems if seen["train"] else [*problems, "no training examples"]
+
+
+def card(dataset: Path) -> str:
+    """The dataset card: what is in it, in figures."""
+    counts: Counter[tuple[str, str]] = Counter((e.split, e.edit_type) for e in read_dataset(dataset))
+    splits = {s: sum(n for (split, _), n in counts.items() if split == s) for s in SPLITS}
+    types = sorted({t for _, t in counts})
+    rows = "\n".join(f"| {t} | " + " | ".join(str(counts[s, t]) for s in SPLITS) + " |" for t in types)
+    return f"""---
+license: mit
+task_categories: [image-to-image]
+tags: [instruction-based image editing, instruct-pix2pix]
+---
+# Image edits by instruction
+
+Made by ip2p: triplets of caption, instruction and edited caption; image pairs by Prompt-to-Prompt; kept by CLIP and the chain of
+filters. Splits are by triplet. {sum(splits.values())} examples: {", ".join(f"{s} {n}" for s, n in splits.items())}.
+
+| edit type | train | validation | test |
+|---|---|---|---|
+{rows}
+
+Columns: `original_prompt`, `original_image`, `edit_prompt`, `edited_prompt`, `edited_image`, then `edit_type`, `triplet_id`,
+`pair_id`, `split`, `seed`.
+"""
+
+
+def _layout(name: str) -> ModuleType:
+    if name not in LAYOUTS:
+        raise DataError(f"layout {name!r} is unknown; one of {', '.join(LAYOUTS)}")
+    return importlib.import_module(f"ip2p.dataset.exchange.{name}")
+
+
+def _scored(examples: list[Example], clip: Clip) -> pa.Table:
+    images = [[from_bytes(x, where=f"{e.pair_id}") for x in (e.original_image, e.edited_image)] for e in examples]
+    before, after = (torch.cat([_sized(pair[n]) for pair in images]) for n in (0, 1))
+    texts = [text_features(clip, x) for x in ([e.original_prompt for e in examples], [e.edited_prompt for e in examples])]
+    scores = similar(similarities(image_features(clip, before), image_features(clip, after), *texts))
+    rows = [
+        {
+            "original_prompt": e.original_prompt,
+            "original_image": {"bytes": e.original_image, "path": f"{e.pair_id}_0.png"},
+            "edit_prompt": e.edit_prompt,
+            "edited_prompt": e.edited_prompt,
+            "edited_image": {"bytes": e.edited_image, "path": f"{e.pair_id}_1.png"},
+            "pair_id": e.pair_id,
+            "triplet_id": e.triplet_id,
+            "edit_type": e.edit_type,
+            "seed": e.seed,
+            "p2p": None,
+            "guidance": None,
+            **measures,
+        }
+        for e, measures in zip(examples, measure_pairs(before, after, scores), strict=True)
+    ]
+    return pa.Table.from_pylist(rows, schema=PAIRS)
+
+
+def _sized(image_CHW: torch.Tensor) -> torch.Tensor:
+    """One image as a batch, at a side that a shard's images share."""
+    return F.interpolate(image_CHW[None], size=(_SIDE, _SIDE), mode="bilinear", antialias=True)

@@ -1,0 +1,68 @@
+"""InstructPix2Pix's own layout (METHOD §9): a folder a triplet, JPEGs named by seed, `seeds.json` over all.
+
+`prompt.json` spells the caption both ways; ours also holds split and edit type, so that splits stay by triplet.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ip2p.dataset.exchange.example import Example, read_file, safe_name
+from ip2p.errors import DataError
+from ip2p.pictures import to_jpeg
+
+
+def write(examples: Iterable[Example], out: Path) -> int:
+    """Write examples; those of one triplet share a folder. Returns their number."""
+    out.mkdir(parents=True)
+    folders: dict[str, str] = {}
+    seeds: dict[str, list[str]] = {}
+    count = 0
+    for e in examples:
+        name = folders.setdefault(e.triplet_id, f"{len(folders):07d}")
+        folder = out / name
+        if name not in seeds:
+            folder.mkdir()
+            prompt = {"caption": e.original_prompt, "input": e.original_prompt, "edit": e.edit_prompt, "output": e.edited_prompt}
+            own = {"edit_type": e.edit_type, "split": e.split, "triplet_id": e.triplet_id}
+            (folder / "prompt.json").write_text(json.dumps(prompt | own, ensure_ascii=False), encoding="utf-8")
+        for n, image in enumerate((e.original_image, e.edited_image)):
+            (folder / f"{e.seed}_{n}.jpg").write_bytes(to_jpeg(image, where=e.pair_id))
+        with (folder / "metadata.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"seed": e.seed, "pair_id": e.pair_id}) + "\n")
+        seeds.setdefault(name, []).append(str(e.seed))
+        count += 1
+    (out / "seeds.json").write_text(json.dumps(sorted(seeds.items())), encoding="utf-8")
+    return count
+
+
+def read(path: Path) -> Iterator[Example]:
+    """Examples in the order of `seeds.json`. Raises `DataError` naming the first bad file."""
+    try:
+        listed = json.loads(read_file(path / "seeds.json", path))
+        entries = [(str(name), [str(s) for s in seeds]) for name, seeds in listed]
+    except (json.JSONDecodeError, ValueError, TypeError) as error:
+        raise DataError(f"{path / 'seeds.json'}: not a list of [name, [seed, …]]") from error
+    for name, seeds in entries:
+        folder = path / safe_name(name, str(path / "seeds.json"))
+        prompt = _prompt(folder / "prompt.json", path)
+        for seed in seeds:
+            if not seed.isdecimal():
+                raise DataError(f"{path / 'seeds.json'}: {seed!r} of {name} is no seed")
+            images = [read_file(folder / f"{seed}_{n}.jpg", path) for n in (0, 1)]
+            yield Example(prompt["caption"], images[0], prompt["edit"], prompt["output"], images[1], **prompt["own"], seed=int(seed))
+
+
+def _prompt(path: Path, root: Path) -> dict[str, Any]:
+    try:
+        row = json.loads(read_file(path, root))
+        caption = row.get("caption", row.get("input"))
+        texts = {"caption": caption, "edit": row["edit"], "output": row["output"]}
+    except (json.JSONDecodeError, KeyError, AttributeError) as error:
+        raise DataError(f"{path}: not a prompt; it needs caption (or input), edit and output") from error
+    if not all(isinstance(t, str) for t in texts.values()):
+        raise DataError(f"{path}: caption, edit and output must be text")
+    return texts | {"own": {k: row[k] for k in ("edit_type", "split", "triplet_id") if isinstance(row.get(k), str)}}

@@ -1,0 +1,83 @@
+"""Where a row comes from: `trace` walks its parents' ids back to the caption, `regenerate` makes its pixels again."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+
+from ip2p.dataset.pairs import make_unit, plan_units
+from ip2p.dataset.read import read_triplets
+from ip2p.dataset.synthesis import load_synthesiser
+from ip2p.errors import DataError
+from ip2p.params import Params
+from ip2p.store import read_shards, shard_mark, shards
+
+_IMAGES = ("original_image", "edited_image")
+
+
+def trace(id: str, *, triplets: Path, pairs: Path, dataset: Path) -> list[str]:
+    """What is known of a pair or triplet, from caption to split, a line each. Raises `DataError` if the id is nowhere."""
+    pair = _find(pairs, "pair_id", id)
+    triplet_id = pair["triplet_id"] if pair else id
+    triplet = _find(triplets, "triplet_id", triplet_id)
+    if triplet is None and pair is None:
+        raise DataError(f"{id}: neither a pair of {pairs} nor a triplet of {triplets}")
+    lines = []
+    if triplet:
+        lines += [f"caption      {triplet['caption']}  ({triplet['caption_id']}, from {triplet['source']})"]
+        lines += [f"instruction  {triplet['instruction']}  ({triplet['edit_type']}, written by {triplet['writer']})"]
+        lines += [f"edited       {triplet['edited_caption']}", f"triplet      {triplet_id}"]
+    found = [pair] if pair else _all(pairs, "triplet_id", triplet_id)
+    for row in found:
+        example = _find(dataset, "pair_id", row["pair_id"]) if dataset.is_dir() else None
+        verdict = _find(dataset / "verdicts", "pair_id", row["pair_id"]) if (dataset / "verdicts").is_dir() else None
+        became = f"{example['split']}, rank {example['rank']}" if example else (verdict or {}).get("reason", "not filtered yet")
+        drawn = ", ".join(f"{k} {row[k]:.4g}" for k in ("p2p", "guidance") if row[k] is not None)
+        scores = ", ".join(f"{k} {row[k]:.3f}" for k in ("sim_0", "sim_1", "sim_image", "sim_direction", "shift", "zoom", "outside"))
+        lines += [f"pair         {row['pair_id']}: seed {row['seed']}, {drawn}", f"  scores     {scores}", f"  became     {became}"]
+    return lines
+
+
+def regenerate(id: str, params: Params, *, triplets: Path, pairs: Path, out: Path) -> list[Path]:
+    """Make a pair again, with its whole unit, so that the pixels are the same; writes both images to `out`.
+
+    Raises `DataError` if the shard was made with other parameters, models or code, or if a pixel differs.
+    """
+    row = _find(pairs, "pair_id", id)
+    if row is None:
+        raise DataError(f"{id}: no such pair in {pairs}")
+    path = next(p for p in shards(pairs) if id in pq.read_table(p, columns=["pair_id"])["pair_id"].to_pylist())
+    unit = next((u for u in plan_units(read_triplets(triplets), params) if u.name == path.name), None)
+    if unit is None or shard_mark(path) != unit.mark:
+        raise DataError(f"{path}: was made with other parameters, models, triplets or code; restore those, then regenerate")
+    torch.set_num_threads(params.models.threads or 1)
+    maker = load_synthesiser(params.models, params.pairs, params.filter, params.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        make_unit(maker, unit, Path(folder))
+        again = _find(Path(folder), "pair_id", id)
+    if again is None or any(again[n]["bytes"] != row[n]["bytes"] for n in _IMAGES):
+        raise DataError(f"{id}: came out with other pixels than {path} holds; this machine computes differently")
+    out.mkdir(parents=True, exist_ok=True)
+    written = [out / again[name]["path"] for name in _IMAGES]
+    for name, file in zip(_IMAGES, written, strict=True):
+        file.write_bytes(again[name]["bytes"])
+    return written
+
+
+def _all(folder: Path, column: str, value: str) -> list[dict[str, Any]]:
+    if not any(folder.glob("*.parquet")):
+        return []
+    rows: list[dict[str, Any]] = []
+    for path in shards(folder):
+        if value in pq.read_table(path, columns=[column])[column].to_pylist():
+            table = read_shards(folder, path.name.removesuffix(".parquet"))
+            rows += [r for r in table.to_pylist() if r[column] == value]
+    return rows
+
+
+def _find(folder: Path, column: str, value: str) -> dict[str, Any] | None:
+    return next(iter(_all(folder, column, value)), None)

@@ -1,0 +1,121 @@
+import io
+import json
+import tarfile
+
+import pytest
+
+from ip2p.dataset import filter
+from ip2p.dataset.exchange.example import read_dataset
+from ip2p.dataset.exchange.move import LAYOUTS, export_dataset, import_pairs, lint
+from ip2p.errors import DataError
+from ip2p.pictures import from_bytes
+from ip2p.store import read_shards
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_dataset_goes_out_and_comes_back(tiny, made, tmp_path, layout):
+    ours = list(read_dataset(made / "dataset"))
+    assert export_dataset(made / "dataset", layout, tmp_path / "out") == len(ours)
+    assert lint(tmp_path / "out", layout) == []
+    assert import_pairs(tmp_path / "out", layout, tmp_path / "pairs", tiny) == len(ours)
+    table = read_shards(tmp_path / "pairs")
+    key = ("original_prompt", "edit_prompt", "edited_prompt", "triplet_id")
+    assert sorted(zip(*(table[k].to_pylist() for k in key), strict=True)) == sorted(tuple(getattr(e, k) for k in key) for e in ours)
+    known = {(e.triplet_id, e.seed): e.original_image for e in ours}
+    for row in table.to_pylist():
+        if layout not in ("reference", "magicbrush"):  # JPEG there, no seed there
+            assert row["original_image"]["bytes"] == known[row["triplet_id"], row["seed"]]
+        if layout == "reference":
+            before, after = (from_bytes(x, where="") for x in (row["original_image"]["bytes"], known[row["triplet_id"], row["seed"]]))
+            assert (before - after).abs().mean() < 0.02
+    report = filter.run(tiny, pairs=tmp_path / "pairs", out=tmp_path / "dataset")
+    assert report.kept > 0
+
+
+def test_hugging_face_datasets_reads_the_export(made, tmp_path):
+    from datasets import load_dataset
+
+    export_dataset(made / "dataset", "hf", tmp_path / "out")
+    found = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    ours = list(read_dataset(made / "dataset"))
+    assert {s: len(d) for s, d in found.items()} == {s: sum(e.split == s for e in ours) for s in {e.split for e in ours}}
+    assert found["train"][0]["edited_image"].size == (96, 96)
+    assert list(found["train"].features)[:5] == ["original_prompt", "original_image", "edit_prompt", "edited_prompt", "edited_image"]
+
+
+def test_the_reference_layout_keeps_a_triplet_in_one_folder_and_split(made, tmp_path):
+    export_dataset(made / "dataset", "reference", tmp_path / "out")
+    seeds = json.loads((tmp_path / "out" / "seeds.json").read_text())
+    ours = list(read_dataset(made / "dataset"))
+    assert len(seeds) == len({e.triplet_id for e in ours}) and sum(len(s) for _, s in seeds) == len(ours)
+    prompt = json.loads((tmp_path / "out" / seeds[0][0] / "prompt.json").read_text())
+    assert prompt["caption"] == prompt["input"] and {"edit", "output", "split"} <= set(prompt)
+    assert (tmp_path / "out" / seeds[0][0] / f"{seeds[0][1][0]}_1.jpg").read_bytes()[:2] == b"\xff\xd8"
+
+
+def hostile(folder, name="x.0.png", **changes):
+    folder.mkdir()
+    with tarfile.open(folder / "train-00000.tar", "w") as tar:
+        member = tarfile.TarInfo(name)
+        member.size = 4
+        for k, v in changes.items():
+            setattr(member, k, v)
+        tar.addfile(member, io.BytesIO(b"abcd") if member.isreg() else None)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "../../evil.0.png"}, "leaves its folder"),
+        ({"name": "/etc/evil.0.png"}, "leaves its folder"),
+        ({"type": tarfile.SYMTYPE, "linkname": "/etc/passwd", "size": 0}, "no regular file"),
+        ({"type": tarfile.LNKTYPE, "linkname": "y", "size": 0}, "no regular file"),
+        ({"type": tarfile.CHRTYPE, "size": 0}, "no regular file"),
+        ({}, "is incomplete"),
+    ],
+)
+def test_hostile_archives_are_refused(tiny, tmp_path, options, message):
+    with pytest.raises(DataError, match=message):
+        import_pairs(hostile(tmp_path / "tars", **options), "webdataset", tmp_path / "pairs", tiny)
+    assert not (tmp_path / "pairs").exists()
+
+
+def test_a_member_too_large_is_refused_before_it_is_read(tiny, tmp_path):
+    (tmp_path / "tars").mkdir()
+    member = tarfile.TarInfo("x.0.png")
+    member.size = 2**40
+    (tmp_path / "tars" / "a.tar").write_bytes(member.tobuf() + b"\0" * 1024)
+    with pytest.raises(DataError, match="no regular file of at most 64 MiB"):
+        import_pairs(tmp_path / "tars", "webdataset", tmp_path / "pairs", tiny)
+
+
+def test_links_and_names_that_climb_out_of_a_folder_are_refused(tiny, made, tmp_path):
+    out = tmp_path / "out"
+    export_dataset(made / "dataset", "folders", out)
+    lines = (out / "metadata.jsonl").read_text().splitlines()
+    row = json.loads(lines[0])
+    for name, message in (("../../../etc/passwd", "leaves its folder"), ("link.png", "not a regular file")):
+        (out / "link.png").unlink(missing_ok=True)
+        (out / "link.png").symlink_to("/etc/passwd")
+        (out / "metadata.jsonl").write_text(json.dumps(row | {"original_image": name}))
+        with pytest.raises(DataError, match=message):
+            import_pairs(out, "folders", tmp_path / "pairs", tiny)
+
+
+def test_lint_names_what_a_trainer_would_stumble_over(made, tmp_path):
+    out = tmp_path / "out"
+    export_dataset(made / "dataset", "folders", out)
+    rows = [json.loads(x) for x in (out / "metadata.jsonl").read_text().splitlines()]
+    first = next(r for r in rows if r["split"] == "train")
+    (out / first["original_image"]).write_bytes(b"no picture")
+    rows[-1]["edit_prompt"] = " "
+    (out / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    problems = lint(out, "folders")
+    assert any(first["pair_id"] in p and "not a whole picture" in p for p in problems) and any("no instruction" in p for p in problems)
+
+
+def test_nothing_is_overwritten(made, tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match="exists already"):
+        export_dataset(made / "dataset", "hf", tmp_path / "out")
