@@ -201,6 +201,12 @@ class ValidateParams(Section):
     """Greatest share of one edit type."""
     min_side: Count = 64
     """Shortest side of an image, pixels."""
+    max_instruction: Count = 200
+    """Longest instruction, characters."""
+    benchmarks: tuple[str, ...] = ()
+    """Files of captions (as `triplets.captions` reads them) that no example may come from: what the editor will be judged on."""
+    max_drift: Share = 1.0
+    """Greatest change of the shares of edit types against the last validated dataset (total variation distance); 1: any."""
 
 
 class TrainParams(Section):

@@ -40,7 +40,7 @@ def _run(name: str, params: Params, progress: Progress) -> StageReport:
     if name == "validate":
         from ip2p.dataset import validate
 
-        return validate.run(params, dataset=DATASET, docs=DOCS, marker=MARKER)
+        return validate.run(params, dataset=DATASET, docs=DOCS, marker=MARKER, work=WORK / "validate")
     if name == "train":
         from ip2p.model import train
 

@@ -13,25 +13,35 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
+from ip2p.dataset.captions import read_captions, repetition_key
 from ip2p.dataset.docs import make_offline
+from ip2p.dataset.filters.clip import ClipFilter
 from ip2p.errors import DataError, ValidationFailedError
 from ip2p.params import FilterParams, Params, ValidateParams
 from ip2p.pictures import open_picture
 from ip2p.records import StageReport
-from ip2p.store import digest, read_shards, write_json
+from ip2p.store import digest, read_json, read_shards, write_json
 
 _NAMED = 5
 
 
-def run(params: Params, *, dataset: Path, docs: Path, marker: Path) -> StageReport:
-    """Validate `dataset`; write Data Docs to `docs` and, if all holds, `marker`. Raises `ValidationFailedError`."""
+def run(params: Params, *, dataset: Path, docs: Path, marker: Path, work: Path) -> StageReport:
+    """Validate `dataset`; write Data Docs to `docs` and, if all holds, `marker`. Raises `ValidationFailedError`.
+
+    `work/last.json` holds the shares of edit types of the last dataset that passed, for drift.
+    """
     began = time.monotonic()
     marker.unlink(missing_ok=True)
-    frame = facts(dataset)
-    problems = check(frame, params.validate_, params.filter, docs)
+    section, last = params.validate_, work / "last.json"
+    frame = facts(dataset, params.filter, benchmark_keys(section.benchmarks))
+    shares = _shares(frame)
+    drift = _distance(shares, read_json(last)) if last.exists() else 0.0
+    problems = check(frame.assign(drift=drift), section, docs)
     if problems:
         raise ValidationFailedError("; ".join(problems) + f". See {docs}/index.html; nothing was trained")
+    write_json(last, shares)
     write_json(marker, {"dataset": digest(dataset), "examples": len(frame), "splits": dict(Counter(frame["split"]))})
     return StageReport(
         stage="validate",
@@ -39,12 +49,19 @@ def run(params: Params, *, dataset: Path, docs: Path, marker: Path) -> StageRepo
         kept=len(frame),
         seconds=time.monotonic() - began,
         kept_by_edit_type=dict(sorted(Counter(frame["edit_type"]).items())),
+        extra={"drift": round(drift, 4)},
     )
 
 
-def facts(dataset: Path) -> pd.DataFrame:
-    """One row an example: its columns without pixels, and what its pictures turn out to be."""
-    table = pd.concat([read_shards(dataset, f"{split}-").to_pandas() for split in _present_splits(dataset)], ignore_index=True)
+def benchmark_keys(files: tuple[str, ...]) -> frozenset[str]:
+    """The captions of benchmark files, as they are compared."""
+    return frozenset(repetition_key(caption.text) for file in files for caption in read_captions(file)[0])
+
+
+def facts(dataset: Path, thresholds: FilterParams, benchmarks: frozenset[str] = frozenset()) -> pd.DataFrame:
+    """One row an example: its columns without pixels, what its pictures turn out to be, and what it has to spare over its thresholds."""
+    arrow = pa.concat_tables(read_shards(dataset, f"{split}-") for split in _present_splits(dataset))
+    table = arrow.to_pandas()
     sides = [[_side(row[c], f"{row['pair_id']}.{c}") for c in ("original_image", "edited_image")] for _, row in table.iterrows()]
     frame = table.drop(columns=["original_image", "edited_image"])
     frame["width"], frame["height"] = [s[0][0] for s in sides], [s[0][1] for s in sides]
@@ -53,11 +70,14 @@ def facts(dataset: Path) -> pd.DataFrame:
     frame["splits_of_triplet"] = frame.groupby("triplet_id")["split"].transform("nunique")
     train = frame[frame["split"] == "train"]
     frame["share_of_type"] = frame["edit_type"].map(train["edit_type"].value_counts() / max(1, len(train))).fillna(0.0)
+    frame["leaked"] = [repetition_key(c) in benchmarks for c in frame["original_prompt"].fillna("")]
+    for score, spare in ClipFilter(thresholds).spare(arrow).items():
+        frame[f"spare_{score}"] = spare
     checked: pd.DataFrame = frame
     return checked
 
 
-def check(frame: pd.DataFrame, section: ValidateParams, thresholds: FilterParams, docs: Path) -> list[str]:
+def check(frame: pd.DataFrame, section: ValidateParams, docs: Path) -> list[str]:
     """Run the suite and write its Data Docs; returns a line a failed expectation, with row ids."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -69,7 +89,7 @@ def check(frame: pd.DataFrame, section: ValidateParams, thresholds: FilterParams
         context = gx.get_context(mode="file", project_root_dir=str(project))
         context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
         batch = context.data_sources.add_pandas("dataset").add_dataframe_asset("examples").add_batch_definition_whole_dataframe("all")
-        suite = context.suites.add(gx.ExpectationSuite(name="dataset", expectations=_expectations(gx, section, thresholds)))
+        suite = context.suites.add(gx.ExpectationSuite(name="dataset", expectations=_expectations(gx, section)))
         definition = context.validation_definitions.add(gx.ValidationDefinition(name="dataset", data=batch, suite=suite))
         checkpoint = context.checkpoints.add(
             gx.Checkpoint(
@@ -87,26 +107,25 @@ def check(frame: pd.DataFrame, section: ValidateParams, thresholds: FilterParams
     return [_line(r) for r in results if not r.success]
 
 
-def _expectations(gx: Any, section: ValidateParams, thresholds: FilterParams) -> list[Any]:
+def _expectations(gx: Any, section: ValidateParams) -> list[Any]:
     e = gx.expectations
     texts = ("original_prompt", "edit_prompt", "edited_prompt")
-    least = {
-        "sim_0": thresholds.caption,
-        "sim_1": thresholds.caption,
-        "sim_image": thresholds.image,
-        "sim_direction": thresholds.direction,
-    }
+    scores = ("sim_0", "sim_1", "sim_image", "sim_direction")
     return [
         e.ExpectTableRowCountToBeBetween(min_value=section.min_pairs),
         e.ExpectColumnValuesToBeUnique(column="pair_id"),
-        *(e.ExpectColumnValuesToNotBeNull(column=c) for c in ("pair_id", "triplet_id", "edit_type", *texts, *least)),
+        *(e.ExpectColumnValuesToNotBeNull(column=c) for c in ("pair_id", "triplet_id", "edit_type", *texts, *scores)),
         *(e.ExpectColumnValueLengthsToBeBetween(column=c, min_value=1, max_value=2000) for c in texts),
+        e.ExpectColumnValueLengthsToBeBetween(column="edit_prompt", min_value=1, max_value=section.max_instruction),
+        e.ExpectColumnValuesToBeInSet(column="leaked", value_set=[False]),
+        e.ExpectColumnValuesToBeBetween(column="drift", max_value=section.max_drift),
         e.ExpectColumnValuesToBeInSet(column="prompts_differ", value_set=[True]),
         e.ExpectColumnValuesToBeInSet(column="same_size", value_set=[True]),
         e.ExpectColumnValuesToBeInSet(column="splits_of_triplet", value_set=[1]),
         e.ExpectColumnValuesToBeInSet(column="split", value_set=["train", "validation", "test"]),
         *(e.ExpectColumnValuesToBeBetween(column=c, min_value=section.min_side) for c in ("width", "height")),
-        *(e.ExpectColumnValuesToBeBetween(column=c, min_value=v, max_value=1.001) for c, v in least.items()),
+        *(e.ExpectColumnValuesToBeBetween(column=c, min_value=-1.001, max_value=1.001) for c in scores),
+        *(e.ExpectColumnValuesToBeBetween(column=f"spare_{c}", min_value=0) for c in scores),
         e.ExpectColumnValuesToBeBetween(column="share_of_type", min_value=0, max_value=section.max_share),
     ]
 
@@ -120,6 +139,16 @@ def _line(result: Any) -> str:
     ids = [str(row["pair_id"]) for row in result.result["unexpected_index_list"] or []]
     named = ", ".join(ids[:_NAMED]) + (f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else "")
     return f"{column}: expected {wanted or config.type}, broken by {named}"
+
+
+def _shares(frame: pd.DataFrame) -> dict[str, float]:
+    counts = Counter(frame["edit_type"])
+    return {str(t): n / len(frame) for t, n in sorted(counts.items())}
+
+
+def _distance(shares: dict[str, float], before: dict[str, float]) -> float:
+    """Total variation distance of two distributions, 0 to 1."""
+    return sum(abs(shares.get(t, 0.0) - before.get(t, 0.0)) for t in {*shares, *before}) / 2
 
 
 def _present_splits(dataset: Path) -> list[str]:

@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 
@@ -6,12 +7,13 @@ import pytest
 
 from ip2p.dataset.validate import run
 from ip2p.errors import ValidationFailedError
+from ip2p.params import TypeThresholds
 from ip2p.records import EXAMPLES
 from ip2p.store import read_shards, write_shard
 
 
 def test_a_sound_dataset_passes_and_leaves_docs(tiny, made, tmp_path):
-    report = run(tiny, dataset=made / "dataset", docs=tmp_path / "docs", marker=tmp_path / "validated.json")
+    report = run(tiny, dataset=made / "dataset", docs=tmp_path / "docs", marker=tmp_path / "validated.json", work=tmp_path / "work")
     assert report.seen == 22
     assert (tmp_path / "validated.json").exists()
     pages = [p.read_text() for p in (tmp_path / "docs").rglob("*.html")]
@@ -29,10 +31,47 @@ def test_a_broken_dataset_fails_and_names_the_rows(tiny, made, tmp_path):
     rows[2]["edited_prompt"] = rows[2]["original_prompt"]
     write_shard(path, pa.Table.from_pylist(rows, schema=EXAMPLES), "spoilt")
     with pytest.raises(ValidationFailedError) as error:
-        run(tiny, dataset=dataset, docs=tmp_path / "docs", marker=tmp_path / "validated.json")
+        run(tiny, dataset=dataset, docs=tmp_path / "docs", marker=tmp_path / "validated.json", work=tmp_path / "work")
     text = str(error.value)
     for row, column in ((0, "width"), (1, "edit_prompt"), (2, "prompts_differ")):
         assert column in text
         assert rows[row]["pair_id"] in text
     assert not (tmp_path / "validated.json").exists()
     assert (tmp_path / "docs" / "index.html").exists()
+
+
+def validate(tiny, made, tmp_path, *, filter=None, **section):
+    update = {"validate_": tiny.validate_.model_copy(update=section)} | ({"filter": filter} if filter else {})
+    params = tiny.model_copy(update=update)
+    return run(params, dataset=made / "dataset", docs=tmp_path / "docs", marker=tmp_path / "validated.json", work=tmp_path / "work")
+
+
+def test_a_caption_of_a_benchmark_in_the_dataset_is_leakage(tiny, made, tmp_path):
+    row = read_shards(made / "dataset", "train-").to_pylist()[0]
+    path = tmp_path / "benchmark.jsonl"
+    path.write_text(json.dumps({"caption": row["original_prompt"].upper() + "!"}))
+    with pytest.raises(ValidationFailedError, match=f"leaked: .*{row['pair_id']}"):
+        validate(tiny, made, tmp_path, benchmarks=(str(path),))
+
+
+def test_a_type_that_grew_since_the_last_dataset_is_drift(tiny, made, tmp_path):
+    assert validate(tiny, made, tmp_path, max_drift=0.3).extra["drift"] == 0
+    (tmp_path / "work" / "last.json").write_text('{"style": 1.0}')
+    with pytest.raises(ValidationFailedError, match="drift: "):
+        validate(tiny, made, tmp_path, max_drift=0.3)
+    assert json.loads((tmp_path / "work" / "last.json").read_text()) == {"style": 1.0}
+
+
+def test_thresholds_are_promises_those_of_an_edit_type_too(tiny, made, tmp_path):
+    rows = read_shards(made / "dataset", "train-").to_pylist()
+    row = min((r for r in rows if r["edit_type"] == "style"), key=lambda r: r["sim_direction"])
+    own = TypeThresholds(direction=min(1.0, row["sim_direction"] + 0.01))
+    thresholds = tiny.filter.model_copy(update={"by_type": {"style": own}})
+    with pytest.raises(ValidationFailedError, match=f"spare_sim_direction: .*{row['pair_id']}"):
+        validate(tiny, made, tmp_path, filter=thresholds)
+    validate(tiny, made, tmp_path, filter=thresholds.model_copy(update={"by_type": {"time": TypeThresholds(direction=-1)}}))
+
+
+def test_an_instruction_too_long_is_named(tiny, made, tmp_path):
+    with pytest.raises(ValidationFailedError, match="edit_prompt: "):
+        validate(tiny, made, tmp_path, max_instruction=5)

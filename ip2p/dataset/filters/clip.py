@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,10 +22,14 @@ class ClipFilter:
 
     def misses(self, table: pa.Table, alive: Mask) -> list[tuple[str, Mask]]:
         """One mask a threshold, in the paper's order; a score that is no number misses."""
-        least = {"sim_0": "caption", "sim_1": "caption", "sim_image": "image", "sim_direction": "direction"}
-        found = [(MISSES[s], ~(column(table, s) >= self._limits(table, name))) for s, name in least.items()]
+        found = [(MISSES[score], ~(spare >= 0)) for score, spare in self.spare(table).items()]
         found.insert(3, (MISSES["copy"], column(table, "sim_image") > self._limits(table, "copy_limit")))
         return found
+
+    def spare(self, table: pa.Table) -> dict[str, npt.NDArray[np.float64]]:
+        """By how much each row's scores exceed their thresholds; NaN where a score is no number."""
+        least = {"sim_0": "caption", "sim_1": "caption", "sim_image": "image", "sim_direction": "direction"}
+        return {score: column(table, score) - self._limits(table, name) for score, name in least.items()}
 
     def _limits(self, table: pa.Table, name: str) -> np.ndarray | float:
         """The threshold of each row: its edit type's own, else the common one."""
