@@ -9,7 +9,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 export MALLOC_MMAP_MAX_ ?= 0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test check setup pretrain clean help
+.PHONY: run test check setup pretrain torture clean help
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -35,6 +35,9 @@ check: setup  ## ruff, mypy --strict, import-linter
 
 pretrain: setup  ## train the embedded models (hours; resumes)
 	$(BIN)/python -m flows.pretrain
+
+torture: setup  ## kill the dataset stages at 100 random instants: same data, no reply paid twice
+	$(BIN)/python -m tests.torture --kills 100
 
 clean:  ## remove what runs made, keep the environment
 	rm -rf work data models reports dvc.lock

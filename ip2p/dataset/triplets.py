@@ -45,7 +45,7 @@ def run(params: Params, *, out: Path, work: Path, progress: Progress = lambda do
     else:
         written = _write_world(section, captions, params.seed)
     table = pa.Table.from_pylist([t.row() for t in written.triplets], schema=TRIPLETS)
-    write_shard(out / "triplets.parquet", table, fingerprint("triplets", section.model_dump(), params.seed))
+    write_shard(out / "triplets.parquet", table, fingerprint("triplets", [t.id for t in written.triplets]))
     return StageReport(
         stage="triplets",
         seen=written.seen + sum(unusable.values()),

@@ -1,0 +1,94 @@
+"""Kill the four dataset stages at random instants and go on, until all is done: the data must be that of an undisturbed run.
+
+`python -m tests.torture --kills 100` (`make torture`). The writer is a language model on a local endpoint with a quarter of
+all requests failing; no reply may be paid twice. `tests/e2e/test_torture.py` is the short version.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+from ip2p.store import digest
+from ip2p.world.edits import EDIT_TYPES
+from tests.dataset.llm.endpoint import endpoint
+
+STAGES = ("triplets", "pairs", "filter", "validate")
+MADE = ("data/triplets", "data/pairs", "data/dataset", "data/validated.json")
+
+
+def parameters(url: str) -> dict:
+    llm = {"base_url": url, "model": "toy", "format": "json_schema", "backoff": 0.01, "timeout": 1.5, "retries": 12, "concurrency": 4}
+    return {
+        "models": {"threads": 1},
+        "triplets": {"writer": "llm", "count": 24, "edit_types": list(EDIT_TYPES), "llm": llm},
+        "pairs": {"samples": 3, "strategy": "adaptive", "patience": 2, "steps": 4, "unit": 4, "batch": 4, "workers": 1, "abandon_at": 0.5},
+        "filter": {"caption": -1, "image": -1, "direction": 0.1, "keep": 1},
+        "validate": {"min_pairs": 3},
+    }
+
+
+def start(stage: str, folder: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "ip2p.cli", "--params", "params.yaml", stage]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with (folder / "log.txt").open("a") as log:
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+
+def finish(stage: str, folder: Path) -> float:
+    began = time.monotonic()
+    if start(stage, folder).wait() != 0:
+        raise SystemExit(f"{stage} failed:\n{(folder / 'log.txt').read_text()[-3000:]}")
+    return time.monotonic() - began
+
+
+def prepare(folder: Path, url: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "params.yaml").write_text(yaml.safe_dump(parameters(url)))
+    return folder
+
+
+def torture(root: Path, *, kills: int, seed: int = 0, say=print) -> None:
+    """Raises `AssertionError` if the data differ from an undisturbed run's, or a reply was paid twice."""
+    with endpoint() as calm:
+        reference = prepare(root / "calm", calm.url)
+        seconds = {stage: finish(stage, reference) for stage in STAGES}
+    rng = random.Random(seed)
+    killed = 0
+    with endpoint(faults=0.25, hang=2.0) as server:
+        folder = prepare(root / "storm", server.url)
+        for number, stage in enumerate(STAGES):
+            wanted = kills * (number + 1) // len(STAGES)
+            while killed < wanted:
+                child = start(stage, folder)
+                try:
+                    child.wait(timeout=rng.uniform(0.05, 1.0) * seconds[stage])
+                except subprocess.TimeoutExpired:
+                    os.killpg(child.pid, signal.SIGKILL)
+                    child.wait()
+                    killed += 1
+                    say(f"{killed} of {kills}: killed {stage}")
+            finish(stage, folder)
+        paid = max(server.paid.values())
+    assert paid == 1, f"a reply was paid {paid} times"
+    for made in MADE:
+        assert digest(folder / made) == digest(reference / made), f"{made} differs from an undisturbed run's"
+    say(f"{killed} kills, {len(server.paid)} replies, each paid once; {', '.join(MADE)} equal an undisturbed run's")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as root:
+        torture(Path(root), kills=options.kills, seed=options.seed)
