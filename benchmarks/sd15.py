@@ -1,0 +1,123 @@
+"""Pairs a second at Stable Diffusion 1.5's true size, and the share of the device's measured peak: random weights, known shape.
+
+`python benchmarks/sd15.py` wants a GPU (512 px, bfloat16). `--small` checks the whole command on a CPU with a folder of the same
+shape and few channels. Nothing is downloaded: speed does not depend on what the weights hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ip2p.models import EMBEDDED
+from ip2p.torchvision_cpu import declare_operators
+
+
+def build(folder: Path, *, small: bool) -> Path:
+    """A diffusers folder of Stable Diffusion 1.5's configuration (runwayml/stable-diffusion-v1-5's), its weights random."""
+    declare_operators()
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED / "teacher" / "tokenizer")
+    width, channels = (32, (16, 16, 32, 32)) if small else (768, (320, 640, 1280, 1280))
+    UNet2DConditionModel(
+        sample_size=8 if small else 64,
+        block_out_channels=channels,
+        cross_attention_dim=width,
+        attention_head_dim=8,
+        layers_per_block=2,
+        norm_num_groups=8 if small else 32,
+    ).save_pretrained(folder / "unet")
+    AutoencoderKL(
+        block_out_channels=(8, 8, 16, 16) if small else (128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1 if small else 2,
+        norm_num_groups=8 if small else 32,
+        latent_channels=4,
+    ).save_pretrained(folder / "vae")
+    layers = 2 if small else 12
+    config = CLIPTextConfig(
+        vocab_size=max(len(tokenizer), 1000 if small else 49408),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=layers,
+        max_position_embeddings=48 if small else 77,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    DDIMScheduler(prediction_type="epsilon", **schedule).save_pretrained(folder / "scheduler")
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="few channels, 64 px: checks the command, its speed says nothing")
+    parser.add_argument("--pairs", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--batch", type=int, default=0, help="pairs at once; 0: what fits")
+    parser.add_argument("--compile", action="store_true")
+    options = parser.parse_args()
+    from ip2p.dataset.pairs import draw_sample
+    from ip2p.dataset.synthesis import load_synthesiser, sample_pairs
+    from ip2p.dataset.world_writer import write_triplets
+    from ip2p.models import free_pairs
+    from ip2p.params import FilterParams, ModelsParams, PairsParams
+
+    with tempfile.TemporaryDirectory() as work:
+        folder = build(Path(work) / "sd15", small=options.small)
+        models = ModelsParams(teacher=str(folder), compile=options.compile)
+        batch = options.batch or free_pairs(models)
+        section = PairsParams(steps=options.steps, solver="dpmpp_2m", batch=batch, samples=1, guidance=(7.5, 15.0))
+        maker = load_synthesiser(models, section, FilterParams(), 0)
+        triplets = list(write_triplets(count=options.pairs, stream="sd15"))
+        device = maker.teacher.device
+        work_once(maker, triplets[: min(batch, 2)], section, draw_sample, sample_pairs)  # compiles, warms up
+        with FlopCounterMode(display=False) as counter:
+            work_once(maker, triplets[:1], section, draw_sample, sample_pairs)
+        began = time.monotonic()
+        for first in range(0, len(triplets), batch):
+            work_once(maker, triplets[first : first + batch], section, draw_sample, sample_pairs)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.monotonic() - began
+        achieved = counter.get_total_flops() * len(triplets) / seconds
+        peak = measured_peak(device, maker.teacher.dtype)
+        rate = f"{len(triplets) / seconds:.2f} pairs/s ({options.steps} steps, batch {batch}, {maker.teacher.dtype}, {device})"
+        print(f"{rate}, {achieved / 1e12:.2f} of {peak / 1e12:.2f} TFLOP/s: {achieved / peak:.0%} of the measured peak")
+
+
+def work_once(maker, triplets, section, draw_sample, sample_pairs) -> None:
+    sample_pairs(maker, triplets, [draw_sample(t, 0, section, 0) for t in triplets])
+
+
+def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product, the best of five."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+if __name__ == "__main__":
+    main()
