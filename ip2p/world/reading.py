@@ -1,7 +1,7 @@
 """Reading attributes off pictures with CLIP: which value of an attribute does a picture prefer, all else being told?
 
 For each scene the caption is written once for every value of the attribute; a reading is right if the true value's caption
-is nearest. Thing attributes are read of the leftmost group; colour only in styles that have colour.
+is nearest. Thing attributes are read of the leftmost group; colour and season only in styles that have colour.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ip2p.models import Clip
 from ip2p.world.language import write_caption
 from ip2p.world.scenes import COLOURLESS_STYLES, COLOURS, GLOBAL_VALUES, KINDS, MAX_COUNT, PLACES, Scene, Thing, ordered
 
+_SHOWN_BY_COLOUR = ("colour", "season")  # as edits of them are not asked of a style without colour (ip2p/world/edits.py)
 ATTRIBUTES = (*GLOBAL_VALUES, "kind", "colour", "count", "place")
 
 
@@ -33,7 +34,7 @@ def read_attribute(clip: Clip, images_BD: Tensor, scenes: list[Scene], attribute
     """Multiple-choice accuracy of one attribute from unit image features."""
     hits, choices, count = 0, 0, 0
     for image_D, scene in zip(images_BD, scenes, strict=True):
-        if attribute == "colour" and scene.style in COLOURLESS_STYLES:
+        if attribute in _SHOWN_BY_COLOUR and scene.style in COLOURLESS_STYLES:
             continue
         variants, true = _variants(scene, attribute)
         texts = text_features(clip, [write_caption(v, random.Random(0)) for v in variants])

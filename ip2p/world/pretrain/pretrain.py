@@ -93,8 +93,8 @@ def _tokenizer(section: PretrainParams, work: Path, device: str) -> None:
 def _clip(section: PretrainParams, work: Path, device: str) -> None:
     open_corpus(section, work)
     tokenizer = read_tokenizer(work)
-    leg = Leg(steps=section.clip_steps, lr=1.5e-3, weight_decay=0.05)
-    launch(1, _run_clip, section, work, tokenizer, leg, device)
+    leg = Leg(steps=section.clip_steps, lr=2e-3, weight_decay=0.05, decay=0.4)
+    launch(section.workers if device == "cpu" else 1, _run_clip, section, work, tokenizer, leg, device)
 
 
 def _run_clip(rank: int, workers: int, section: PretrainParams, work: Path, tokenizer: Any, leg: Leg, device: str) -> None:
