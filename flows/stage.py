@@ -70,14 +70,16 @@ def main(run: Flow[[str], Any]) -> None:
 def _progress(name: str) -> Callable[[int, int], None]:
     """A progress artifact, made at the first report and updated at most a hundred times."""
     held: dict[str, UUID] = {}
-    shown = {"percent": -1.0}
+    shown = {"percent": -1.0, "printed": -1.0}
 
     def report(done: int, of: int) -> None:
         percent = 100.0 * done / max(1, of)
-        print(f"{name} {done}/{of}", flush=True)
+        if abs(percent - shown["printed"]) >= 1 or done == of:
+            print(f"{name} {done}/{of}", flush=True)
+            shown["printed"] = percent
         if "id" not in held:
             held["id"] = create_progress_artifact(percent, key=f"{name}-progress")  # type: ignore[assignment]
-        elif percent - shown["percent"] >= 1:
+        elif abs(percent - shown["percent"]) >= 1:
             update_progress_artifact(held["id"], percent)
             shown["percent"] = percent
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ip2p.dataset.edit_types import EDIT_TYPES
+from ip2p.dataset.edit_types import EDIT_TYPES, TAXONOMY
 from ip2p.dataset.llm.batch import ask_by_batch
 from ip2p.dataset.llm.client import REFUSED, BudgetError, Client, EndpointError, Request, open_api, request_for
 from ip2p.dataset.llm.journal import Journal
@@ -49,7 +49,7 @@ def write_with_llm(section: TripletsParams, captions: list[Caption], *, journal:
 async def _write(section: TripletsParams, captions: list[Caption], journal: Journal, progress: Progress) -> Written:
     async with open_api(section.llm) as api:
         client = Client(section.llm, journal, api)
-        format = await _settled_format(client, captions[0], (section.edit_types or EDIT_TYPES)[0])
+        format = await _settled_format(client)
         before = journal.spent
         desk = _Desk(section, captions, format)
         try:
@@ -166,15 +166,15 @@ class _Desk:
             self.written.triplets.append(triplet)
 
 
-async def _settled_format(client: Client, caption: Caption, edit_type: str) -> Format:
-    """The format to ask in; `auto` asks the endpoint once whether it takes a JSON schema, and the journal remembers."""
+async def _settled_format(client: Client) -> Format:
+    """The format to ask in; `auto` asks the endpoint once, with a caption of our own, if it takes a JSON schema; the journal remembers."""
     section = client.section
     if section.format != "auto":
         return section.format
     endpoint = fingerprint("endpoint", section.base_url, section.model)
     if endpoint not in client.journal.formats:
-        # the first request of the first wave, so that its reply is used
-        first = request_for(caption.text, edit_type, section, "json_schema")
+        probe = TAXONOMY[EDIT_TYPES[0]]
+        first = request_for(probe.caption, probe.name, section, "json_schema")
         try:
             await client.ask_all([first], lambda _: None)
             format = "json_schema"

