@@ -20,7 +20,7 @@ def test_the_truth_scores_perfectly_and_the_source_does_nothing(held, clip):
 
 
 def test_held_out_captions_were_not_trained_on(held, made):
-    from ip2p.dataset.triplets import read_triplets
+    from ip2p.dataset.read import read_triplets
 
     assert not {t.caption.text for t in held.triplets} & {t.caption.text for t in read_triplets(made / "triplets")}
 

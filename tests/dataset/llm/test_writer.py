@@ -33,7 +33,7 @@ def params(server, *, count=COUNT, llm=None, **section):
                     "base_url": server.url,
                     "model": "toy",
                     "backoff": 0.01,
-                    "timeout": 1.5,
+                    "timeout": 1.5 if server.faults else 30.0,
                     "retries": 12,
                     "poll": 0.01,
                     **(llm or {}),
