@@ -87,7 +87,10 @@ def plan_units(triplets: list[Triplet], params: Params) -> list[Unit]:
     if section.strategy == "adaptive" or section.abandon_at:
         digests.append(fingerprint(params.filter.model_dump()))
     groups = [tuple(triplets[i : i + section.unit]) for i in range(0, len(triplets), section.unit)]
-    return [Unit(n, group, fingerprint("pairs", same, params.seed, digests, [t.id for t in group], n)) for n, group in enumerate(groups)]
+    return [
+        Unit(n, group, fingerprint("pairs", same, params.seed, digests, [(t.id, t.edit_type) for t in group], n))
+        for n, group in enumerate(groups)
+    ]
 
 
 def make_unit(maker: Synthesiser, unit: Unit, folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,7 @@ from ip2p.store import fingerprint, shards
 MAX_BYTES = 64 * 2**20
 """Largest picture or text file that is read from outside."""
 SPLITS = ("train", "validation", "test")
+_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _TEXTS = ("original_prompt", "edit_prompt", "edited_prompt")
 
 
@@ -59,6 +61,9 @@ def from_row(row: dict[str, Any], where: str) -> Example:
         if not isinstance(data, bytes) or not 0 < len(data) <= MAX_BYTES:
             raise DataError(f"{where}: no picture of at most {MAX_BYTES // 2**20} MiB in `{name}`")
         images[name] = data
+    for name in ("pair_id", "triplet_id"):
+        if row.get(name) is not None and not _ID.fullmatch(str(row[name])):
+            raise DataError(f"{where}: {name} {str(row[name])[:40]!r} is refused; letters, digits, - and _ only, at most 128")
     known: dict[str, Any] = {n: row[n] for n in ("edit_type", "triplet_id", "pair_id", "split", "seed") if row.get(n) is not None}
     return Example(**known | {n: row[n] for n in _TEXTS} | images)
 

@@ -109,6 +109,8 @@ class Client:
             finally:
                 self.reserved -= cost
                 self.freed.set()
+            if request.id in self.journal.replies:
+                return True  # refused by the endpoint's filter: a reply, never asked again
             if attempt < self.section.retries:
                 await asyncio.sleep(wait)
         return False

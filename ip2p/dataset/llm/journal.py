@@ -78,7 +78,7 @@ class Journal:
     def _append(self, event: dict[str, Any]) -> None:
         if self._file is None:
             raise RuntimeError("the journal is closed")
-        self._file.write(json.dumps(event, ensure_ascii=False).encode() + b"\n")
+        self._file.write(json.dumps(event).encode() + b"\n")  # escaped, so that half an emoji cannot break it
         self._file.flush()
         os.fsync(self._file.fileno())
         self._apply(event)
