@@ -105,7 +105,7 @@ def ours(models: ModelsParams, section: PairsParams, thresholds: FilterParams, t
             some = [triplets[i] for i, _ in chosen]
             made = sample_pairs(maker, some, [draw_sample(triplets[i], n, section, 0) for i, n in chosen])
             kept.made += len(chosen)
-            for row, (index, scores) in enumerate(zip(made.picks, similar(made.scores), strict=True)):
+            for row, (index, scores) in enumerate(zip(made.picks, made.scores, strict=True)):
                 number = chosen[index][0]
                 if reject_reason(scores, thresholds) is None:
                     progress[number].passed += 1

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from ip2p.diffusion import Diffusion
+from ip2p.diffusion import Diffusion, decode_latents, encode_text, run_unet
 from ip2p.errors import ModelError
 from ip2p.params import ModelsParams
 from ip2p.store import digest, fingerprint
@@ -123,8 +123,6 @@ def free_pairs(models: ModelsParams) -> int:
     device = resolve_device(models.device)
     if device.type != "cuda":
         return 8
-    from ip2p.diffusion import decode_latents, encode_text, run_unet
-
     teacher = load_diffusion(models.teacher, device=device, dtype=resolve_dtype(models.dtype, device))
     side, text = teacher.unet.config.sample_size, encode_text(teacher, [""])
     peaks = []

@@ -57,6 +57,8 @@ VERDICTS = pa.schema(
     [("pair_id", pa.string()), ("triplet_id", pa.string()), ("edit_type", pa.string()), ("kept", pa.bool_()), ("reason", pa.string())]
 )
 
+SPLITS = ("train", "validation", "test")
+"""The splits of a dataset; a triplet lies in one of them."""
 SHOWN = ("source", "editor", "sdedit", "truth")
 """The pictures of a held-out edit that people are shown, in order."""
 

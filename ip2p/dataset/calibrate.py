@@ -24,8 +24,8 @@ import yaml
 from torch import Tensor
 
 from ip2p.clip import image_features, similarities, text_features
-from ip2p.dataset.alignment import align
 from ip2p.dataset.filters.chain import Chain
+from ip2p.dataset.measures import measure_pairs
 from ip2p.dataset.read import read_scores
 from ip2p.dataset.synthesis import similar
 from ip2p.dataset.world_writer import write_triplets
@@ -148,13 +148,12 @@ def world_labels(params: Params, count: int, progress: Callable[[int, int], None
         drawn = [_pictures(t.caption.text, t.instruction, first + i, teacher.image_size) for i, t in enumerate(some)]
         source, *seconds = (_drawn(teacher, torch.stack(column)) for column in zip(*drawn, strict=True))
         texts = [text_features(clip, x) for x in ([t.caption.text for t in some], [t.edited_caption for t in some])]
+        before = image_features(clip, source)
         for kind, second in enumerate(seconds):
-            scores = similar(similarities(image_features(clip, source), image_features(clip, second), *texts))
-            looks = align(source, second)
-            for i, t in enumerate(some):
+            scores = similar(similarities(before, image_features(clip, second), *texts))
+            for t, measures in zip(some, measure_pairs(source, second, scores), strict=True):
                 known = {"pair_id": f"{t.id}-{kind}", "triplet_id": t.id, "edit_type": t.edit_type, "good": kind == 0}
-                aligned = {"shift": looks.shift[i].item(), "zoom": looks.zoom[i].item(), "outside": looks.outside[i].item()}
-                rows.append(known | asdict(scores[i]) | aligned)
+                rows.append(known | measures)
         progress(min(count, first + _BATCH), count)
     table = pa.Table.from_pylist(rows)
     return Labels(table, table["good"].to_numpy(zero_copy_only=False))

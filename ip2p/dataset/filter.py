@@ -15,10 +15,9 @@ from ip2p.dataset.filters.chain import KEPT, Chain, Verdicts
 from ip2p.dataset.read import read_drops, read_scores
 from ip2p.dataset.survival import Survival, plot_survival
 from ip2p.params import FilterParams, Params
-from ip2p.records import EXAMPLES, VERDICTS, StageReport
+from ip2p.records import EXAMPLES, SPLITS, VERDICTS, StageReport
 from ip2p.store import fingerprint, read_shards, shards, write_bytes, write_json, write_shard
 
-SPLITS = ("train", "validation", "test")
 SURVIVAL = "survival"
 """Folder beside the dataset's shards with what became of all pairs, as table and picture."""
 

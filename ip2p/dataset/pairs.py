@@ -23,7 +23,7 @@ from ip2p.dataset.measures import measure_pairs
 from ip2p.dataset.read import Drops, read_drops, read_triplets
 from ip2p.dataset.rounds import Progress as Tried
 from ip2p.dataset.rounds import next_samples
-from ip2p.dataset.synthesis import ABANDONED, Made, Synthesiser, load_synthesiser, remember_texts, sample_pairs, similar
+from ip2p.dataset.synthesis import ABANDONED, Made, Synthesiser, load_synthesiser, remember_texts, sample_pairs
 from ip2p.dataset.thresholds import reject_reason
 from ip2p.errors import UserError
 from ip2p.models import free_pairs, model_digest, resolve_device, resolve_dtype
@@ -31,7 +31,7 @@ from ip2p.parallel import leave_with_parent
 from ip2p.params import PairsParams, Params
 from ip2p.pictures import to_png
 from ip2p.records import PAIRS, Draw, StageReport, Triplet
-from ip2p.store import assemble, code_mark, fingerprint, shard_mark, write_shard
+from ip2p.store import assemble, code_mark, fingerprint, read_shards, shard_mark, write_shard
 
 Progress = Callable[[int, int], None]
 _SOURCES = (
@@ -104,7 +104,7 @@ def make_unit(maker: Synthesiser, unit: Unit, folder: Path) -> int:
         triplets = [unit.triplets[n] for n, _ in chosen]
         drawn = [draw_sample(unit.triplets[n], number, section, maker.seed) for n, number in chosen]
         made = sample_pairs(maker, triplets, drawn)
-        for index, found, row in zip(made.picks, similar(made.scores), _rows(made, triplets, drawn), strict=True):
+        for index, found, row in zip(made.picks, made.scores, _rows(made, triplets, drawn), strict=True):
             reason = reject_reason(found, maker.thresholds, triplets[index].edit_type)
             tried[chosen[index][0]].passed += reason is None
             if reason is None or section.strategy == "best_of_n":
@@ -130,7 +130,7 @@ def run(params: Params, *, triplets: Path, out: Path, work: Path, progress: Prog
     for done in _make_all(params, pending, work):
         progress(len(units) - len(pending) + done, len(units))
     assemble(out, [work / u.name for u in units])
-    kept, drops = _count_types(out), read_drops(out)
+    kept, drops = Counter(read_shards(out, columns=["edit_type"])["edit_type"].to_pylist()), read_drops(out)
     reasons = sum(drops.values(), Counter[str]())
     return StageReport(
         stage="pairs",
@@ -149,13 +149,6 @@ def _with_batch(params: Params) -> Params:
         return params
     found = free_pairs(params.models)
     return params.model_copy(update={"pairs": params.pairs.model_copy(update={"batch": found})})
-
-
-def _count_types(folder: Path) -> Counter[str]:
-    import pyarrow.parquet as pq
-
-    types = (pq.read_table(path, columns=["edit_type"])["edit_type"].to_pylist() for path in sorted(folder.glob("*.parquet")))
-    return Counter(t for some in types for t in some)
 
 
 def _make_all(params: Params, pending: list[Unit], work: Path) -> Iterator[int]:
@@ -199,7 +192,7 @@ def _work(unit: Unit, work: Path) -> int:
 def _rows(made: Made, triplets: list[Triplet], drawn: list[Draw]) -> list[dict[str, Any]]:
     rows = []
     images = (made.before_BCHW, made.after_BCHW)
-    for i, measures in enumerate(measure_pairs(*images, similar(made.scores))):
+    for i, measures in enumerate(measure_pairs(*images, made.scores)):
         t, d = triplets[made.picks[i]], drawn[made.picks[i]]
         pictures = [{"bytes": to_png(x[i]), "path": f"{d.pair_id}_{n}.png"} for n, x in enumerate(images)]
         rows.append(

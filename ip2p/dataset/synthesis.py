@@ -47,7 +47,7 @@ class Made:
 
     before_BCHW: Tensor
     after_BCHW: Tensor
-    scores: Similarities
+    scores: list[Similar]
     picks: list[int]
 
 
@@ -88,21 +88,21 @@ def sample_pairs(maker: Synthesiser, triplets: list[Triplet], drawn: list[Draw])
         triplets, drawn = ([x[i] for i in picks.tolist()] for x in (triplets, drawn))
     if not drawn:
         empty = torch.zeros(0, 3, teacher.image_size, teacher.image_size)
-        return Made(empty, empty, Similarities(*[torch.zeros(0)] * 4), [])
+        return Made(empty, empty, [], [])
     predict = _predictor(maker, triplets, drawn)
     state = advance(predict, schedule, _twice(noise[:, picks]), state, until=section.steps)
     before, after = _images(teacher, state.clean_BCHW)
     return Made(before, after, score(maker, triplets, before, after), picks.tolist())
 
 
-def score(maker: Synthesiser, triplets: list[Triplet], before_BCHW: Tensor, after_BCHW: Tensor) -> Similarities:
+def score(maker: Synthesiser, triplets: list[Triplet], before_BCHW: Tensor, after_BCHW: Tensor) -> list[Similar]:
     """The four similarities of pairs whose texts are remembered."""
     features = [image_features(maker.clip, x) for x in (before_BCHW, after_BCHW)]
     texts = [
         torch.stack([maker.texts[x][1] for x in some])
         for some in ([t.caption.text for t in triplets], [t.edited_caption for t in triplets])
     ]
-    return similarities(features[0], features[1], texts[0], texts[1])
+    return similar(similarities(features[0], features[1], texts[0], texts[1]))
 
 
 def similar(scores: Similarities) -> list[Similar]:
@@ -113,7 +113,7 @@ def similar(scores: Similarities) -> list[Similar]:
 
 def _promising(maker: Synthesiser, triplets: list[Triplet], images: tuple[Tensor, Tensor]) -> Tensor:
     """Numbers of the pairs whose predicted images miss no threshold by more than the margin."""
-    found = similar(score(maker, triplets, *images))
+    found = score(maker, triplets, *images)
     margin = maker.params.abandon_margin
     reasons = [reject_reason(s, maker.thresholds, t.edit_type, margin=margin) for s, t in zip(found, triplets, strict=True)]
     return torch.tensor([i for i, reason in enumerate(reasons) if reason is None], dtype=torch.long)

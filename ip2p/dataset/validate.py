@@ -21,7 +21,7 @@ from ip2p.dataset.filters.clip import ClipFilter
 from ip2p.errors import DataError, ValidationFailedError
 from ip2p.params import FilterParams, Params, ValidateParams
 from ip2p.pictures import open_picture
-from ip2p.records import StageReport
+from ip2p.records import SPLITS, StageReport
 from ip2p.store import digest, read_json, read_shards, write_json
 
 _NAMED = 5
@@ -122,7 +122,7 @@ def _expectations(gx: Any, section: ValidateParams) -> list[Any]:
         e.ExpectColumnValuesToBeInSet(column="prompts_differ", value_set=[True]),
         e.ExpectColumnValuesToBeInSet(column="same_size", value_set=[True]),
         e.ExpectColumnValuesToBeInSet(column="splits_of_triplet", value_set=[1]),
-        e.ExpectColumnValuesToBeInSet(column="split", value_set=["train", "validation", "test"]),
+        e.ExpectColumnValuesToBeInSet(column="split", value_set=list(SPLITS)),
         *(e.ExpectColumnValuesToBeBetween(column=c, min_value=section.min_side) for c in ("width", "height")),
         *(e.ExpectColumnValuesToBeBetween(column=c, min_value=-1.001, max_value=1.001) for c in scores),
         *(e.ExpectColumnValuesToBeBetween(column=f"spare_{c}", min_value=0) for c in scores),
@@ -152,7 +152,7 @@ def _distance(shares: dict[str, float], before: dict[str, float]) -> float:
 
 
 def _present_splits(dataset: Path) -> list[str]:
-    present = [s for s in ("train", "validation", "test") if any(dataset.glob(f"{s}-*.parquet"))]
+    present = [s for s in SPLITS if any(dataset.glob(f"{s}-*.parquet"))]
     if "train" not in present:
         raise DataError(f"{dataset}: no training examples; loosen filter thresholds or make more pairs (params.yaml)")
     return present

@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from ip2p.errors import DataError
+from ip2p.records import SPLITS
 from ip2p.store import fingerprint, shards
 
 MAX_BYTES = 64 * 2**20
 """Largest picture or text file that is read from outside."""
-SPLITS = ("train", "validation", "test")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _TEXTS = ("original_prompt", "edit_prompt", "edited_prompt")
 

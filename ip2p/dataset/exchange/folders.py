@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ip2p.dataset.exchange.example import SPLITS, Example, from_row, read_file, safe_name
+from ip2p.dataset.exchange.example import Example, from_row, read_file, safe_name
 from ip2p.errors import DataError
+from ip2p.records import SPLITS
 
 _TEXTS = ("original_prompt", "edit_prompt", "edited_prompt", "edit_type", "triplet_id", "pair_id", "split", "seed")
 

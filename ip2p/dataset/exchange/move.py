@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 
 from ip2p.clip import image_features, similarities, text_features
-from ip2p.dataset.exchange.example import SPLITS, Example, read_dataset
+from ip2p.dataset.exchange.example import Example, read_dataset
 from ip2p.dataset.measures import measure_pairs
 from ip2p.dataset.synthesis import similar
 from ip2p.errors import DataError
 from ip2p.models import Clip, load_clip, resolve_device
 from ip2p.params import Params
 from ip2p.pictures import from_bytes, open_picture
-from ip2p.records import PAIRS
-from ip2p.store import fingerprint, write_shard
+from ip2p.records import PAIRS, SPLITS
+from ip2p.store import fingerprint, read_shards, write_shard
 
 LAYOUTS = ("hf", "reference", "magicbrush", "webdataset", "folders")
 _SHARD, _SIDE = 64, 512
@@ -92,7 +92,10 @@ def lint(source: Path, layout: str) -> list[str]:
 
 def card(dataset: Path) -> str:
     """The dataset card: what is in it, in figures."""
-    counts: Counter[tuple[str, str]] = Counter((e.split, e.edit_type) for e in read_dataset(dataset))
+    table = pa.concat_tables(
+        read_shards(dataset, f"{s}-", columns=["split", "edit_type"]) for s in SPLITS if any(dataset.glob(f"{s}-*.parquet"))
+    )
+    counts = Counter(zip(table["split"].to_pylist(), table["edit_type"].to_pylist(), strict=True))
     splits = {s: sum(n for (split, _), n in counts.items() if split == s) for s in SPLITS}
     types = sorted({t for _, t in counts})
     rows = "\n".join(f"| {t} | " + " | ".join(str(counts[s, t]) for s in SPLITS) + " |" for t in types)

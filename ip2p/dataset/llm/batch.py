@@ -12,8 +12,7 @@ from typing import Any
 
 import openai
 
-from ip2p.dataset.llm.client import BudgetError, Client, EndpointError, JunkError, Request, read_answer, settings
-from ip2p.dataset.llm.prompt import body
+from ip2p.dataset.llm.client import BudgetError, Client, EndpointError, JunkError, Request, payload, read_answer
 from ip2p.store import fingerprint
 
 MOST_REQUESTS = 50_000
@@ -71,10 +70,7 @@ async def _find(client: Client, mark: str) -> Any:
 
 async def _send(client: Client, requests: list[Request], mark: str) -> Any:
     url = "/v1/completions" if requests[0].format == "completion" else "/v1/chat/completions"
-    lines = [
-        {"custom_id": r.id, "method": "POST", "url": url, "body": settings(client.section) | body(r.caption, r.edit_type, r.format)}
-        for r in requests
-    ]
+    lines = [{"custom_id": r.id, "method": "POST", "url": url, "body": payload(r, client.section)} for r in requests]
     data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
     file = await client.api.files.create(file=(f"{mark}.jsonl", data), purpose="batch")
     batch = await client.api.batches.create(

@@ -98,8 +98,8 @@ class Client:
             progress(len(self.journal.replies))
 
     async def _ask(self, request: Request) -> bool:
+        cost = self.greatest_cost(request)
         for attempt in range(self.section.retries + 1):
-            cost = self.greatest_cost(request)
             await self._reserve(cost)
             try:
                 self.journal.pay(await self._reply(request))
@@ -126,9 +126,10 @@ class Client:
 
     async def _reply(self, request: Request) -> Paid:
         completions = self.api.completions if request.format == "completion" else self.api.chat.completions
-        asked = settings(self.section) | body(request.caption, request.edit_type, request.format)
         try:
-            raw = await completions.with_raw_response.create(**asked, extra_headers={"Idempotency-Key": request.id})
+            raw = await completions.with_raw_response.create(
+                **payload(request, self.section), extra_headers={"Idempotency-Key": request.id}
+            )
             answer = json.loads(raw.content)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise JunkError(str(error)) from error
@@ -136,7 +137,7 @@ class Client:
 
     def _trouble(self, error: openai.APIError | JunkError, request: Request, cost: float, attempt: int) -> float:
         """Count an error and say how long to wait, in seconds. Raises `EndpointError` for what no retry mends."""
-        wait: float = random.uniform(0.5, 1.0) * min(_LONGEST_WAIT, self.section.backoff * 2.0**attempt)
+        wait = backoff(self.section, attempt)
         if not isinstance(error, openai.APIStatusError):
             self.troubles[_name(error)] += 1
             self.journal.lose(request.id, cost)
@@ -166,6 +167,16 @@ def open_api(section: LlmParams) -> openai.AsyncOpenAI:
 def request_for(caption: str, edit_type: str, section: LlmParams, format: Format) -> Request:
     """The request for one edit."""
     return Request(caption, edit_type, format, fingerprint("llm", settings(section), body(caption, edit_type, format)))
+
+
+def payload(request: Request, section: LlmParams) -> dict[str, Any]:
+    """The body of a request, live or in a batch."""
+    return settings(section) | body(request.caption, request.edit_type, request.format)
+
+
+def backoff(section: LlmParams, attempt: int) -> float:
+    """Seconds to wait after a failed attempt: doubling, jittered, at most a minute."""
+    return random.uniform(0.5, 1.0) * min(_LONGEST_WAIT, float(section.backoff * 2.0**attempt))
 
 
 def estimate_tokens(request: Request, section: LlmParams) -> tuple[int, int]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import random
 
 import openai
 
-from ip2p.dataset.llm.client import Client, EndpointError
+from ip2p.dataset.llm.client import Client, EndpointError, backoff
 from ip2p.store import fingerprint
 
 _AT_ONCE = 32
@@ -41,5 +40,5 @@ async def _flags(client: Client, model: str, texts: list[str]) -> list[bool]:
             if isinstance(error, openai.APIStatusError) and error.status_code in (400, 401, 403, 404):
                 raise EndpointError(f"triplets.llm.moderation: {model} cannot be asked ({error.status_code}); mend or unset it") from error
         client.troubles["moderation tried again"] += 1
-        await asyncio.sleep(random.uniform(0.5, 1.0) * min(60.0, client.section.backoff * 2**attempt))
+        await asyncio.sleep(backoff(client.section, attempt))
     raise EndpointError(f"triplets.llm.moderation: no answer from {model} after {client.section.retries} retries; run again to go on")

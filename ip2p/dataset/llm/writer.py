@@ -68,9 +68,10 @@ async def _ask_wave(client: Client, desk: _Desk, wave: Wave, progress: Progress)
     safe = [(c, r) for c, r in wave if c.text not in flagged]
     desk.drop("caption flagged by moderation", len(wave) - len(safe))
     requests = [r for _, r in safe]
+    held, before = sum(r.id in client.journal.replies for r in requests), len(client.journal.replies)
     stopped: BudgetError | None = None
     try:
-        failed = await _ask(client, requests, lambda _: progress(sum(r.id in client.journal.replies for r in requests), len(requests)))
+        failed = await _ask(client, requests, lambda replies: progress(held + replies - before, len(requests)))
     except BudgetError as error:
         stopped, failed = error, []
     if len(failed) > max(1, client.section.max_failed * len(requests)):

@@ -24,6 +24,7 @@ class Endpoint(ThreadingHTTPServer):
     """`faults` of all completions fail in one of `FAULTS`' ways; `reply` turns (caption, edit type) into the model's text."""
 
     daemon_threads = True
+    request_queue_size = 128  # the default of 5 resets connections when many come at once
 
     def __init__(self, *, faults=0.0, reply=None, schema=True, hang=2.0):
         super().__init__(("127.0.0.1", 0), _Handler)
