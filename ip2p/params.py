@@ -46,11 +46,11 @@ class ModelsParams(Section):
 class LlmParams(Section):
     """A language model behind any OpenAI-compatible endpoint (reference: GPT-3 davinci, fine-tuned on 700 triplets)."""
 
-    base_url: str | None = None
+    base_url: Annotated[str, Field(pattern=r"^https?://[^\s/]")] | None = None
     """Such as `http://127.0.0.1:8000/v1` (vLLM, Ollama, llama.cpp …); none: api.openai.com."""
     model: str = "gpt-4o-mini"
-    key_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] = "OPENAI_API_KEY"
-    """Name of the environment variable that holds the key; never the key."""
+    key_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] | None = None
+    """Name of the environment variable that holds the key; never the key. None: OPENAI_API_KEY for OpenAI, no key elsewhere."""
     format: Literal["auto", "json_schema", "text", "completion"] = "auto"
     """Structured output, text that is parsed, or the reference's completion format; `auto`: structured where the endpoint has it."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.7

@@ -1,35 +1,43 @@
-"""Requests → paid replies by the Batch API, at half the price within a day; a killed run finds its batch again.
+"""Requests → paid replies by the Batch API, at half the price within a day; a killed run finds its batches again.
 
-A batch carries the fingerprint of its requests as metadata, so that a crash between sending it and writing that down does
-not send it twice.
+A batch and its requests are in the journal before it is sent, and it carries a mark of them as metadata: a crash between
+sending it and learning its id does not send it twice. Batches under way that hold a wanted request are waited for first,
+whatever has become of the parameters since; only then is anything sent, within what the budget leaves.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from collections.abc import Awaitable
+from dataclasses import replace
+from typing import TypeVar
 
 import openai
 
-from ip2p.dataset.llm.client import BudgetError, Client, EndpointError, JunkError, Request, payload, read_answer
+from ip2p.dataset.llm.client import BudgetError, Client, EndpointError, JunkError, Request, payload, read_answer, refusal, refuses
+from ip2p.dataset.llm.journal import Sent
 from ip2p.store import fingerprint
 
 MOST_REQUESTS = 50_000
 """Requests a batch (OpenAI's limit)."""
 _MARK = "ip2p"
 _ENDED = {"completed", "expired", "cancelled", "failed"}
+T = TypeVar("T")
 
 
 async def ask_by_batch(client: Client, requests: list[Request]) -> list[Request]:
     """Ask what the journal does not hold; returns the requests that got no reply. Raises `BudgetError` if not all are affordable."""
+    wanted = {r.id for r in requests}
+    for batch in [b for b in client.journal.batches.values() if wanted.intersection(b.requests)]:
+        await _collect(client, batch)
     pending = [r for r in requests if r.id not in client.journal.replies]
     affordable = _affordable(client, pending)
     for first in range(0, len(affordable), MOST_REQUESTS):
-        await _ask(client, affordable[first : first + MOST_REQUESTS])
+        await _collect(client, await _send(client, affordable[first : first + MOST_REQUESTS]))
     if len(affordable) < len(pending):
         raise BudgetError(f"triplets.llm.budget: ${client.section.budget:g} pays for {len(affordable)} of {len(pending)} requests")
-    return [r for r in pending if r.id not in client.journal.replies]
+    return [r for r in requests if r.id not in client.journal.replies]
 
 
 def _affordable(client: Client, requests: list[Request]) -> list[Request]:
@@ -41,53 +49,102 @@ def _affordable(client: Client, requests: list[Request]) -> list[Request]:
     return requests
 
 
-async def _ask(client: Client, requests: list[Request]) -> None:
-    mark = fingerprint("batch", [r.id for r in requests])
-    try:
-        batch: Any = await _find(client, mark) or await _send(client, requests, mark)
-        while batch.status not in _ENDED:
-            await asyncio.sleep(client.section.poll)
-            batch = await client.api.batches.retrieve(batch.id)
-        for file in (batch.output_file_id, batch.error_file_id):
-            if file:
-                _read(client, (await client.api.files.content(file)).text, {r.id for r in requests})
-    except openai.APIError as error:
-        raise EndpointError(f"triplets.llm.batch: {' '.join(str(error).split())[:200]}; run again to go on where it stopped") from error
-    if batch.status == "failed":
-        raise EndpointError(f"triplets.llm.batch: {batch.id} failed: {batch.errors}; nothing was charged")
-
-
-async def _find(client: Client, mark: str) -> Any:
-    """The batch that already carries these requests, unless it failed."""
-    if mark in client.journal.batches:
-        return await client.api.batches.retrieve(client.journal.batches[mark])
-    async for batch in client.api.batches.list():
-        if (batch.metadata or {}).get(_MARK) == mark and batch.status != "failed":
-            client.journal.send(mark, batch.id)
-            return batch
-    return None
-
-
-async def _send(client: Client, requests: list[Request], mark: str) -> Any:
+async def _send(client: Client, requests: list[Request]) -> Sent:
+    """Send a batch, unless the endpoint already has it from a run of which no journal is left."""
+    ids = tuple(r.id for r in requests)
+    most = max(client.greatest_cost(r) for r in requests)
+    batch = Sent(fingerprint("batch", ids, client.journal.ended), "", ids, most)
+    known = await _find(client, batch)
+    if known.id:
+        return known
     url = "/v1/completions" if requests[0].format == "completion" else "/v1/chat/completions"
     lines = [{"custom_id": r.id, "method": "POST", "url": url, "body": payload(r, client.section)} for r in requests]
     data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
-    file = await client.api.files.create(file=(f"{mark}.jsonl", data), purpose="batch")
-    batch = await client.api.batches.create(
-        input_file_id=file.id,
-        endpoint=url,  # type: ignore[arg-type]
-        completion_window="24h",
-        metadata={_MARK: mark},
+    file = await _answer(client.api.files.create(file=(f"{batch.mark}.jsonl", data), purpose="batch"))
+    client.journal.send(batch)
+    created = await _answer(
+        client.api.batches.create(
+            input_file_id=file.id,
+            endpoint=url,  # type: ignore[arg-type]
+            completion_window="24h",
+            metadata={_MARK: batch.mark},
+        )
     )
-    client.journal.send(mark, batch.id)
+    return _named(client, batch, created.id)
+
+
+async def _collect(client: Client, batch: Sent) -> None:
+    """Wait for a batch and keep its replies."""
+    batch = batch if batch.id else await _find(client, batch)
+    if not batch.id:
+        client.journal.end(batch)  # a crash came before it was sent
+        return
+    api = client.api.with_options(max_retries=client.section.retries)
+    try:
+        while (state := await _answer(api.batches.retrieve(batch.id))).status not in _ENDED:
+            await asyncio.sleep(client.section.poll)
+        for file in (state.output_file_id, state.error_file_id):
+            if file:
+                _read(client, (await _answer(api.files.content(file))).text, batch)
+    except EndpointError as error:
+        if not isinstance(error.__cause__, openai.NotFoundError):
+            raise
+        client.troubles["batch is gone from the endpoint"] += 1
+        client.journal.lose(batch.id, batch.most * sum(r not in client.journal.replies for r in batch.requests))
+        client.journal.end(batch)
+        return
+    client.journal.end(batch)
+    if state.status != "completed":
+        client.troubles[f"batch {state.status}"] += 1
+    if state.status == "failed":
+        raise EndpointError(
+            f"triplets.llm.batch: {batch.id} failed ({state.errors}); nothing was charged: mend what it names and run again"
+        )
+
+
+async def _find(client: Client, batch: Sent) -> Sent:
+    """The batch with the id under which the endpoint has it; without one if it has none."""
+    pages = await _answer(client.api.with_options(max_retries=client.section.retries).batches.list(limit=100))
+    async for listed in pages:
+        if (listed.metadata or {}).get(_MARK) == batch.mark:
+            return _named(client, batch, listed.id)
     return batch
 
 
-def _read(client: Client, text: str, wanted: set[str]) -> None:
-    for line in text.splitlines():
+def _named(client: Client, batch: Sent, id: str) -> Sent:
+    named = replace(batch, id=id)
+    client.journal.send(named)
+    return named
+
+
+async def _answer(asked: Awaitable[T]) -> T:
+    """An answer of the endpoint. Raises `EndpointError` if it is none."""
+    try:
+        answer = await asked
+    except (openai.APIError, ValueError) as error:
+        raise EndpointError(f"triplets.llm.batch: {' '.join(str(error).split())[:200]}; run again to go on where it stopped") from error
+    if isinstance(answer, str):
+        raise EndpointError(
+            "triplets.llm.batch: the endpoint answered with a page; does it have the Batch API? Else unset triplets.llm.batch"
+        )
+    return answer
+
+
+def _read(client: Client, text: str, batch: Sent) -> None:
+    """Keep the replies of a batch's file; a line that is none is counted."""
+    carried = set(batch.requests)
+    for line in filter(None, text.split("\n")):  # not `splitlines`: a reply may hold other kinds of line end
         try:
             row = json.loads(line)
-            if row["custom_id"] in wanted:
-                client.journal.pay(read_answer((row["response"] or {}).get("body"), row["custom_id"], client.section))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, JunkError):
+            id, response = row["custom_id"], row.get("response") or {}
+            if id not in carried:
+                continue
+            status = response.get("status_code")
+            if status == 200:
+                client.journal.pay(read_answer(response.get("body"), id, client.section, batch.most))
+            elif status == 400 and refuses(response.get("body")):
+                client.journal.pay(refusal(id, client.section))
+            else:
+                client.troubles[f"batch line HTTP {status}" if status else "batch line without an answer"] += 1
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, JunkError):
             client.troubles["batch line is not a reply"] += 1

@@ -1,8 +1,9 @@
 """Requests → paid replies from any OpenAI-compatible endpoint: many at once, retried with jitter, within a hard budget.
 
-Before a request is sent its greatest cost is reserved; a reply frees what it did not use, a lost answer is counted as
-charged. What can pass later (429, 5xx, timeouts, cut connections, bodies that are not replies) is tried again after
-`Retry-After`, else after a jittered exponential wait. A refusal is a reply: it is paid for and never asked again.
+Before a request is sent its greatest cost is reserved; a reply frees what it did not use, a lost answer and a reply that
+does not tell its tokens are counted at that cost. What can pass later (429, 5xx, timeouts, cut connections, bodies that
+are not replies) is tried again after `Retry-After`, else after a jittered exponential wait. A refusal is a reply: it is
+paid for and never asked again.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ REFUSED = "refused"
 _CHARS_PER_TOKEN = 3.0
 """English prose has about 4 characters a token; 3 errs on the dear side."""
 _LONGEST_WAIT = 60.0
-_LOCAL_KEY = "none"
+_OPENAI_KEY, _NO_KEY = "OPENAI_API_KEY", "none"
+_NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
+"""What the transport below `openai` (httpx or its successor) raises before anything was sent."""
+_MOST_TOKENS = 10**8
+"""A reply that claims more is not believed."""
 
 
 class EndpointError(UserError):
@@ -69,25 +74,44 @@ class Client:
         tokens_in, tokens_out = estimate_tokens(request, self.section)
         return price(self.section, tokens_in, tokens_out)
 
-    async def ask_all(self, requests: list[Request], progress: Callable[[int], None]) -> list[Request]:
+    async def ask_all(self, requests: list[Request], progress: Callable[[int], None], *, most_failed: float) -> list[Request]:
         """Ask what the journal does not hold; returns the requests for which the endpoint never gave a reply.
 
-        Raises `BudgetError` once the budget is reached, after those under way have ended.
+        Raises `BudgetError` once the budget is reached, after those under way have ended, and `EndpointError` once more
+        than `most_failed` of the requests have failed.
         """
         waiting = iter([r for r in requests if r.id not in self.journal.replies])
         failed: list[Request] = []
         errors: list[Exception] = []
-        workers = [self._worker(waiting, failed, errors, progress) for _ in range(self.section.concurrency)]
+        workers = [self._worker(waiting, failed, most_failed, errors, progress) for _ in range(self.section.concurrency)]
         await asyncio.gather(*workers)
         if errors:
             raise errors[0]
+        self.check_failed(failed, requests, most_failed)
         return failed
 
+    def check_failed(self, failed: list[Request], requests: list[Request], most_failed: float) -> None:
+        """Raises `EndpointError` if too many requests have no reply."""
+        if len(failed) > most_failed:
+            raise EndpointError(
+                f"triplets.llm: no reply to {len(failed)} of {len(requests)} requests ({self.told_troubles()}); "
+                "what was paid is kept, run again to go on"
+            )
+
+    def told_troubles(self) -> str:
+        """What went wrong on the way, counted."""
+        return ", ".join(f"{n} × {what}" for what, n in sorted(self.troubles.items())) or "none"
+
     async def _worker(
-        self, waiting: Iterator[Request], failed: list[Request], errors: list[Exception], progress: Callable[[int], None]
+        self,
+        waiting: Iterator[Request],
+        failed: list[Request],
+        most_failed: float,
+        errors: list[Exception],
+        progress: Callable[[int], None],
     ) -> None:
         for request in waiting:
-            if errors:
+            if errors or len(failed) > most_failed:
                 return
             try:
                 if not await self._ask(request):
@@ -102,10 +126,14 @@ class Client:
         for attempt in range(self.section.retries + 1):
             await self._reserve(cost)
             try:
-                self.journal.pay(await self._reply(request))
+                self.journal.ask(request.id, cost)
+                self.journal.pay(await self._reply(request, cost))
                 return True
             except (openai.APIError, JunkError) as error:
                 wait = self._trouble(error, request, cost, attempt)
+            except asyncio.CancelledError:
+                self.journal.lose(request.id, cost)
+                raise
             finally:
                 self.reserved -= cost
                 self.freed.set()
@@ -124,27 +152,31 @@ class Client:
             await self.freed.wait()
         self.reserved += cost
 
-    async def _reply(self, request: Request) -> Paid:
+    async def _reply(self, request: Request, most: float) -> Paid:
         completions = self.api.completions if request.format == "completion" else self.api.chat.completions
         try:
             raw = await completions.with_raw_response.create(
                 **payload(request, self.section), extra_headers={"Idempotency-Key": request.id}
             )
             answer = json.loads(raw.content)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise JunkError(str(error)) from error
-        return read_answer(answer, request.id, self.section)
+        return read_answer(answer, request.id, self.section, most)
 
     def _trouble(self, error: openai.APIError | JunkError, request: Request, cost: float, attempt: int) -> float:
         """Count an error and say how long to wait, in seconds. Raises `EndpointError` for what no retry mends."""
         wait = backoff(self.section, attempt)
         if not isinstance(error, openai.APIStatusError):
             self.troubles[_name(error)] += 1
-            self.journal.lose(request.id, cost)
+            if type(error.__cause__).__name__ in _NEVER_SENT:
+                self.journal.free(request.id)
+            else:
+                self.journal.lose(request.id, cost)
             return wait
+        self.journal.free(request.id)
         self.troubles[f"HTTP {error.status_code}"] += 1
-        if error.status_code == 400 and _refuses(error):
-            self.journal.pay(Paid(request.id, "", REFUSED, self.section.model, 0, 0, 0.0))
+        if error.status_code == 400 and refuses(error.body):
+            self.journal.pay(refusal(request.id, self.section))
             return 0.0
         if error.status_code not in (408, 409, 425, 429) and error.status_code < 500:
             raise EndpointError(_told(error, self.section)) from error
@@ -152,11 +184,16 @@ class Client:
 
 
 def key_of(section: LlmParams) -> str:
-    """The key in the environment variable that `key_env` names, and from nowhere else. Raises `EndpointError` if OpenAI has none."""
-    key = os.environ.get(section.key_env)
-    if not key and section.base_url is None:
-        raise EndpointError(f"triplets.llm.key_env: {section.key_env} is not set in the environment; set it, or give triplets.llm.base_url")
-    return key or _LOCAL_KEY
+    """The key in the environment variable that `key_env` names, and from nowhere else; OpenAI's own goes to OpenAI alone.
+
+    Raises `EndpointError` if the variable is not set.
+    """
+    name = section.key_env or (None if section.base_url else _OPENAI_KEY)
+    if name is None:
+        return _NO_KEY
+    if not os.environ.get(name):
+        raise EndpointError(f"triplets.llm.key_env: {name} is not set in the environment; set it, or give triplets.llm.base_url")
+    return os.environ[name]
 
 
 def open_api(section: LlmParams) -> openai.AsyncOpenAI:
@@ -191,21 +228,38 @@ def price(section: LlmParams, tokens_in: int, tokens_out: int) -> float:
     return full * (section.batch_discount if section.batch else 1.0)
 
 
-def read_answer(answer: Any, id: str, section: LlmParams) -> Paid:
-    """A reply's body as a journal entry. Raises `JunkError` if it is none."""
+def read_answer(answer: Any, id: str, section: LlmParams, most: float) -> Paid:
+    """A reply's body as a journal entry; one that does not tell its tokens costs `most`. Raises `JunkError` if it is none.
+
+    A completion without text (all of it spent on thinking, say) is a reply: it was charged, and is not asked for again.
+    """
     try:
-        choice, usage = answer["choices"][0], answer.get("usage") or {}
+        choice, usage = answer["choices"][0], answer.get("usage")
         message = choice.get("message") or {}
         refused = bool(message.get("refusal")) or choice.get("finish_reason") == "content_filter"
         text = choice["text"] if "text" in choice else message.get("content")
-        tokens_in, tokens_out = (int(usage.get(k) or 0) for k in ("prompt_tokens", "completion_tokens"))
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise JunkError(f"not a completion: {error!r}") from error
-    if not refused and not isinstance(text, str):
-        raise JunkError("no text in the reply")
     finish = REFUSED if refused else str(choice.get("finish_reason"))
     model = str(answer.get("model") or section.model)
-    return Paid(id, "" if refused else str(text), finish, model, tokens_in, tokens_out, price(section, tokens_in, tokens_out))
+    tokens_in, tokens_out = (_tokens(usage, k) for k in ("prompt_tokens", "completion_tokens"))
+    cost = most if tokens_in is None or tokens_out is None else price(section, tokens_in, tokens_out)
+    return Paid(id, text if isinstance(text, str) and not refused else "", finish, model, tokens_in or 0, tokens_out or 0, cost)
+
+
+def refusal(id: str, section: LlmParams) -> Paid:
+    """A request that the endpoint's filter would not take: nothing is charged, and it is never asked again."""
+    return Paid(id, "", REFUSED, section.model, 0, 0, 0.0)
+
+
+def refuses(error: object) -> bool:
+    """Whether the body of an error says that a content filter refused the request."""
+    return any(word in str(error) for word in ("content_filter", "content_policy_violation"))
+
+
+def _tokens(usage: Any, key: str) -> int | None:
+    count = usage.get(key) if isinstance(usage, dict) else None
+    return count if isinstance(count, int) and 0 <= count <= _MOST_TOKENS else None
 
 
 def settings(section: LlmParams) -> dict[str, Any]:
@@ -220,10 +274,6 @@ def _name(error: openai.APIError | JunkError) -> str:
     return "connection cut" if isinstance(error, openai.APIConnectionError) else "body is not a reply"
 
 
-def _refuses(error: openai.APIStatusError) -> bool:
-    return str(error.code) in ("content_filter", "content_policy_violation") or "content_filter" in str(error.body)
-
-
 def _retry_after(error: openai.APIStatusError) -> float:
     try:
         return min(_LONGEST_WAIT, float(error.response.headers.get("retry-after", 0)))
@@ -233,9 +283,10 @@ def _retry_after(error: openai.APIStatusError) -> float:
 
 def _told(error: openai.APIStatusError, section: LlmParams) -> str:
     where = section.base_url or "api.openai.com"
+    key = "check the key in the environment variable that triplets.llm.key_env names"
     remedy = {
-        401: f"check the key in {section.key_env}",
-        403: f"check the key in {section.key_env}",
+        401: key,
+        403: key,
         404: "check triplets.llm.model and base_url",
     }
     said = " ".join(str(error.message).split())[:200]

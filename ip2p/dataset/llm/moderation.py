@@ -36,7 +36,7 @@ async def _flags(client: Client, model: str, texts: list[str]) -> list[bool]:
             answer = await client.api.moderations.create(model=model, input=texts)
             if len(answer.results) == len(texts):
                 return [bool(r.flagged) for r in answer.results]
-        except (openai.APIError, ValueError) as error:
+        except (openai.APIError, ValueError, AttributeError) as error:  # the latter: a page instead of verdicts
             if isinstance(error, openai.APIStatusError) and error.status_code in (400, 401, 403, 404):
                 raise EndpointError(f"triplets.llm.moderation: {model} cannot be asked ({error.status_code}); mend or unset it") from error
         client.troubles["moderation tried again"] += 1

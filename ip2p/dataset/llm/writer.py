@@ -71,14 +71,9 @@ async def _ask_wave(client: Client, desk: _Desk, wave: Wave, progress: Progress)
     held, before = sum(r.id in client.journal.replies for r in requests), len(client.journal.replies)
     stopped: BudgetError | None = None
     try:
-        failed = await _ask(client, requests, lambda replies: progress(held + replies - before, len(requests)))
+        await _ask(client, requests, lambda replies: progress(held + replies - before, len(requests)))
     except BudgetError as error:
-        stopped, failed = error, []
-    if len(failed) > max(1, client.section.max_failed * len(requests)):
-        raise EndpointError(
-            f"triplets.llm: no reply to {len(failed)} of {len(requests)} requests after {client.section.retries} retries "
-            f"({_counted(client.troubles)}); what was paid is kept, run again to go on"
-        )
+        stopped = error
     drafts = desk.read(safe, client.journal)
     flagged = await moderate(client, [text for t in drafts for text in (t.instruction, t.edited_caption)])
     for triplet in drafts:
@@ -87,8 +82,12 @@ async def _ask_wave(client: Client, desk: _Desk, wave: Wave, progress: Progress)
         raise stopped
 
 
-async def _ask(client: Client, requests: list[Request], progress: Callable[[int], None]) -> list[Request]:
-    return await (ask_by_batch(client, requests) if client.section.batch else client.ask_all(requests, progress))
+async def _ask(client: Client, requests: list[Request], progress: Callable[[int], None]) -> None:
+    most_failed = max(1.0, client.section.max_failed * len(requests))
+    if client.section.batch:
+        client.check_failed(await ask_by_batch(client, requests), requests, most_failed)
+    else:
+        await client.ask_all(requests, progress, most_failed=most_failed)
 
 
 class _Desk:
@@ -177,7 +176,7 @@ async def _settled_format(client: Client) -> Format:
         probe = TAXONOMY[EDIT_TYPES[0]]
         first = request_for(probe.caption, probe.name, section, "json_schema")
         try:
-            await client.ask_all([first], lambda _: None)
+            await client.ask_all([first], lambda _: None, most_failed=0.0)
             format = "json_schema"
         except EndpointError as error:
             if "answered 400" not in str(error) and "answered 422" not in str(error):
@@ -195,9 +194,5 @@ def _account(client: Client, before: float, format: Format) -> dict[str, float |
         "spent_now_usd": round(journal.spent - before, 6),
         "replies_paid": len(journal.replies),
         "answers_lost": journal.lost,
-        "troubles": _counted(client.troubles),
+        "troubles": client.told_troubles(),
     }
-
-
-def _counted(troubles: Counter[str]) -> str:
-    return ", ".join(f"{n} × {what}" for what, n in sorted(troubles.items())) or "none"

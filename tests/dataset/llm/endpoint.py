@@ -26,10 +26,14 @@ class Endpoint(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128  # the default of 5 resets connections when many come at once
 
-    def __init__(self, *, faults=0.0, reply=None, schema=True, hang=2.0):
+    def __init__(self, *, faults=0.0, reply=None, schema=True, hang=2.0, usage=None, lines=None):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.faults, self.schema, self.hang = faults, schema, hang
         self.reply = reply or write
+        self.usage = usage if usage is not None else {"prompt_tokens": 300, "completion_tokens": 50, "total_tokens": 350}
+        self.lines = lines or (lambda number: 200)  # status of a batch's lines
+        self.batch_status = "completed"
+        self.closed = False  # whether batches may not be looked at
         self.lock = threading.Lock()
         self.count = 0
         self.paid = Counter()  # by Idempotency-Key: generated and charged
@@ -78,8 +82,7 @@ def completion(server, body):
         text = server.reply(caption, re.search(r"^Kind of edit: (\w+)", asked, re.M).group(1))
         message = text if isinstance(text, dict) else {"role": "assistant", "content": text}
         choice = {"index": 0, "finish_reason": "stop", "message": message}
-    usage = {"prompt_tokens": 300, "completion_tokens": 50, "total_tokens": 350}
-    return {"id": "c", "object": "chat.completion", "created": 0, "model": "toy-1", "choices": [choice], "usage": usage}
+    return {"id": "c", "object": "chat.completion", "created": 0, "model": "toy-1", "choices": [choice], "usage": server.usage}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -93,8 +96,12 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         if parts == ["batches"]:
             return self._json({"object": "list", "data": list(server.batches.values()), "has_more": False})
-        if parts[0] == "batches":
+        if parts[0] == "batches" and server.closed:
+            return self._json({"error": {"message": "not now"}}, 403)
+        if parts[0] == "batches" and parts[1] in server.batches:
             return self._json(self._advance(server.batches[parts[1]]))
+        if parts == ["fine_tuning", "jobs"]:
+            return self._json({"object": "list", "data": list(server.jobs.values()), "has_more": False})
         if parts[:2] == ["fine_tuning", "jobs"] and parts[-1] == "events":
             events = [
                 {"id": f"e{i}", "object": "fine_tuning.job.event", "created_at": 0, "level": "info", "message": m}
@@ -185,15 +192,22 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _advance(self, batch):
         if batch["status"] == "in_progress":
-            out = []
-            for line in self.server.files[batch["input_file_id"]].splitlines():
-                row = json.loads(line)
-                self.server.paid[row["custom_id"]] += 1
-                reply = {"status_code": 200, "body": completion(self.server, row["body"])}
-                out.append({"id": "r", "custom_id": row["custom_id"], "response": reply, "error": None})
-            name = f"file-{len(self.server.files)}"
-            self.server.files[name] = "".join(json.dumps(r) + "\n" for r in out).encode()
-            batch |= {"status": "completed", "output_file_id": name}
+            out, errors = [], []
+            for number, line in enumerate(self.server.files[batch["input_file_id"]].splitlines()):
+                row, status = json.loads(line), self.server.lines(number)
+                if status is None or self.server.batch_status == "failed":
+                    continue  # the batch ended before it came to this line
+                body = {"error": {"code": "content_filter", "message": "not this one"}}
+                if status == 200:
+                    self.server.paid[row["custom_id"]] += 1
+                    body = completion(self.server, row["body"])
+                reply = {"id": "r", "custom_id": row["custom_id"], "response": {"status_code": status, "body": body}, "error": None}
+                (out if status == 200 else errors).append(reply)
+            for key, rows in (("output_file_id", out), ("error_file_id", errors)):
+                if rows:
+                    batch[key] = f"file-{len(self.server.files)}"
+                    self.server.files[batch[key]] = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode()
+            batch["status"] = self.server.batch_status
         return batch
 
     def _json(self, value, status=200, headers=None):

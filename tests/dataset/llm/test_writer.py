@@ -10,11 +10,11 @@ import pytest
 
 from ip2p.dataset import triplets
 from ip2p.dataset.captions import read_captions
-from ip2p.dataset.llm.client import BudgetError, EndpointError
+from ip2p.dataset.llm.client import BudgetError, EndpointError, key_of
 from ip2p.dataset.llm.journal import Journal
 from ip2p.dataset.read import read_triplets
 from ip2p.errors import DataError, ParamsError
-from ip2p.params import Params
+from ip2p.params import LlmParams, Params
 from ip2p.store import digest
 from ip2p.world.edits import EDIT_TYPES
 from tests.dataset.llm.endpoint import FAULTS, endpoint, write
@@ -49,8 +49,7 @@ def run(p, folder):
 
 
 def journal(folder):
-    with Journal(folder / "work" / "journal.jsonl") as opened:
-        return opened
+    return Journal(folder / "work" / "journal.jsonl")
 
 
 def test_the_model_writes_distinct_balanced_triplets_through_many_requests_at_once(tmp_path):
@@ -62,6 +61,7 @@ def test_the_model_writes_distinct_balanced_triplets_through_many_requests_at_on
     rows = read_triplets(tmp_path / "out")
     assert {t.writer for t in rows} == {"llm:toy-1"} and {t.caption.source for t in rows} == {"world"}
     assert 1 < server.most_at_once <= 16
+    assert report.extra["troubles"] == "none"
     assert report.extra["spent_usd"] == pytest.approx(len(server.paid) * (300 * 0.15 + 50 * 0.6) / 1e6)
 
 
@@ -110,23 +110,70 @@ def test_killed_at_any_instant_it_goes_on_and_pays_nothing_twice(tmp_path):
     assert read_triplets(tmp_path / "out") == read_triplets(tmp_path / "calm" / "out")
 
 
+def test_what_is_under_way_at_a_crash_counts_as_charged_and_one_run_at_a_time_holds_the_journal(tmp_path):
+    with journal(tmp_path) as held:
+        held.ask("one", 0.5)
+        held.ask("two", 0.25)
+        held.free("two")
+        with pytest.raises(DataError, match="another run is writing it"), journal(tmp_path):
+            pass
+    assert held.spent == 0
+    for _ in range(2):
+        with journal(tmp_path) as again:
+            assert (again.spent, again.lost) == (0.5, 1)
+
+
+@pytest.mark.parametrize(
+    "usage", [{}, {"prompt_tokens": -5, "completion_tokens": 1}, {"prompt_tokens": 1e999, "completion_tokens": 1}, "much"]
+)
+def test_a_reply_that_does_not_tell_its_tokens_costs_the_most_it_can(tmp_path, usage):
+    with endpoint(usage=usage) as server:
+        report = run(params(server, count=11), tmp_path)
+        plan = triplets.plan(params(server, count=11))
+    assert report.extra["spent_usd"] >= 11 * plan.most / 11 * 0.9 and report.extra["answers_lost"] == 0
+
+
+def test_a_reply_without_text_is_paid_for_and_not_asked_again(tmp_path):
+    def reply(caption, edit_type):
+        return {"role": "assistant", "content": None} if edit_type == "style" else write(caption, edit_type)
+
+    with endpoint(reply=reply) as server:
+        report = run(params(server, count=22), tmp_path)
+        assert max(server.paid.values()) == 1 and server.count == len(server.paid)
+    assert report.dropped_by_reason["reply does not split into instruction and edited caption"] >= 2
+
+
+def test_an_endpoint_that_is_not_there_costs_nothing_and_stops_the_stage_early(tmp_path):
+    with endpoint() as server:
+        p = params(server, llm={"retries": 1, "concurrency": 4})
+    with pytest.raises(EndpointError, match="no reply to 1 of 1 requests"):  # what `auto` tries first
+        run(p, tmp_path)
+    p.triplets.llm.__dict__["format"] = "text"
+    with pytest.raises(EndpointError, match=r"no reply to [2-5] of 33 requests"):
+        run(p, tmp_path)
+    with journal(tmp_path) as opened:
+        assert (opened.spent, opened.lost, opened.formats) == (0.0, 0, {})
+
+
 def test_a_torn_last_line_is_cut_off_and_a_broken_one_is_named(tmp_path):
     with endpoint() as server:
         run(params(server, count=11), tmp_path)
     path = tmp_path / "work" / "journal.jsonl"
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"reply": {"id"')
-    assert journal(tmp_path).spent > 0 and path.read_bytes() == whole
+    with journal(tmp_path) as opened:
+        assert opened.spent > 0 and path.read_bytes() == whole
     path.write_bytes(b"nonsense\n" + whole)
-    with pytest.raises(DataError, match=r"journal\.jsonl:1: not a journal line"):
-        journal(tmp_path)
+    with pytest.raises(DataError, match=r"journal\.jsonl:1: not a journal line"), journal(tmp_path):
+        pass
 
 
 def test_the_budget_is_never_exceeded_and_what_was_made_is_kept(tmp_path):
     with endpoint(faults=0.3) as server:
         report = run(params(server, llm={"budget": 0.0015}), tmp_path)
         assert 0 < report.kept < COUNT and "budget" in str(report.extra["stopped"])
-        assert journal(tmp_path).spent <= 0.0015
+        with journal(tmp_path) as opened:
+            assert opened.spent <= 0.0015
         report = run(params(server), tmp_path)
         assert report.kept == COUNT and max(server.paid.values()) == 1
         with pytest.raises(BudgetError, match="is reached"):
@@ -230,19 +277,6 @@ def test_moderation_reads_captions_before_they_are_paid_for_and_edits_before_the
     assert report.dropped_by_reason == {"caption flagged by moderation": 1, "edit flagged by moderation": 1}
 
 
-def test_the_batch_api_gives_the_same_triplets_and_is_found_again(tmp_path):
-    with endpoint() as server:
-        run(params(server), tmp_path / "one")
-        p = params(server, llm={"batch": True, "format": "json_schema"})
-        report = run(p, tmp_path / "batch")
-        sent = len(server.batches)
-        (tmp_path / "batch" / "work" / "journal.jsonl").unlink()  # the worst crash: sent and charged, nothing written down
-        run(p, tmp_path / "batch")
-        assert len(server.batches) == sent
-    assert read_triplets(tmp_path / "one" / "out") == read_triplets(tmp_path / "batch" / "out")
-    assert report.extra["spent_usd"] == pytest.approx(report.extra["replies_paid"] * (300 * 0.15 + 50 * 0.6) / 2e6)
-
-
 def test_a_plan_sends_nothing_and_tells_the_cost():
     with endpoint() as server:
         plan = triplets.plan(params(server))
@@ -263,6 +297,14 @@ def test_what_no_retry_mends_is_one_clear_error(tmp_path, monkeypatch):
         run(params(server, llm={"format": "json_schema"}), tmp_path)
     with pytest.raises(ParamsError, match="nonsense unknown to the writer"):
         run(Params.model_validate({"triplets": {"edit_types": ["nonsense"]}}), tmp_path)
+
+
+def test_openais_key_goes_to_openai_alone(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-sentinel")
+    assert key_of(LlmParams()) == "sk-sentinel"
+    assert "sentinel" not in key_of(LlmParams(base_url="http://127.0.0.1:1/v1"))
+    with pytest.raises(EndpointError, match="MINE is not set"):
+        key_of(LlmParams(base_url="http://127.0.0.1:1/v1", key_env="MINE"))
 
 
 def test_the_key_is_sent_and_written_nowhere(tmp_path, monkeypatch):

@@ -1,0 +1,89 @@
+import pytest
+
+from ip2p.dataset.llm.client import EndpointError
+from ip2p.dataset.read import read_triplets
+from tests.dataset.llm.endpoint import endpoint
+from tests.dataset.llm.test_writer import COUNT, journal, params, run
+
+
+def batched(server, **llm):
+    return params(server, llm={"batch": True, "format": "json_schema", "retries": 2, **llm})
+
+
+def events(folder):
+    return (folder / "work" / "journal.jsonl").read_text().splitlines(keepends=True)
+
+
+def test_the_batch_api_gives_the_same_triplets_and_is_found_again(tmp_path):
+    with endpoint() as server:
+        run(params(server), tmp_path / "one")
+        p = batched(server)
+        report = run(p, tmp_path / "batch")
+        sent = len(server.batches)
+        (tmp_path / "batch" / "work" / "journal.jsonl").unlink()  # the worst crash: sent and charged, nothing written down
+        run(p, tmp_path / "batch")
+        assert len(server.batches) == sent
+    assert read_triplets(tmp_path / "one" / "out") == read_triplets(tmp_path / "batch" / "out")
+    assert report.extra["spent_usd"] == pytest.approx(report.extra["replies_paid"] * (300 * 0.15 + 50 * 0.6) / 2e6)
+
+
+def test_a_batch_under_way_is_waited_for_whatever_the_parameters_became(tmp_path):
+    with endpoint() as server:
+        server.closed = True
+        with pytest.raises(EndpointError, match="not now"):
+            run(batched(server), tmp_path)
+        server.closed = False
+        report = run(batched(server, budget=5.0, concurrency=1), tmp_path)
+        asked = server.files["file-0"].count(b"\n")
+        assert report.kept == COUNT and max(server.paid.values()) == 1 and report.extra["replies_paid"] >= asked
+
+
+def test_a_crash_between_sending_a_batch_and_learning_its_id_does_not_send_it_twice(tmp_path):
+    with endpoint() as server:
+        server.closed = True
+        with pytest.raises(EndpointError):
+            run(batched(server), tmp_path)
+        lines = events(tmp_path)
+        assert '"id": ""' in lines[0] and '"id": "batch-0"' in lines[1]
+        (tmp_path / "work" / "journal.jsonl").write_text(lines[0])
+        server.closed = False
+        run(batched(server), tmp_path)
+        assert max(server.paid.values()) == 1
+        (tmp_path / "work" / "journal.jsonl").write_text(lines[0])
+        server.batches.clear()  # it never got there
+        assert run(batched(server), tmp_path).kept == COUNT
+
+
+def test_what_an_ended_batch_left_out_is_sent_again_and_nothing_else(tmp_path):
+    with endpoint(lines=lambda number: 200 if number % 2 else None) as server:
+        server.batch_status = "expired"
+        with pytest.raises(EndpointError, match=r"no reply to 17 of 33 requests \(1 × batch expired\)"):
+            run(batched(server), tmp_path)
+        server.lines, server.batch_status = (lambda number: 200), "completed"
+        assert run(batched(server), tmp_path).kept == COUNT
+        assert max(server.paid.values()) == 1
+
+
+def test_a_batch_that_failed_or_is_gone_is_given_up(tmp_path):
+    with endpoint() as server:
+        server.batch_status = "failed"
+        with pytest.raises(EndpointError, match=r"batch-0 failed .*nothing was charged"):
+            run(batched(server), tmp_path)
+        server.batch_status, server.closed = "completed", True
+        with pytest.raises(EndpointError, match="not now"):
+            run(batched(server), tmp_path)
+        server.closed = False
+        server.batches.clear()
+        report = run(batched(server), tmp_path)
+        assert report.kept == COUNT and "1 × batch is gone" in report.extra["troubles"] and report.extra["answers_lost"] == 1
+
+
+def test_a_line_that_was_refused_is_dropped_and_not_asked_again(tmp_path):
+    with endpoint(lines=lambda number: 400 if number == 0 else 200) as server:
+        report = run(batched(server), tmp_path)
+        sent = len(server.batches)
+        assert report.dropped_by_reason["model refused"] == sent
+        run(batched(server), tmp_path)
+        assert len(server.batches) == sent
+    with journal(tmp_path) as opened:
+        assert sum(r.finish == "refused" for r in opened.replies.values()) == sent
