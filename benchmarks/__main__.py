@@ -33,14 +33,24 @@ PARTS = (
 )
 
 
+def run(command: list[str]) -> str:
+    """A benchmark's output, shown as it comes."""
+    lines = []
+    with subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        for line in child.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
+    if child.returncode:
+        raise SystemExit(f"{' '.join(command)} failed")
+    return "".join(lines).strip()
+
+
 def main() -> None:
     cores = f"{os.cpu_count()} CPU cores, torch {torch.__version__.split('+')[0]}"
     parts = [f"# Benchmarks\n\nWritten by `python -m benchmarks` ({cores}, {torch.get_num_threads()} threads).\n"]
     for title, command, about in PARTS:
         print(title, flush=True)
-        done = subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True, text=True)
-        print(done.stdout, flush=True)
-        parts.append(f"## {title}\n{about}\n\n{done.stdout.strip()}\n")
+        parts.append(f"## {title}\n{about}\n\n{run(command)}\n")
     (ROOT / "docs" / "benchmarks.md").write_text("\n".join(parts), encoding="utf-8")
 
 

@@ -17,9 +17,8 @@ import torch
 
 from ip2p.clip import image_features, similarities, text_features
 from ip2p.dataset.alignment import align
-from ip2p.dataset.pairs import draw_sample
-from ip2p.dataset.rounds import Progress, next_samples
-from ip2p.dataset.synthesis import load_synthesiser, remember_texts, sample_pairs, similar
+from ip2p.dataset.pairs import draw_sample, sample_rounds
+from ip2p.dataset.synthesis import load_synthesiser, similar
 from ip2p.dataset.thresholds import reject_reason
 from ip2p.dataset.world_writer import write_triplets
 from ip2p.diffusion import decode_latents, encode_text
@@ -34,24 +33,24 @@ N, STEPS = 4, 100
 
 @dataclass
 class Kept:
-    """What one way of sampling kept: the two images of each pair, and its direction similarity."""
+    """What one way of sampling kept: the two images of each pair, its direction similarity and its triplet."""
 
+    triplets: list
+    direction: list
     before: list
     after: list
-    direction: list
-    triplets: list
-    made: int = 0
+    made: int
 
-    def add(self, triplet, before, after, direction):
-        self.triplets.append(triplet)
-        self.before.append(before)
-        self.after.append(after)
-        self.direction.append(direction)
+
+def best(found, made, keep) -> Kept:
+    """The best `keep` of each triplet's passing pairs, (direction, source, edited) each."""
+    rows = [(t, *pair) for t, pairs in found.items() for pair in sorted(pairs, key=lambda p: -p[0])[:keep]]
+    return Kept(*(list(column) for column in zip(*rows, strict=True)), made=made) if rows else Kept([], [], [], [], made)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--triplets", type=int, default=22, help="triplets sampled by each (default: %(default)s)")
+    parser.add_argument("--triplets", type=int, default=33, help="triplets sampled by each (default: %(default)s)")
     parser.add_argument("--params", default="params.yaml")
     options = parser.parse_args()
     from pathlib import Path
@@ -71,25 +70,24 @@ def main() -> None:
     ]
     clip = load_clip(params.models.clip, device=resolve_device(params.models.device))
     print(
-        "| | kept of made | seconds | kept an hour | × | direction | read right | outside |\n|---|---|---|---|---|---|---|---|", flush=True
+        "| | kept of made | seconds | CPU seconds | kept an hour | × | direction | read right | outside |\n" + "|---" * 9 + "|", flush=True
     )
     first = 0.0
     for name, changes, dtype in ways:
         models = params.models.model_copy(update={"dtype": dtype})
-        began = time.monotonic()
         if changes is None:
             work = reference(models, base, params.filter, triplets)
         else:
             work = ours(models, base.model_copy(update=changes), params.filter, triplets)
-        began = time.monotonic()
+        began, burnt = time.monotonic(), time.process_time()
         kept = work()
-        seconds = time.monotonic() - began
+        seconds, burnt = time.monotonic() - began, time.process_time() - burnt
         rate = len(kept.triplets) / seconds * 3600
         first = first or rate
         direction = sum(kept.direction) / max(1, len(kept.direction))
         outside = align(torch.stack(kept.before), torch.stack(kept.after)).outside.mean() if kept.before else float("nan")
         right = read_right(clip, kept)
-        counted = f"{len(kept.triplets)} of {kept.made} | {seconds:.0f} | {rate:.0f} | {rate / first:.1f}"
+        counted = f"{len(kept.triplets)} of {kept.made} | {seconds:.0f} | {burnt:.0f} | {rate:.0f} | {rate / first:.1f}"
         print(f"| {name} | {counted} | {direction:.3f} | {right:.2f} | {outside:.3f} |", flush=True)
 
 
@@ -98,23 +96,14 @@ def ours(models: ModelsParams, section: PairsParams, thresholds: FilterParams, t
     maker = load_synthesiser(models, section, thresholds, 0)
 
     def work() -> Kept:
-        kept, progress = Kept([], [], [], []), [Progress(i) for i in range(len(triplets))]
-        passed = [0] * len(triplets)
-        remember_texts(maker, triplets)
-        while chosen := next_samples(progress, section, thresholds.keep, section.batch):
-            some = [triplets[i] for i, _ in chosen]
-            made = sample_pairs(maker, some, [draw_sample(triplets[i], n, section, 0) for i, n in chosen])
-            kept.made += len(chosen)
-            for row, (index, scores) in enumerate(zip(made.picks, made.scores, strict=True)):
-                number = chosen[index][0]
-                if reject_reason(scores, thresholds) is None:
-                    progress[number].passed += 1
-                    passed[number] += 1
-                    if passed[number] <= thresholds.keep:
-                        kept.add(some[index], made.before_BCHW[row], made.after_BCHW[row], scores.sim_direction)
-            for number, _ in chosen:
-                progress[number].tried += 1
-        return kept
+        made, found = 0, {}
+        for batch in sample_rounds(maker, triplets):
+            made += len(batch.drawn)
+            images = zip(batch.made.before_BCHW, batch.made.after_BCHW, strict=True)
+            for i, scores, reason, pair in zip(batch.made.picks, batch.made.scores, batch.misses, images, strict=True):
+                if reason is None:
+                    found.setdefault(batch.triplets[i], []).append((scores.sim_direction, *pair))
+        return best(found, made, thresholds.keep)
 
     return work
 
@@ -165,17 +154,13 @@ def reference(models: ModelsParams, section: PairsParams, thresholds: FilterPara
         return before[0], after[0], similar(similarities(image_features(clip, before), image_features(clip, after), *texts))[0]
 
     def work() -> Kept:
-        kept = Kept([], [], [], [])
+        found = {}
         for triplet in triplets:
-            found = []
             for number in range(section.samples):
                 before, after, scores = one(triplet, draw_sample(triplet, number, section, 0))
-                kept.made += 1
-                if reject_reason(scores, thresholds) is None:
-                    found.append((scores.sim_direction, before, after))
-            for direction, before, after in sorted(found, key=lambda f: -f[0])[: thresholds.keep]:
-                kept.add(triplet, before, after, direction)
-        return kept
+                if reject_reason(scores, thresholds, triplet.edit_type) is None:
+                    found.setdefault(triplet, []).append((scores.sim_direction, before, after))
+        return best(found, section.samples * len(triplets), thresholds.keep)
 
     return work
 

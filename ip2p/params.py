@@ -122,6 +122,10 @@ class PairsParams(Section):
     """Euler ancestral (the reference's), or DPM-Solver++(2M), as good in about half of the steps."""
     guidance: tuple[Positive, Positive] = (3.0, 6.0)
     """Range of the classifier-free guidance scale, drawn a sample (reference: 7.5–15)."""
+    engine: Literal["processes", "ray"] = "processes"
+    """Where the units are made: on processes of this machine, or on a Ray cluster (`pip install 'ip2p[ray]'`, by the flow)."""
+    ray_address: str | None = None
+    """Such as `ray://head:10001`; none: a cluster of this machine, for the time of the stage."""
     p2p: tuple[Share, Share] = (0.1, 0.9)
     """Range of the share of steps that share attention, drawn a sample (paper: 0.1–0.9)."""
     negative_prompt: str = ""

@@ -55,12 +55,18 @@ def read_json(path: Path) -> Any:
 
 
 def write_shard(path: Path, table: pa.Table, mark: str, *, note: Any = None) -> None:
-    """Write a Parquet shard carrying fingerprint `mark` and a JSON `note`, atomically and with the same bytes each time."""
+    """Write a shard, atomically."""
+    write_bytes(path, shard_bytes(table, mark, note=note))
+
+
+def shard_bytes(table: pa.Table, mark: str, *, note: Any = None) -> bytes:
+    """A Parquet shard carrying fingerprint `mark` and a JSON `note`; the same bytes each time."""
     carried = {_FINGERPRINT: mark.encode(), _NOTE: json.dumps(note, sort_keys=True).encode()}
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), **carried})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    write_bytes(path, sink.getvalue().to_pybytes())
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def shard_mark(path: Path) -> str | None:

@@ -9,7 +9,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -25,15 +25,17 @@ from ip2p.dataset.rounds import Progress as Tried
 from ip2p.dataset.rounds import next_samples
 from ip2p.dataset.synthesis import ABANDONED, Made, Synthesiser, load_synthesiser, remember_texts, sample_pairs
 from ip2p.dataset.thresholds import reject_reason
-from ip2p.errors import UserError
+from ip2p.errors import ParamsError
 from ip2p.models import free_pairs, model_digest, resolve_device, resolve_dtype
 from ip2p.parallel import leave_with_parent
 from ip2p.params import PairsParams, Params
 from ip2p.pictures import to_png
 from ip2p.records import PAIRS, Draw, StageReport, Triplet
-from ip2p.store import assemble, code_mark, fingerprint, read_shards, shard_mark, write_shard
+from ip2p.store import assemble, code_mark, fingerprint, read_shards, shard_bytes, shard_mark, shard_note, write_bytes
 
 Progress = Callable[[int, int], None]
+Engine = Callable[[Params, list["Unit"], Path], Iterator[int]]
+"""Makes units, writes their shards to the folder, and yields how many are done after each."""
 _SOURCES = (
     "clip.py",
     "dataset/alignment.py",
@@ -64,6 +66,7 @@ class Unit:
     number: int
     triplets: tuple[Triplet, ...]
     mark: str
+    batch_for: str
 
     @property
     def name(self) -> str:
@@ -78,9 +81,9 @@ def draw_sample(triplet: Triplet, number: int, section: PairsParams, seed: int) 
 
 
 def plan_units(triplets: list[Triplet], params: Params) -> list[Unit]:
-    """Shards in order, each with the fingerprint of all that decides its content."""
+    """Shards in order, each with the fingerprint of all that decides its content. `pairs.batch` must be known (`with_batch`)."""
     section, models = params.pairs, params.models
-    same = section.model_dump(exclude={"workers"})
+    same = section.model_dump(exclude={"workers", "engine", "ray_address"})
     digests = [model_digest(models.teacher, "teacher"), model_digest(models.clip, "clip"), code_mark(*_SOURCES)]
     device = resolve_device(models.device)
     digests += [device.type, str(resolve_dtype(models.dtype, device)), str(models.threads), str(models.compile)]
@@ -88,46 +91,73 @@ def plan_units(triplets: list[Triplet], params: Params) -> list[Unit]:
         digests.append(fingerprint(params.filter.model_dump()))
     groups = [tuple(triplets[i : i + section.unit]) for i in range(0, len(triplets), section.unit)]
     return [
-        Unit(n, group, fingerprint("pairs", same, params.seed, digests, [(t.id, t.edit_type) for t in group], n))
+        Unit(n, group, fingerprint("pairs", same, params.seed, digests, [(t.id, t.edit_type) for t in group], n), _batch_for(params))
         for n, group in enumerate(groups)
     ]
 
 
-def make_unit(maker: Synthesiser, unit: Unit, folder: Path) -> int:
-    """Sample and score the pairs of a unit and write its shard; returns the number of pairs stored."""
-    remember_texts(maker, list(unit.triplets))
-    tried = [Tried(n) for n in range(len(unit.triplets))]
+@dataclass(frozen=True)
+class Round:
+    """One batch of samples: `triplets` and `drawn` of each, what was made, and why each of the made misses (None: it passes)."""
+
+    triplets: list[Triplet]
+    drawn: list[Draw]
+    made: Made
+    misses: list[str | None]
+
+
+def sample_rounds(maker: Synthesiser, triplets: Sequence[Triplet]) -> Iterator[Round]:
+    """Sample and score pairs of these triplets until the strategy has enough."""
+    remember_texts(maker, list(triplets))
+    tried = [Tried(n) for n in range(len(triplets))]
+    section = maker.params
+    while chosen := next_samples(tried, section, maker.thresholds.keep, section.batch):
+        some = [triplets[n] for n, _ in chosen]
+        drawn = [draw_sample(triplets[n], number, section, maker.seed) for n, number in chosen]
+        made = sample_pairs(maker, some, drawn)
+        misses = [reject_reason(s, maker.thresholds, some[i].edit_type) for i, s in zip(made.picks, made.scores, strict=True)]
+        for n, _ in chosen:
+            tried[n].tried += 1
+        for i, reason in zip(made.picks, misses, strict=True):
+            tried[chosen[i][0]].passed += reason is None
+        yield Round(some, drawn, made, misses)
+
+
+def make_unit(maker: Synthesiser, unit: Unit) -> bytes:
+    """Sample and score the pairs of a unit; returns its shard."""
     rows: list[dict[str, Any]] = []
     drops: Drops = {}
-    section, keep = maker.params, maker.thresholds.keep
-    while chosen := next_samples(tried, section, keep, section.batch):
-        triplets = [unit.triplets[n] for n, _ in chosen]
-        drawn = [draw_sample(unit.triplets[n], number, section, maker.seed) for n, number in chosen]
-        made = sample_pairs(maker, triplets, drawn)
-        for index, found, row in zip(made.picks, made.scores, _rows(made, triplets, drawn), strict=True):
-            reason = reject_reason(found, maker.thresholds, triplets[index].edit_type)
-            tried[chosen[index][0]].passed += reason is None
-            if reason is None or section.strategy == "best_of_n":
+    for batch in sample_rounds(maker, unit.triplets):
+        for i, row, reason in zip(batch.made.picks, _rows(batch.made, batch.triplets, batch.drawn), batch.misses, strict=True):
+            if reason is None or maker.params.strategy == "best_of_n":
                 rows.append(row)
             else:
-                drops.setdefault(triplets[index].edit_type, Counter())[reason] += 1
-        for index, (n, _) in enumerate(chosen):
-            tried[n].tried += 1
-            if index not in made.picks:
-                drops.setdefault(triplets[index].edit_type, Counter())[ABANDONED] += 1
-    write_shard(folder / unit.name, pa.Table.from_pylist(rows, schema=PAIRS), unit.mark, note={k: dict(v) for k, v in drops.items()})
-    return len(rows)
+                drops.setdefault(batch.triplets[i].edit_type, Counter())[reason] += 1
+        for i in set(range(len(batch.triplets))) - set(batch.made.picks):
+            drops.setdefault(batch.triplets[i].edit_type, Counter())[ABANDONED] += 1
+    note = {"drops": {k: dict(v) for k, v in drops.items()}, "batch": maker.params.batch, "batch_for": unit.batch_for}
+    return shard_bytes(pa.Table.from_pylist(rows, schema=PAIRS), unit.mark, note=note)
 
 
-def run(params: Params, *, triplets: Path, out: Path, work: Path, progress: Progress = lambda done, of: None) -> StageReport:
-    """Make what is missing of the shards in `work`, then assemble them in `out`."""
+def run(
+    params: Params,
+    *,
+    triplets: Path,
+    out: Path,
+    work: Path,
+    progress: Progress = lambda done, of: None,
+    engine: Engine | None = None,
+) -> StageReport:
+    """Make what is missing of the shards in `work`, then assemble them in `out`. Without an engine: processes of this machine."""
     began = time.monotonic()
-    params = _with_batch(params)
+    if engine is None and params.pairs.engine == "ray":
+        raise ParamsError("pairs.engine: Ray is started by the flow; run `python -m flows.pairs` or `dvc repro`, or set it to `processes`")
+    params = with_batch(params, work)
     source = read_triplets(triplets)
     units = plan_units(source, params)
     pending = [u for u in units if shard_mark(work / u.name) != u.mark]
     progress(len(units) - len(pending), len(units))
-    for done in _make_all(params, pending, work):
+    for done in (engine or make_in_processes)(params, pending, work):
         progress(len(units) - len(pending) + done, len(units))
     assemble(out, [work / u.name for u in units])
     kept, drops = Counter(read_shards(out, columns=["edit_type"])["edit_type"].to_pylist()), read_drops(out)
@@ -143,23 +173,32 @@ def run(params: Params, *, triplets: Path, out: Path, work: Path, progress: Prog
     )
 
 
-def _with_batch(params: Params) -> Params:
-    """The parameters with the batch that `0` stands for here."""
+def with_batch(params: Params, made: Path) -> Params:
+    """The parameters with the batch that `0` stands for: that of the shards in `made`, else what the device's free memory allows."""
     if params.pairs.batch:
         return params
-    found = free_pairs(params.models)
+    notes = (shard_note(path) or {} for path in sorted(made.glob("*.parquet")) if shard_mark(path))
+    held = next((n["batch"] for n in notes if n.get("batch_for") == _batch_for(params)), None)
+    found = held or max(1, free_pairs(params.models) // params.pairs.workers)
     return params.model_copy(update={"pairs": params.pairs.model_copy(update={"batch": found})})
 
 
-def _make_all(params: Params, pending: list[Unit], work: Path) -> Iterator[int]:
-    """Make shards on the workers; yields how many are done."""
-    work.mkdir(parents=True, exist_ok=True)
+def _batch_for(params: Params) -> str:
+    """What the batch of `0` depends on, beside the memory that happens to be free."""
+    device = resolve_device(params.models.device)
+    return fingerprint(params.models.teacher, device.type, str(resolve_dtype(params.models.dtype, device)), params.pairs.method)
+
+
+def make_in_processes(params: Params, pending: list[Unit], work: Path) -> Iterator[int]:
+    """The engine of one machine: make shards on worker processes; yields how many are done."""
     workers = min(params.pairs.workers, len(pending))
     if workers == 0:
         return
     if workers == 1:
         _start_worker(params, None)
-        yield from (n for n, unit in enumerate(pending, 1) if _work(unit, work) >= 0)
+        for done, unit in enumerate(pending, 1):
+            _work(unit, work)
+            yield done
         return
     with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (params, os.getpid())) as pool:
         jobs = [pool.submit(_work, unit, work) for unit in pending]
@@ -170,23 +209,26 @@ def _make_all(params: Params, pending: list[Unit], work: Path) -> Iterator[int]:
             yield done
 
 
+def make_shard(params: Params, unit: Unit) -> bytes:
+    """The shard of a unit, by this process's models: what an engine's worker calls. Models are loaded once a process."""
+    mark = fingerprint(params.model_dump(mode="json"))
+    if _held.get("for") != mark:
+        torch.set_num_threads(params.models.threads or 1)
+        _held.update({"for": mark, "maker": load_synthesiser(params.models, params.pairs, params.filter, params.seed)})
+    return make_unit(_held["maker"], unit)
+
+
 _held: dict[str, Any] = {}
 
 
 def _start_worker(params: Params, parent: int | None) -> None:
     if parent is not None:
         leave_with_parent(parent)
-    torch.set_num_threads(params.models.threads or 1)
-    try:
-        _held["maker"] = load_synthesiser(params.models, params.pairs, params.filter, params.seed)
-    except UserError as error:  # told by the first unit, for an error here would only break the pool
-        _held["error"] = error
+    _held["params"] = params
 
 
-def _work(unit: Unit, work: Path) -> int:
-    if "error" in _held:
-        raise _held["error"]
-    return make_unit(_held["maker"], unit, work)
+def _work(unit: Unit, work: Path) -> None:
+    write_bytes(work / unit.name, make_shard(_held["params"], unit))
 
 
 def _rows(made: Made, triplets: list[Triplet], drawn: list[Draw]) -> list[dict[str, Any]]:

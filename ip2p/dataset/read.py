@@ -26,7 +26,7 @@ def read_drops(folder: Path) -> Drops:
     """What was sampled and not stored, summed over a folder's shards of pairs."""
     total: Drops = {}
     for path in sorted(folder.glob("*.parquet")):
-        for edit_type, reasons in (shard_note(path) or {}).items():
+        for edit_type, reasons in ((shard_note(path) or {}).get("drops") or {}).items():
             total.setdefault(edit_type, Counter()).update(reasons)
     return total
 

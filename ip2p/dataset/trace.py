@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 
-from ip2p.dataset.pairs import make_unit, plan_units
+from ip2p.dataset.pairs import make_shard, plan_units, with_batch
 from ip2p.dataset.read import read_triplets
-from ip2p.dataset.synthesis import load_synthesiser
 from ip2p.errors import DataError
 from ip2p.params import Params
 from ip2p.store import read_shards, shard_mark, shards
@@ -47,25 +46,25 @@ def regenerate(id: str, params: Params, *, triplets: Path, pairs: Path, out: Pat
 
     Raises `DataError` if the shard was made with other parameters, models or code, or if a pixel differs.
     """
-    row = _find(pairs, "pair_id", id)
-    if row is None:
+    path = next((p for p in shards(pairs) if id in pq.read_table(p, columns=["pair_id"])["pair_id"].to_pylist()), None)
+    if path is None:
         raise DataError(f"{id}: no such pair in {pairs}")
-    path = next(p for p in shards(pairs) if id in pq.read_table(p, columns=["pair_id"])["pair_id"].to_pylist())
+    params = with_batch(params, pairs)
     unit = next((u for u in plan_units(read_triplets(triplets), params) if u.name == path.name), None)
     if unit is None or shard_mark(path) != unit.mark:
         raise DataError(f"{path}: was made with other parameters, models, triplets or code; restore those, then regenerate")
-    torch.set_num_threads(params.models.threads or 1)
-    maker = load_synthesiser(params.models, params.pairs, params.filter, params.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        make_unit(maker, unit, Path(folder))
-        again = _find(Path(folder), "pair_id", id)
-    if again is None or any(again[n]["bytes"] != row[n]["bytes"] for n in _IMAGES):
+    row, again = (_row(table, id) for table in (pq.read_table(path), pq.read_table(pa.BufferReader(make_shard(params, unit)))))
+    if again is None or row is None or any(again[n]["bytes"] != row[n]["bytes"] for n in _IMAGES):
         raise DataError(f"{id}: came out with other pixels than {path} holds; this machine computes differently")
     out.mkdir(parents=True, exist_ok=True)
     written = [out / again[name]["path"] for name in _IMAGES]
     for name, file in zip(_IMAGES, written, strict=True):
         file.write_bytes(again[name]["bytes"])
     return written
+
+
+def _row(table: pa.Table, id: str) -> dict[str, Any] | None:
+    return next(iter(table.filter(pc.equal(table["pair_id"], id)).to_pylist()), None)
 
 
 def _all(folder: Path, column: str, value: str) -> list[dict[str, Any]]:
