@@ -1,0 +1,78 @@
+"""params.yaml, typed: one section a stage, every field with its unit, range and source; unknown keys are errors.
+
+`load_params` names file and field of what is wrong. Values in comments are the paper's (Brooks et al. 2023) or the
+reference implementation's where they differ from the default, which is the illustrated world on a laptop.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from pydantic import Field, ValidationError
+
+from ip2p.errors import ParamsError
+from ip2p.params.base import ModelsParams, Section
+from ip2p.params.dataset import FilterParams, LlmParams, PairsParams, TripletsParams, TypeThresholds, ValidateParams
+from ip2p.params.model import EvaluateParams, PretrainParams, RegisterParams, ReportParams, TrackParams, TrainParams
+
+__all__ = [
+    "EvaluateParams",
+    "FilterParams",
+    "LlmParams",
+    "ModelsParams",
+    "PairsParams",
+    "Params",
+    "PretrainParams",
+    "RegisterParams",
+    "ReportParams",
+    "TrackParams",
+    "TrainParams",
+    "TripletsParams",
+    "TypeThresholds",
+    "ValidateParams",
+    "load_params",
+]
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    seed: int = 0
+    models: ModelsParams = ModelsParams()
+    triplets: TripletsParams = TripletsParams()
+    pairs: PairsParams = PairsParams()
+    filter: FilterParams = FilterParams()
+    validate_: ValidateParams = Field(default=ValidateParams(), alias="validate")
+    train: TrainParams = TrainParams()
+    evaluate: EvaluateParams = EvaluateParams()
+    register_: RegisterParams = Field(default=RegisterParams(), alias="register")
+    report: ReportParams = ReportParams()
+    track: TrackParams = TrackParams()
+    pretrain: PretrainParams = PretrainParams()
+
+
+def load_params(path: Path) -> Params:
+    """Read and check a params.yaml. Raises `ParamsError` naming file and field."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ParamsError(f"{path}: no such file; run from the project's root or give --params") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = " ".join(str(error).split())
+        raise ParamsError(f"{path}: not valid YAML ({where}); mend that line") from error
+    if not isinstance(raw, dict):
+        raise ParamsError(f"{path}: holds {type(raw).__name__}, needs sections such as `pairs:`")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise ParamsError(f"{path}: {_first_problem(error)}") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    field = ".".join(str(p) for p in problem["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if problem["type"] == "extra_forbidden":
+        return f"{field}: unknown key; check its spelling, or delete it{more}"
+    return f"{field}: {problem['msg']}, got {problem['input']!r}{more}"

@@ -1,0 +1,35 @@
+"""What the sections of params.yaml share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Similarity = Annotated[float, Field(ge=-1, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A section of params.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelsParams(Section):
+    """Which models, and where they run."""
+
+    teacher: str = "world"
+    """`world` (embedded), a diffusers text-to-image folder (`./path`), or a Hub id."""
+    clip: str = "world"
+    """`world`, an OpenCLIP folder (`./path`), or `ARCHITECTURE:PRETRAINED`, such as `ViT-L-14-quickgelu:openai`."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1` …"""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of UNet and autoencoder (weights and optimizer stay float32); `auto`: bfloat16 where the hardware has it."""
+    compile: bool = False
+    """Whether the UNet is compiled (`torch.compile`) for sampling: minutes at the start, faster steps after, on a GPU."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of a single-process stage; 0 leaves it to torch."""

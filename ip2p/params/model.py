@@ -1,0 +1,103 @@
+"""Sections of the stages that make and release the model: train, evaluate, register, report, pretrain."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ip2p.params.base import Count, Positive, Section, Share
+
+
+class TrainParams(Section):
+    """Editor from teacher (paper §3.3; reference: lr 1e-4, batch 1024, EMA 0.9999, 10k+ steps)."""
+
+    steps: Count = 600
+    batch: Count = 32
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW (the reference's), or Muon for matrices and convolutions, which learns more from each of a few steps (ip2p/muon.py)."""
+    lr: Positive = 1e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear warm-up (reference: none)."""
+    decay: Share = 0.0
+    """Share of the steps at the end over which the rate falls to zero (reference: none)."""
+    ema: Share = 0.9999
+    """EMA decay, warmed up as min(ema, (1+n)/(10+n))."""
+    drop_text: Share = 0.05
+    drop_both: Share = 0.05
+    drop_image: Share = 0.05
+    """Conditioning dropout: text only, text and image, image only (paper §3.2.1)."""
+    views: Count = 2
+    """Views of each pair kept as latents: the picture, then random resized crops."""
+    flip: bool = True
+    """Whether every other view is mirrored, unless the instruction names a side: left or right (reference: all are)."""
+    checkpoint_every: Count = 100
+    grid_every: Count = 200
+    log_every: Count = 10
+    workers: Count = 2
+    """CPU processes that share each batch."""
+
+    @model_validator(mode="after")
+    def _drops_fit(self) -> TrainParams:
+        if self.drop_text + self.drop_both + self.drop_image > 1:
+            raise ValueError("drop_text, drop_both and drop_image are shares of the same samples, their sum must be at most 1")
+        return self
+
+
+class EvaluateParams(Section):
+    """Held-out editing (paper Fig. 8) and, in the world, the truth."""
+
+    count: Count = 88
+    """Held-out triplets."""
+    steps: Annotated[int, Field(ge=2, le=1000)] = 20
+    solver: Literal["euler_ancestral", "dpmpp_2m"] = "euler_ancestral"
+    """Euler ancestral (the reference's), or DPM-Solver++(2M), as good in about half of the steps."""
+    text_guidance: Positive = 7.5
+    """Text guidance scale s_T while s_I is swept."""
+    image_guidance: Positive = 1.5
+    """Image guidance scale s_I while s_T is swept, and of the headline figures."""
+    image_guidance_sweep: tuple[Positive, ...] = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2)
+    text_guidance_sweep: tuple[Positive, ...] = ()
+    sdedit_strengths: tuple[Share, ...] = (0.3, 0.5, 0.7, 0.9)
+    """Shares of the noise schedule that the SDEdit baseline runs."""
+    sdedit_guidance: Positive = 7.5
+    """Guidance scale of the SDEdit baseline."""
+    batch: Count = 16
+
+
+class RegisterParams(Section):
+    """What becomes of a trained editor."""
+
+    name: str = "ip2p-editor"
+    """Registered model name."""
+    margin: Annotated[float, Field(ge=0)] = 0.0
+    """By how much the challenger's edit score must exceed champion's and baselines'."""
+
+
+class ReportParams(Section):
+    """The page at the end of a run."""
+
+    grid: Count = 12
+    """Before/after rows shown."""
+
+
+class TrackParams(Section):
+    """Where runs are remembered."""
+
+    uri: str = "sqlite:///work/mlflow.db"
+    """MLflow tracking URI; MLFLOW_TRACKING_URI in the environment wins."""
+    experiment: str = "ip2p"
+
+
+class PretrainParams(Section):
+    """Training of the embedded models (not part of a run)."""
+
+    size: Annotated[int, Field(ge=32, multiple_of=8)] = 96
+    """Picture side, pixels; latents are an eighth."""
+    scenes: Count = 49_152
+    clip_steps: Count = 3_500
+    autoencoder_steps: Count = 8_000
+    teacher_steps: Count = 10_000
+    workers: Count = 2
+    """CPU processes for the teacher and for rendering."""
