@@ -21,20 +21,24 @@ from prefect.flow_engine import run_flow
 from prefect.states import Failed, Pending
 
 from ip2p.errors import UserError
-from ip2p.params import load_params
+from ip2p.params import Params, load_params
 from ip2p.records import StageReport
-from ip2p.stages import run_stage
+from ip2p.stages import Engine, run_stage
 
 PARENT = "IP2P_PARENT_TASK_RUN"
 
 
-def stage_flow(name: str, description: str) -> Flow[[str], Any]:
-    """The flow of a stage. What the user can mend ends it in a failed state with one line, not in a traceback."""
+def stage_flow(name: str, description: str, engine: Callable[[Params], Engine | None] = lambda params: None) -> Flow[[str], Any]:
+    """The flow of a stage; `engine` chooses who makes its units.
+
+    What the user can mend ends it in a failed state with one line, not in a traceback.
+    """
 
     @task(name=name, task_run_name=name)
     def work(params_path: str) -> Any:
         try:
-            return run_stage(name, load_params(Path(params_path)), progress=_progress(name))
+            params = load_params(Path(params_path))
+            return run_stage(name, params, progress=_progress(name), engine=engine(params))
         except UserError as error:
             return Failed(message=str(error), data=error)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ip2p.params import Params
 from ip2p.records import StageReport
 from ip2p.store import write_json
 
 Progress = Callable[[int, int], None]
+Engine = Callable[[Params, list[Any], Path], Iterator[int]]
+"""Who makes the units of pairs (ip2p/dataset/pairs.py); none: processes of this machine."""
 STAGES = ("triplets", "pairs", "filter", "validate", "train", "evaluate", "register", "report")
 TRIPLETS, PAIRS, DATASET = Path("data/triplets"), Path("data/pairs"), Path("data/dataset")
 MARKER, EDITOR = Path("data/validated.json"), Path("models/editor")
@@ -17,14 +20,14 @@ REPORTS, DOCS, EVALUATION, PAGE = Path("reports"), Path("reports/data_docs"), Pa
 WORK = Path("work")
 
 
-def run_stage(name: str, params: Params, *, progress: Progress = lambda done, of: None) -> StageReport:
+def run_stage(name: str, params: Params, *, progress: Progress = lambda done, of: None, engine: Engine | None = None) -> StageReport:
     """Run one stage on the project's own paths and write its report to `reports/{name}.json`."""
-    report = _run(name, params, progress)
+    report = _run(name, params, progress, engine)
     write_json(REPORTS / f"{name}.json", report.as_dict())
     return report
 
 
-def _run(name: str, params: Params, progress: Progress) -> StageReport:
+def _run(name: str, params: Params, progress: Progress, engine: Engine | None) -> StageReport:
     if name == "triplets":
         from ip2p.dataset import triplets
 
@@ -32,7 +35,7 @@ def _run(name: str, params: Params, progress: Progress) -> StageReport:
     if name == "pairs":
         from ip2p.dataset import pairs
 
-        return pairs.run(params, triplets=TRIPLETS, out=PAIRS, work=WORK / "pairs", progress=progress)
+        return pairs.run(params, triplets=TRIPLETS, out=PAIRS, work=WORK / "pairs", progress=progress, engine=engine)
     if name == "filter":
         from ip2p.dataset import filter
 
