@@ -159,16 +159,17 @@ def _trace(options: argparse.Namespace) -> int:
 
 
 def _exchange_options(verbs: Any) -> None:
-    layouts = ("hf", "reference", "magicbrush", "webdataset", "folders")
+    from ip2p.dataset.exchange import LAYOUTS
+
     export = verbs.add_parser("export", help="write the dataset in another layout")
-    export.add_argument("--to", choices=layouts, required=True, help="hf: datasets.load_dataset reads it; reference: InstructPix2Pix's own")
+    export.add_argument("--to", choices=LAYOUTS, required=True, help="hf: datasets.load_dataset reads it; reference: InstructPix2Pix's own")
     export.add_argument("-o", "--output", type=Path, required=True, help="folder to write; must not exist")
     bring = verbs.add_parser("import", help="bring pairs of your own: read, score, and lay them where filter finds them")
-    bring.add_argument("--from", dest="layout", choices=layouts, required=True, help="layout of the folder")
+    bring.add_argument("--from", dest="layout", choices=LAYOUTS, required=True, help="layout of the folder")
     bring.add_argument("source", type=Path, help="folder to read")
     bring.add_argument("-o", "--output", type=Path, default=Path("data/pairs"), help="folder to write (default: %(default)s)")
     lint = verbs.add_parser("lint", help="what a trainer would stumble over in a dataset folder")
-    lint.add_argument("--as", dest="layout", choices=layouts, required=True, help="layout of the folder")
+    lint.add_argument("--as", dest="layout", choices=LAYOUTS, required=True, help="layout of the folder")
     lint.add_argument("source", type=Path, help="folder to read")
 
 

@@ -88,3 +88,13 @@ def run_guided(model: Diffusion, x_BCHW: Tensor, timestep: Tensor, text_2BLD: Te
     """A teacher's prediction under classifier-free guidance; `text_2BLD` holds the empty texts, then the texts."""
     without, given = run_unet(model, torch.cat([x_BCHW, x_BCHW]), timestep, text_2BLD).chunk(2)
     return without + guidance * (given - without)
+
+
+@torch.inference_mode()
+def reconstruct(model: Diffusion, images_BCHW: Tensor, *, batch: int = 32) -> Tensor:
+    """Images in [0, 1] through the autoencoder and back, as 8-bit pictures hold them; on the CPU."""
+    parts = []
+    for x in images_BCHW.split(batch):
+        latents = encode_images(model, x)[0] * model.vae.config.scaling_factor
+        parts.append(decode_latents(model, latents).mul(255).round().div(255).cpu())
+    return torch.cat(parts)

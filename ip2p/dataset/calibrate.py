@@ -2,13 +2,12 @@
 
 Labels are a person's verdicts (`{"pair_id": …, "good": true}` a line, for pairs of data/pairs) or, without a file, the
 world's truth: renders before and after an edit are good; the second picture of another edit, of the source itself, or of
-the same scene laid out anew is not. Thresholds are found on one half of the labels and judged on the other.
+the same scene laid out anew is not. Thresholds are found on one half of the triplets and judged on the other.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,17 +23,18 @@ import yaml
 from torch import Tensor
 
 from ip2p.clip import image_features, similarities, text_features
+from ip2p.dataset.captions import read_jsonl
 from ip2p.dataset.filters.chain import Chain
 from ip2p.dataset.measures import measure_pairs
 from ip2p.dataset.read import read_scores
 from ip2p.dataset.synthesis import similar
 from ip2p.dataset.world_writer import write_triplets
-from ip2p.diffusion import Diffusion, decode_latents, encode_images
+from ip2p.diffusion import reconstruct
 from ip2p.errors import DataError
 from ip2p.models import load_clip, load_diffusion, resolve_device, resolve_dtype
 from ip2p.params import FilterParams, Params, TypeThresholds
 from ip2p.pictures import from_pillow
-from ip2p.store import shards, write_bytes, write_json
+from ip2p.store import fingerprint, shards, write_bytes, write_json
 from ip2p.world.edits import apply_edit, sample_any_edit
 from ip2p.world.language import read_caption, read_instruction
 from ip2p.world.render import render
@@ -42,6 +42,7 @@ from ip2p.world.render import render
 FEWEST = 10
 """Good labels (and as many bad ones) that an edit type needs to get a threshold of its own."""
 _BATCH = 16
+_LABEL = '{"pair_id": "…", "good": true}'
 _CHAIN = ("clip", "alignment")
 """The filters that have thresholds to find."""
 _GRIDS = {
@@ -116,19 +117,10 @@ def choose(labels: Labels, section: FilterParams) -> FilterParams:
 def read_labels(path: Path, pairs: Path) -> Labels:
     """A person's verdicts on pairs of a folder. Raises `DataError` naming the first bad line."""
     verdicts: dict[str, bool] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (FileNotFoundError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text; give a JSONL file of labels") from error
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            good = row["good"]
-            if not isinstance(good, bool):
-                raise TypeError
-            verdicts[str(row["pair_id"])] = good
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise DataError(f'{path}:{number}: not a label; write {{"pair_id": "…", "good": true}}') from error
+    for number, row in read_jsonl(path, _LABEL):
+        if not isinstance(row.get("pair_id"), str) or not isinstance(row.get("good"), bool):
+            raise DataError(f"{path}:{number}: not a label; write {_LABEL}")
+        verdicts[row["pair_id"]] = row["good"]
     table = pa.concat_tables(read_scores(shard, _COLUMNS) for shard in shards(pairs))
     table = table.filter(pc.is_in(table["pair_id"], value_set=pa.array(list(verdicts))))
     if len(table) < len(verdicts):
@@ -146,7 +138,7 @@ def world_labels(params: Params, count: int, progress: Callable[[int, int], None
     for first in range(0, count, _BATCH):
         some = triplets[first : first + _BATCH]
         drawn = [_pictures(t.caption.text, t.instruction, first + i, teacher.image_size) for i, t in enumerate(some)]
-        source, *seconds = (_drawn(teacher, torch.stack(column)) for column in zip(*drawn, strict=True))
+        source, *seconds = (reconstruct(teacher, torch.stack(column)) for column in zip(*drawn, strict=True))
         texts = [text_features(clip, x) for x in ([t.caption.text for t in some], [t.edited_caption for t in some])]
         before = image_features(clip, source)
         for kind, second in enumerate(seconds):
@@ -166,7 +158,8 @@ def run(
     known = read_labels(labels, pairs) if labels else world_labels(params, count, progress)
     if min(known.good.sum(), (~known.good).sum()) < FEWEST:
         raise DataError(f"{labels or 'labels'}: {len(known.good)} labels do not suffice; give at least {FEWEST} good and {FEWEST} bad ones")
-    half = np.random.default_rng(params.seed).permutation(len(known.good)) % 2 == 0
+    triplets = known.table["triplet_id"].to_pylist()
+    half = np.array([int(fingerprint("calibrate", params.seed, t), 16) % 2 == 0 for t in triplets])  # a triplet's labels stay together
     fit, judged = known.part(half), known.part(~half)
     chosen = choose(fit, params.filter)
     sections = {"paper": FilterParams(), "params.yaml": params.filter, "calibrated": chosen}
@@ -226,9 +219,3 @@ def _pictures(caption: str, instruction: str, seed: int, size: int) -> tuple[Ten
     other = apply_edit(scene, sample_any_edit(scene, random.Random(f"other/{seed}")))
     scenes = ((scene, seed), (edited, seed), (other, seed), (scene, seed), (edited, seed + 10**6))
     return tuple(from_pillow(render(s, seed=n, size=size)) for s, n in scenes)
-
-
-@torch.inference_mode()
-def _drawn(teacher: Diffusion, images_BCHW: Tensor) -> Tensor:
-    """Images through the autoencoder and back, as sampled pictures look."""
-    return decode_latents(teacher, encode_images(teacher, images_BCHW)[0] * teacher.vae.config.scaling_factor)

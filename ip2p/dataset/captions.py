@@ -87,18 +87,27 @@ def _open(source: str) -> tuple[Iterator[Row], str | None]:
     return readers.get(path.suffix, _lines)(path), column or None
 
 
-def _lines(path: Path) -> Iterator[Row]:
+def read_jsonl(path: Path, example: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and objects of a JSONL file from outside. Raises `DataError` naming a bad line and showing `example`."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; give a JSONL file with lines such as {example}")
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
             where = f"{path}:{number}"
             try:
-                row = json.loads(raw.decode("utf-8")) if raw.strip() else None
+                row = json.loads(raw.decode("utf-8-sig")) if raw.strip() else None
             except UnicodeDecodeError as error:
                 raise DataError(f"{where}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from error
-            except json.JSONDecodeError as error:
-                raise DataError(f'{where}: not valid JSON ({error.msg}); write {{"caption": "…"}}') from error
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{where}: not valid JSON ({getattr(error, 'msg', error)}); write {example}") from error
+            if row is not None and not isinstance(row, dict):
+                raise DataError(f"{where}: holds no object; write {example}")
             if row is not None:
-                yield where, row if isinstance(row, dict) else {}
+                yield number, row
+
+
+def _lines(path: Path) -> Iterator[Row]:
+    yield from ((f"{path}:{number}", row) for number, row in read_jsonl(path, '{"caption": "…"}'))
 
 
 def _table(path: Path) -> Iterator[Row]:
@@ -137,7 +146,12 @@ def _hub(name: str, split: str) -> Iterator[Row]:
         rows = load_dataset(name, split=split, streaming=True)
     except (OSError, ValueError) as error:
         raise DataError(f"hf:{name}: split {split!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    yield from ((f"hf:{name}:{number}", row) for number, row in enumerate(rows, 1))
+    number = 0
+    try:
+        for number, row in enumerate(rows, 1):
+            yield f"hf:{name}:{number}", row
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"hf:{name}: reading stopped after row {number}: {str(error).splitlines()[0]}; run again") from error
 
 
 def _text(row: dict[str, Any], column: str | None, where: str) -> str:

@@ -33,7 +33,10 @@ def read_drops(folder: Path) -> Drops:
 
 def read_scores(path: Path, columns: list[str]) -> pa.Table:
     """Columns of one shard of pairs. Raises `DataError` naming what it lacks."""
-    missing = set(columns) - set(pq.read_schema(path).names)
+    try:
+        missing = set(columns) - set(pq.read_schema(path).names)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: cannot be read ({error}); delete it and run its stage again") from error
     if missing:
         raise DataError(f"{path}: no column {', '.join(sorted(missing))}; make the pairs again, or take the filter out of filter.chain")
     return read_shards(path.parent, path.name.removesuffix(".parquet"), columns=columns)

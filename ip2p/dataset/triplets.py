@@ -30,6 +30,7 @@ def plan(params: Params) -> Plan:
     """What a run would ask of the language model. Raises `ParamsError` if the writer is not one."""
     if params.triplets.writer != "llm":
         raise ParamsError("triplets.writer: the world's grammar costs nothing; set it to `llm` to plan a language model's work")
+    _check_types(params.triplets)
     captions, _ = _captions(params)
     return plan_triplets(params.triplets, captions or [])
 

@@ -65,6 +65,12 @@ class TripletsParams(Section):
     """A language model's triplet is dropped if as similar to an earlier one (Jaccard of word 3-grams); 1: only equal ones."""
     llm: LlmParams = LlmParams()
 
+    @model_validator(mode="after")
+    def _distinct(self) -> TripletsParams:
+        if len(set(self.edit_types or ())) < len(self.edit_types or ()):
+            raise ValueError("edit_types: names one twice, name each once")
+        return self
+
 
 class PairsParams(Section):
     """Triplets to image pairs by Prompt-to-Prompt (paper §3.2)."""

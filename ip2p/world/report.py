@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ip2p.clip import image_features
-from ip2p.diffusion import Diffusion, decode_latents, encode_images, encode_text, run_guided
+from ip2p.diffusion import Diffusion, decode_latents, encode_text, reconstruct, run_guided
 from ip2p.models import Clip, load_clip, load_diffusion, resolve_device
 from ip2p.pictures import from_pillow, grid, to_pillow
 from ip2p.sampler import draw_noise, make_schedule, sample
@@ -51,16 +51,6 @@ def write_report(path: Path, *, count: int) -> Path:
 def held_out_scenes(count: int) -> list[Scene]:
     """Scenes from a stream that pretraining never draws from."""
     return [sample_scene(random.Random(f"held-out/{i}")) for i in range(count)]
-
-
-@torch.inference_mode()
-def reconstruct(model: Diffusion, images_BCHW: Tensor) -> Tensor:
-    """Images in [0, 1] through the autoencoder and back, as 8-bit pictures hold them."""
-    parts = []
-    for x in images_BCHW.split(_BATCH):
-        latents = encode_images(model, x)[0] * model.vae.config.scaling_factor
-        parts.append(decode_latents(model, latents).mul(255).round().div(255).cpu())
-    return torch.cat(parts)
 
 
 @torch.inference_mode()

@@ -54,7 +54,7 @@ def test_a_persons_labels_are_joined_with_their_pairs(tiny, made, tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("nonsense", r"labels\.jsonl:1: not a label"),
+        ("nonsense", r"labels\.jsonl:1: not valid JSON"),
         ('{"pair_id": "x", "good": 1}', r":1: not a label"),
         ('{"pair_id": "x", "good": true}', "1 of 1 labelled"),
     ],

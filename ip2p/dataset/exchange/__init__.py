@@ -8,3 +8,5 @@
 | `webdataset` | tar files of `{key}.0.png`, `{key}.1.png`, `{key}.json` |
 | `folders` | `{split}/{pair}_0.png`, `{pair}_1.png` and a `metadata.jsonl` |
 """
+
+LAYOUTS = ("hf", "reference", "magicbrush", "webdataset", "folders")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ip2p.errors import DataError
@@ -18,6 +20,8 @@ MAX_BYTES = 64 * 2**20
 """Largest picture or text file that is read from outside."""
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _TEXTS = ("original_prompt", "edit_prompt", "edited_prompt")
+FACTS = (*_TEXTS, "edit_type", "triplet_id", "pair_id", "split", "seed")
+"""All of an example but its pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,8 @@ class Example:
     def identified(self) -> Example:
         """The example with ids by content where it came without."""
         triplet = self.triplet_id or fingerprint("triplet", self.original_prompt, self.edit_prompt, self.edited_prompt)
-        pair = self.pair_id or fingerprint("pair", triplet, self.seed, len(self.original_image), len(self.edited_image))
+        pictures = [hashlib.sha256(x).hexdigest() for x in (self.original_image, self.edited_image)]
+        pair = self.pair_id or fingerprint("pair", triplet, self.seed, pictures)
         return replace(self, triplet_id=triplet, pair_id=pair)
 
 
@@ -57,15 +62,42 @@ def from_row(row: dict[str, Any], where: str) -> Example:
             raise DataError(f"{where}: no text in `{name}`; an example needs {', '.join(_TEXTS)} and both images")
     images: dict[str, bytes] = {}
     for name in ("original_image", "edited_image"):
-        data = (row.get(name) or {}).get("bytes")
+        cell = row.get(name)
+        data = cell.get("bytes") if isinstance(cell, dict) else cell
         if not isinstance(data, bytes) or not 0 < len(data) <= MAX_BYTES:
             raise DataError(f"{where}: no picture of at most {MAX_BYTES // 2**20} MiB in `{name}`")
         images[name] = data
     for name in ("pair_id", "triplet_id"):
         if row.get(name) is not None and not _ID.fullmatch(str(row[name])):
             raise DataError(f"{where}: {name} {str(row[name])[:40]!r} is refused; letters, digits, - and _ only, at most 128")
+    if row.get("split") not in (None, *SPLITS):
+        raise DataError(f"{where}: split {row['split']!r} is none of {', '.join(SPLITS)}")
     known: dict[str, Any] = {n: row[n] for n in ("edit_type", "triplet_id", "pair_id", "split", "seed") if row.get(n) is not None}
     return Example(**known | {n: row[n] for n in _TEXTS} | images)
+
+
+def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of every Parquet file below a folder, and where each stands; a few in memory at a time."""
+    files = sorted(path.rglob("*.parquet"))
+    if not files:
+        raise DataError(f"{path}: no Parquet files; give the folder of a dataset")
+    for file in files:
+        try:
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=64):
+                yield from ((str(file), row) for row in batch.to_pylist())
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(f"{file}: cannot be read as Parquet ({error})") from error
+
+
+def by_split(examples: Iterable[Example], rows: int) -> Iterator[tuple[str, list[Example]]]:
+    """Examples gathered by split, `rows` at a time; the rest at the end."""
+    held: dict[str, list[Example]] = {}
+    for example in examples:
+        some = held.setdefault(example.split, [])
+        some.append(example)
+        if len(some) == rows:
+            yield example.split, held.pop(example.split)
+    yield from held.items()
 
 
 def safe_name(name: str, where: str) -> PurePosixPath:

@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ip2p.dataset.exchange.example import Example, from_row, read_file, safe_name
+from ip2p.dataset.captions import read_jsonl
+from ip2p.dataset.exchange.example import FACTS, Example, from_row, read_file, safe_name
 from ip2p.errors import DataError
-from ip2p.records import SPLITS
 
-_TEXTS = ("original_prompt", "edit_prompt", "edited_prompt", "edit_type", "triplet_id", "pair_id", "split", "seed")
+_LINE = '{"original_image": "a_0.png", "edited_image": "a_1.png", "original_prompt": "…", "edit_prompt": "…", "edited_prompt": "…"}'
 
 
 def write(examples: Iterable[Example], out: Path) -> int:
@@ -23,7 +23,7 @@ def write(examples: Iterable[Example], out: Path) -> int:
             names = [f"{e.split}/{e.pair_id}_{n}.png" for n in (0, 1)]
             for name, data in zip(names, (e.original_image, e.edited_image), strict=True):
                 (out / name).write_bytes(data)
-            row = {n: getattr(e, n) for n in _TEXTS} | {"original_image": names[0], "edited_image": names[1]}
+            row = {n: getattr(e, n) for n in FACTS} | {"original_image": names[0], "edited_image": names[1]}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1
     return count
@@ -32,18 +32,9 @@ def write(examples: Iterable[Example], out: Path) -> int:
 def read(path: Path) -> Iterator[Example]:
     """Examples in the order of `metadata.jsonl`. Raises `DataError` naming line or file."""
     index = path / "metadata.jsonl"
-    if not index.is_file():
-        raise DataError(f"{index}: missing; each line names original_image, edited_image and the texts")
-    with index.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{index}:{number}"
-            try:
-                row = json.loads(line)
-                names = [safe_name(str(row[n]), where) for n in ("original_image", "edited_image")]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise DataError(f"{where}: not a row with original_image and edited_image") from error
-            first, second = ({"bytes": read_file(path / n, path)} for n in names)
-            row = {n: row.get(n) for n in _TEXTS} | {"original_image": first, "edited_image": second}
-            if row["split"] not in (None, *SPLITS):
-                raise DataError(f"{where}: split {row['split']!r} is none of {', '.join(SPLITS)}")
-            yield from_row(row, where)
+    for number, row in read_jsonl(index, _LINE):
+        where = f"{index}:{number}"
+        if not all(isinstance(row.get(n), str) for n in ("original_image", "edited_image")):
+            raise DataError(f"{where}: not a row with original_image and edited_image; write {_LINE}")
+        first, second = (read_file(path / safe_name(row[n], where), path) for n in ("original_image", "edited_image"))
+        yield from_row({n: row.get(n) for n in FACTS} | {"original_image": first, "edited_image": second}, where)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -10,8 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ip2p.dataset.exchange.example import Example, from_row
-from ip2p.errors import DataError
+from ip2p.dataset.exchange.example import Example, by_split, from_row, parquet_rows
 from ip2p.records import IMAGE
 
 _ROWS = 1000
@@ -35,16 +35,13 @@ SCHEMA = pa.schema(_FIELDS).with_metadata({b"huggingface": json.dumps({"info": {
 def write(examples: Iterable[Example], out: Path) -> int:
     """Write shards of at most 1,000 rows, split by split; returns the number of examples."""
     (out / "data").mkdir(parents=True)
-    held: dict[str, list[Example]] = {}
-    numbers: dict[str, int] = {}
+    numbers: Counter[str] = Counter()
     count = 0
-    for example in examples:
-        held.setdefault(example.split, []).append(example)
-        count += 1
-        if len(held[example.split]) == _ROWS:
-            _flush(held.pop(example.split), out / "data", numbers)
-    for rows in held.values():
-        _flush(rows, out / "data", numbers)
+    for split, rows in by_split(examples, _ROWS):
+        table = pa.Table.from_pylist([_row(e) for e in rows], schema=SCHEMA)
+        pq.write_table(table, out / "data" / f"{split}-{numbers[split]:05d}.parquet", compression="zstd")
+        numbers[split] += 1
+        count += len(rows)
     for split, shards in numbers.items():
         for n in range(shards):
             (out / "data" / f"{split}-{n:05d}.parquet").rename(out / "data" / f"{split}-{n:05d}-of-{shards:05d}.parquet")
@@ -53,23 +50,7 @@ def write(examples: Iterable[Example], out: Path) -> int:
 
 def read(path: Path) -> Iterator[Example]:
     """Examples of every Parquet file below `path`."""
-    files = sorted(path.rglob("*.parquet"))
-    if not files:
-        raise DataError(f"{path}: no Parquet files; give the folder of a Hugging Face dataset")
-    for file in files:
-        try:
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=64):
-                yield from (from_row(row, str(file)) for row in batch.to_pylist())
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"{file}: cannot be read as Parquet ({error})") from error
-
-
-def _flush(rows: list[Example], folder: Path, numbers: dict[str, int]) -> None:
-    split = rows[0].split
-    number = numbers.get(split, 0)
-    numbers[split] = number + 1
-    table = pa.Table.from_pylist([_row(e) for e in rows], schema=SCHEMA)
-    pq.write_table(table, folder / f"{split}-{number:05d}.parquet", compression="zstd")
+    yield from (from_row(row, where) for where, row in parquet_rows(path))
 
 
 def _row(example: Example) -> dict[str, object]:

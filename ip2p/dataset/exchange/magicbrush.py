@@ -1,4 +1,7 @@
-"""MagicBrush's columns (METHOD §9): single turns, with the visible change as mask. Captions ride along for the way back."""
+"""MagicBrush's columns (METHOD §9): single turns, with the visible change as mask. Captions and ids ride along for the way back.
+
+A pair is an image of its own (`img_id`), edited once (turn 1); of a session of several turns each is read as a pair.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ip2p.dataset.exchange.example import Example, from_row
-from ip2p.errors import DataError
+from ip2p.dataset.exchange.example import Example, by_split, from_row, parquet_rows
 from ip2p.pictures import change_mask
 from ip2p.records import IMAGE
 
@@ -24,6 +26,9 @@ SCHEMA = pa.schema(
         "target_img": IMAGE,
         "source_caption": pa.string(),
         "target_caption": pa.string(),
+        "triplet_id": pa.string(),
+        "pair_id": pa.string(),
+        "edit_type": pa.string(),
         "split": pa.string(),
     }
 )
@@ -33,17 +38,13 @@ def write(examples: Iterable[Example], out: Path) -> int:
     """Write `{split}.parquet`; returns the number of examples."""
     out.mkdir(parents=True)
     writers: dict[str, pq.ParquetWriter] = {}
-    held: dict[str, list[dict[str, object]]] = {}
     count = 0
     try:
-        for e in examples:
-            rows = held.setdefault(e.split, [])
-            rows.append(_row(e))
-            count += 1
-            if len(rows) == _ROWS:
-                _flush(writers, out, e.split, held.pop(e.split))
-        for split, rows in held.items():
-            _flush(writers, out, split, rows)
+        for split, some in by_split(examples, _ROWS):
+            if split not in writers:
+                writers[split] = pq.ParquetWriter(out / f"{split}.parquet", SCHEMA, compression="zstd")
+            writers[split].write_table(pa.Table.from_pylist([_row(e) for e in some], schema=SCHEMA))
+            count += len(some)
     finally:
         for writer in writers.values():
             writer.close()
@@ -52,31 +53,18 @@ def write(examples: Iterable[Example], out: Path) -> int:
 
 def read(path: Path) -> Iterator[Example]:
     """Examples of every Parquet file below `path`; captions are empty where there are none."""
-    files = sorted(path.rglob("*.parquet"))
-    if not files:
-        raise DataError(f"{path}: no Parquet files; give the folder of a MagicBrush dataset")
-    for file in files:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=64):
-            for row in batch.to_pylist():
-                yield from_row(
-                    {
-                        "original_prompt": row.get("source_caption") or "",
-                        "original_image": row.get("source_img"),
-                        "edit_prompt": row.get("instruction"),
-                        "edited_prompt": row.get("target_caption") or "",
-                        "edited_image": row.get("target_img"),
-                        "triplet_id": row.get("img_id"),
-                        "pair_id": f"{row.get('img_id')}-{row.get('turn_index')}",
-                        "split": row.get("split") or "train",
-                    },
-                    str(file),
-                )
-
-
-def _flush(writers: dict[str, pq.ParquetWriter], out: Path, split: str, rows: list[dict[str, object]]) -> None:
-    if split not in writers:
-        writers[split] = pq.ParquetWriter(out / f"{split}.parquet", SCHEMA, compression="zstd")
-    writers[split].write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+    for where, row in parquet_rows(path):
+        texts = {
+            "original_prompt": row.get("source_caption") or "",
+            "edit_prompt": row.get("instruction"),
+            "edited_prompt": row.get("target_caption") or "",
+        }
+        ids = {
+            "triplet_id": row.get("triplet_id") or row.get("img_id"),
+            "pair_id": row.get("pair_id") or f"{row.get('img_id')}-{row.get('turn_index')}",
+        }
+        images = {"original_image": row.get("source_img"), "edited_image": row.get("target_img")}
+        yield from_row(texts | ids | images | {n: row.get(n) for n in ("edit_type", "split")}, where)
 
 
 def _row(e: Example) -> dict[str, object]:
@@ -87,4 +75,5 @@ def _row(e: Example) -> dict[str, object]:
     }
     named: dict[str, object] = {k: {"bytes": v, "path": f"{e.pair_id}-{k}.png"} for k, v in images.items()}
     texts = {"instruction": e.edit_prompt, "source_caption": e.original_prompt, "target_caption": e.edited_prompt}
-    return named | texts | {"img_id": e.triplet_id, "turn_index": 1, "split": e.split}
+    own = {n: getattr(e, n) for n in ("triplet_id", "pair_id", "edit_type", "split")}
+    return named | texts | own | {"img_id": e.pair_id, "turn_index": 1}

@@ -6,7 +6,6 @@ import importlib
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ip2p.clip import image_features, similarities, text_features
+from ip2p.dataset.exchange import LAYOUTS
 from ip2p.dataset.exchange.example import Example, read_dataset
 from ip2p.dataset.measures import measure_pairs
 from ip2p.dataset.synthesis import similar
@@ -25,9 +25,8 @@ from ip2p.pictures import from_bytes, open_picture
 from ip2p.records import PAIRS, SPLITS
 from ip2p.store import fingerprint, read_shards, write_shard
 
-LAYOUTS = ("hf", "reference", "magicbrush", "webdataset", "folders")
 _SHARD, _SIDE = 64, 512
-"""Rows a shard of imported pairs; side at which pictures of different sizes are measured."""
+"""Rows a shard of imported pairs, or more if a triplet's pairs go on; side at which pictures of different sizes are measured."""
 
 
 def export_dataset(dataset: Path, layout: str, out: Path) -> int:
@@ -54,7 +53,7 @@ def import_pairs(source: Path, layout: str, out: Path, params: Params, progress:
     shutil.rmtree(staging, ignore_errors=True)
     examples: Iterator[Example] = (e.identified() for e in _layout(layout).read(source))
     count = number = 0
-    while some := list(islice(examples, _SHARD)):
+    for some in _whole_triplets(examples):
         mark = fingerprint("import", layout, [e.pair_id for e in some])
         write_shard(staging / f"pairs-{number:05d}.parquet", _scored(some, clip), mark)
         count, number = count + len(some), number + 1
@@ -64,6 +63,18 @@ def import_pairs(source: Path, layout: str, out: Path, params: Params, progress:
     shutil.rmtree(out, ignore_errors=True)
     staging.replace(out)
     return count
+
+
+def _whole_triplets(examples: Iterator[Example]) -> Iterator[list[Example]]:
+    """Shards' worth of examples; neighbours of one triplet stay together, for the filter ranks a triplet's pairs within a shard."""
+    held: list[Example] = []
+    for example in examples:
+        if len(held) >= _SHARD and (example.triplet_id != held[-1].triplet_id or len(held) >= 16 * _SHARD):
+            yield held
+            held = []
+        held.append(example)
+    if held:
+        yield held
 
 
 def lint(source: Path, layout: str) -> list[str]:
@@ -125,8 +136,8 @@ def _layout(name: str) -> ModuleType:
 
 
 def _scored(examples: list[Example], clip: Clip) -> pa.Table:
-    images = [[from_bytes(x, where=f"{e.pair_id}") for x in (e.original_image, e.edited_image)] for e in examples]
-    before, after = (torch.cat([_sized(pair[n]) for pair in images]) for n in (0, 1))
+    images = [[_sized(from_bytes(x, where=e.pair_id)) for x in (e.original_image, e.edited_image)] for e in examples]
+    before, after = (torch.cat([pair[n] for pair in images]) for n in (0, 1))
     texts = [text_features(clip, x) for x in ([e.original_prompt for e in examples], [e.edited_prompt for e in examples])]
     scores = similar(similarities(image_features(clip, before), image_features(clip, after), *texts))
     rows = [

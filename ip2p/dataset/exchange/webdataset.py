@@ -11,11 +11,10 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ip2p.dataset.exchange.example import MAX_BYTES, Example, from_row, safe_name
+from ip2p.dataset.exchange.example import FACTS, MAX_BYTES, Example, from_row, safe_name
 from ip2p.errors import DataError
 
 _ROWS = 1000
-_TEXTS = ("original_prompt", "edit_prompt", "edited_prompt", "edit_type", "triplet_id", "pair_id", "split", "seed")
 
 
 def write(examples: Iterable[Example], out: Path) -> int:
@@ -31,7 +30,7 @@ def write(examples: Iterable[Example], out: Path) -> int:
                 if e.split in tars:
                     tars[e.split].close()
                 tars[e.split] = tarfile.open(out / f"{e.split}-{number // _ROWS:05d}.tar", "w")  # noqa: SIM115
-            facts = json.dumps({n: getattr(e, n) for n in _TEXTS}, ensure_ascii=False).encode()
+            facts = json.dumps({n: getattr(e, n) for n in FACTS}, ensure_ascii=False).encode()
             for ending, data in (("0.png", e.original_image), ("1.png", e.edited_image), ("json", facts)):
                 member = tarfile.TarInfo(f"{e.pair_id}.{ending}")
                 member.size = len(data)
@@ -75,7 +74,7 @@ def _examples(file: Path) -> Iterator[Example]:
 def _example(parts: dict[str, bytes], where: str) -> Example:
     try:
         facts = json.loads(parts["json"])
-        images = {"original_image": {"bytes": parts["0.png"]}, "edited_image": {"bytes": parts["1.png"]}}
-    except (KeyError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{where}: an example is KEY.0.png, KEY.1.png and KEY.json") from error
-    return from_row({n: facts.get(n) for n in _TEXTS} | images, where)
+        row = {n: facts.get(n) for n in FACTS} | {"original_image": parts["0.png"], "edited_image": parts["1.png"]}
+    except (KeyError, ValueError, AttributeError, RecursionError) as error:
+        raise DataError(f"{where}: an example is KEY.0.png, KEY.1.png and KEY.json, which holds an object") from error
+    return from_row(row, where)

@@ -57,7 +57,7 @@ async def _send(client: Client, requests: list[Request]) -> Sent:
     known = await _find(client, batch)
     if known.id:
         return known
-    url = "/v1/completions" if requests[0].format == "completion" else "/v1/chat/completions"
+    url = "/v1/completions" if "prompt" in requests[0].body else "/v1/chat/completions"
     lines = [{"custom_id": r.id, "method": "POST", "url": url, "body": payload(r, client.section)} for r in requests]
     data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
     file = await _answer(client.api.files.create(file=(f"{batch.mark}.jsonl", data), purpose="batch"))

@@ -20,7 +20,6 @@ from typing import Any
 import openai
 
 from ip2p.dataset.llm.journal import Journal, Paid
-from ip2p.dataset.llm.prompt import Format, body
 from ip2p.errors import UserError
 from ip2p.params import LlmParams
 from ip2p.store import fingerprint
@@ -50,12 +49,11 @@ class BudgetError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One edit to be asked for. `id` is a hash of all that decides the reply, so equal requests are paid once."""
+    """One question: what is sent beside the parameters' settings. `id` is a hash of both, so equal requests are paid once."""
 
-    caption: str
-    edit_type: str
-    format: Format
     id: str
+    body: dict[str, Any]
+    tokens_in: int
 
 
 @dataclass
@@ -71,8 +69,7 @@ class Client:
 
     def greatest_cost(self, request: Request) -> float:
         """Upper estimate of a request's price, US dollars."""
-        tokens_in, tokens_out = estimate_tokens(request, self.section)
-        return price(self.section, tokens_in, tokens_out)
+        return price(self.section, request.tokens_in, self.section.max_tokens)
 
     async def ask_all(self, requests: list[Request], progress: Callable[[int], None], *, most_failed: float) -> list[Request]:
         """Ask what the journal does not hold; returns the requests for which the endpoint never gave a reply.
@@ -153,7 +150,7 @@ class Client:
         self.reserved += cost
 
     async def _reply(self, request: Request, most: float) -> Paid:
-        completions = self.api.completions if request.format == "completion" else self.api.chat.completions
+        completions = self.api.completions if "prompt" in request.body else self.api.chat.completions
         try:
             raw = await completions.with_raw_response.create(
                 **payload(request, self.section), extra_headers={"Idempotency-Key": request.id}
@@ -201,25 +198,25 @@ def open_api(section: LlmParams) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(api_key=key_of(section), base_url=section.base_url, timeout=section.timeout, max_retries=0)
 
 
-def request_for(caption: str, edit_type: str, section: LlmParams, format: Format) -> Request:
-    """The request for one edit."""
-    return Request(caption, edit_type, format, fingerprint("llm", settings(section), body(caption, edit_type, format)))
+def make_request(body: dict[str, Any], section: LlmParams, *, tokens_in: int | None = None, repeat: int = 0) -> Request:
+    """A request; its tokens are estimated from the characters sent, on the dear side, if they are not given.
+
+    Another `repeat` is another request for the same thing, paid again.
+    """
+    id = fingerprint("llm", settings(section), body, *([repeat] if repeat else []))
+    if tokens_in is None:
+        tokens_in = round(len(json.dumps(body, ensure_ascii=False)) / _CHARS_PER_TOKEN)
+    return Request(id, body, tokens_in)
 
 
 def payload(request: Request, section: LlmParams) -> dict[str, Any]:
-    """The body of a request, live or in a batch."""
-    return settings(section) | body(request.caption, request.edit_type, request.format)
+    """The whole body of a request, live or in a batch."""
+    return settings(section) | request.body
 
 
 def backoff(section: LlmParams, attempt: int) -> float:
     """Seconds to wait after a failed attempt: doubling, jittered, at most a minute."""
     return random.uniform(0.5, 1.0) * min(_LONGEST_WAIT, float(section.backoff * 2.0**attempt))
-
-
-def estimate_tokens(request: Request, section: LlmParams) -> tuple[int, int]:
-    """Tokens in and at most out; in is estimated from the characters sent, on the dear side."""
-    sent = json.dumps(body(request.caption, request.edit_type, request.format), ensure_ascii=False)
-    return round(len(sent) / _CHARS_PER_TOKEN), section.max_tokens
 
 
 def price(section: LlmParams, tokens_in: int, tokens_out: int) -> float:

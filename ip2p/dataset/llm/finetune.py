@@ -15,7 +15,7 @@ from typing import Any
 
 import openai
 
-from ip2p.dataset.captions import clean, repetition_key
+from ip2p.dataset.captions import clean, read_jsonl, repetition_key
 from ip2p.dataset.edit_types import TAXONOMY
 from ip2p.dataset.llm.client import EndpointError, key_of
 from ip2p.dataset.llm.prompt import ASK, LONGEST_CAPTION, LONGEST_INSTRUCTION, SPLIT, STOP, bare, messages
@@ -44,15 +44,9 @@ def read_examples(path: Path) -> list[Example]:
 
     Raises `DataError` naming the first bad line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (FileNotFoundError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error.__class__.__name__}); give a JSONL file of triplets") from error
     examples: dict[str, Example] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        example = _example(line, f"{path}:{number}")
+    for number, row in read_jsonl(path, '{"caption": "…", "instruction": "…", "edited_caption": "…", "edit_type": "…"}'):
+        example = _example(row, f"{path}:{number}")
         key = repetition_key(f"{example.caption} {example.instruction}")
         if key in examples:
             raise DataError(f"{path}:{number}: says the same as an earlier line; delete one of them")
@@ -77,6 +71,7 @@ def finetune(
     data = training_file(examples, completion=section.format == "completion")
     record = work / f"finetune-{fingerprint(section.base_url, base, epochs, data.decode())}.json"
     api = openai.OpenAI(api_key=key_of(section), base_url=section.base_url, timeout=section.timeout, max_retries=section.retries)
+    work.mkdir(parents=True, exist_ok=True)
     try:
         job = _started(api, record, data, base, epochs, say)
         job = _follow(api, job, say, wait)
@@ -90,14 +85,21 @@ def finetune(
 
 
 def _started(api: openai.OpenAI, record: Path, data: bytes, base: str, epochs: int, say: Callable[[str], None]) -> Any:
-    if record.exists():
-        held = read_json(record)
+    """The job of this record; made if there is none. Its file is on record before it, so that a crash between makes no second one."""
+    held = read_json(record) if record.exists() else {}
+    if "job" in held:
         say(f"going on with job {held['job']}")
         return api.fine_tuning.jobs.retrieve(held["job"])
-    file = api.files.create(file=("triplets.jsonl", data), purpose="fine-tune")
-    job = api.fine_tuning.jobs.create(model=base, training_file=file.id, hyperparameters={"n_epochs": epochs}, suffix="ip2p")
-    write_json(record, {"job": job.id, "base": base, "file": file.id, "epochs": epochs, "triplets": data.count(b"\n")})
-    write_bytes(record.with_suffix(".jsonl"), data)
+    if not held:
+        file = api.files.create(file=("triplets.jsonl", data), purpose="fine-tune")
+        held = {"file": file.id, "base": base, "epochs": epochs, "triplets": data.count(b"\n")}
+        write_bytes(record.with_suffix(".jsonl"), data)
+        write_json(record, held)
+    job: Any = next((j for j in api.fine_tuning.jobs.list() if j.training_file == held["file"]), None)
+    job = job or api.with_options(max_retries=0).fine_tuning.jobs.create(
+        model=base, training_file=held["file"], hyperparameters={"n_epochs": epochs}, suffix="ip2p"
+    )
+    write_json(record, held | {"job": job.id})
     say(f"job {job.id} on {base}")
     return job
 
@@ -115,13 +117,7 @@ def _follow(api: openai.OpenAI, job: Any, say: Callable[[str], None], wait: floa
         time.sleep(wait)
 
 
-def _example(line: str, where: str) -> Example:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not valid JSON ({error.msg})") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: holds no object")
+def _example(row: dict[str, Any], where: str) -> Example:
     texts = {}
     for name, keys in _KEYS.items():
         text = next((row[k] for k in keys if isinstance(row.get(k), str) and row[k].strip()), None)
@@ -129,7 +125,7 @@ def _example(line: str, where: str) -> Example:
             raise DataError(f"{where}: no `{'` or `'.join(keys)}`")
         texts[name] = clean(text)
     edit_type = row.get("edit_type", "")
-    if edit_type not in TAXONOMY:
+    if not isinstance(edit_type, str) or edit_type not in TAXONOMY:
         raise DataError(f"{where}: edit_type {edit_type!r} is unknown; one of {', '.join(TAXONOMY)}")
     if len(texts["instruction"]) > LONGEST_INSTRUCTION or max(len(texts["caption"]), len(texts["edited_caption"])) > LONGEST_CAPTION:
         raise DataError(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ip2p.dataset.edit_types import EDIT_TYPES
-from ip2p.dataset.llm.client import estimate_tokens, price, request_for
+from ip2p.dataset.llm.client import price
+from ip2p.dataset.llm.prompt import request_for
 from ip2p.params import TripletsParams
 from ip2p.records import Caption
 
@@ -39,10 +40,8 @@ def plan_triplets(section: TripletsParams, captions: list[Caption]) -> Plan:
     types = section.edit_types or EDIT_TYPES
     asked = min(section.count, len(captions) * min(section.per_caption, len(types)))
     format = "json_schema" if section.llm.format == "auto" else section.llm.format
-    tokens = [
-        estimate_tokens(request_for(captions[i % len(captions)].text, types[i % len(types)], section.llm, format), section.llm)
-        for i in range(asked)
-    ]
-    tokens_in = sum(t for t, _ in tokens)
-    cost, most = (price(section.llm, tokens_in, n) for n in (asked * _TOKENS_OUT, sum(t for _, t in tokens)))
+    tokens_in = sum(
+        request_for(captions[i % len(captions)].text, types[i % len(types)], section.llm, format).tokens_in for i in range(asked)
+    )
+    cost, most = (price(section.llm, tokens_in, asked * n) for n in (_TOKENS_OUT, section.llm.max_tokens))
     return Plan(asked, tokens_in, cost, most, section.llm.budget)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ip2p.dataset.edit_types import TAXONOMY
+from ip2p.dataset.llm.client import Request, make_request
+from ip2p.params import LlmParams
 
 Format = Literal["json_schema", "text", "completion"]
 LONGEST_INSTRUCTION, LONGEST_CAPTION, LONGEST_REPLY = 200, 500, 8_000
@@ -75,6 +77,11 @@ def body(caption: str, edit_type: str, format: Format) -> dict[str, Any]:
     if format == "json_schema":
         asked["response_format"] = {"type": "json_schema", "json_schema": {"name": "edit", "strict": True, "schema": SCHEMA}}
     return asked
+
+
+def request_for(caption: str, edit_type: str, section: LlmParams, format: Format) -> Request:
+    """The request for one edit."""
+    return make_request(body(caption, edit_type, format), section)
 
 
 def parse(text: str, edit_type: str, format: Format) -> Reply:

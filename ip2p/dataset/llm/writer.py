@@ -15,10 +15,10 @@ from pathlib import Path
 
 from ip2p.dataset.edit_types import EDIT_TYPES, TAXONOMY
 from ip2p.dataset.llm.batch import ask_by_batch
-from ip2p.dataset.llm.client import REFUSED, BudgetError, Client, EndpointError, Request, open_api, request_for
+from ip2p.dataset.llm.client import REFUSED, BudgetError, Client, EndpointError, Request, open_api
 from ip2p.dataset.llm.journal import Journal
 from ip2p.dataset.llm.moderation import moderate
-from ip2p.dataset.llm.prompt import BadReplyError, Format, bare, parse
+from ip2p.dataset.llm.prompt import BadReplyError, Format, bare, parse, request_for
 from ip2p.dataset.near import NearDuplicates
 from ip2p.params import TripletsParams
 from ip2p.records import Caption, Triplet
@@ -27,7 +27,8 @@ from ip2p.store import fingerprint
 Progress = Callable[[int, int], None]
 _MOST = 1.5
 """Times its even share that an edit type may have: a model may write another kind of edit than it was asked for."""
-Wave = list[tuple[Caption, Request]]
+Wave = list[tuple[Caption, str, Request]]
+"""Captions, the edit types they are asked for, and the requests."""
 
 
 @dataclass
@@ -64,10 +65,10 @@ async def _write(section: TripletsParams, captions: list[Caption], journal: Jour
 
 
 async def _ask_wave(client: Client, desk: _Desk, wave: Wave, progress: Progress) -> None:
-    flagged = await moderate(client, [c.text for c, _ in wave])
-    safe = [(c, r) for c, r in wave if c.text not in flagged]
+    flagged = await moderate(client, [c.text for c, _, _ in wave])
+    safe = [w for w in wave if w[0].text not in flagged]
     desk.drop("caption flagged by moderation", len(wave) - len(safe))
-    requests = [r for _, r in safe]
+    requests = [r for _, _, r in safe]
     held, before = sum(r.id in client.journal.replies for r in requests), len(client.journal.replies)
     stopped: BudgetError | None = None
     try:
@@ -115,7 +116,7 @@ class _Desk:
             edit_type = min((t for t in self.types if t not in self.asked[caption.id]), key=lambda t: (planned[t], self.types.index(t)))
             planned[edit_type] += 1
             self.asked[caption.id].add(edit_type)
-            wave.append((caption, request_for(caption.text, edit_type, self.section.llm, self.format)))
+            wave.append((caption, edit_type, request_for(caption.text, edit_type, self.section.llm, self.format)))
         self.position = end
         self.written.seen += len(wave)
         return wave
@@ -128,7 +129,7 @@ class _Desk:
     def read(self, wave: Wave, journal: Journal) -> list[Triplet]:
         """Drafts of the wave's replies; what is no edit is dropped (the reference's rules, METHOD §1)."""
         drafts = []
-        for caption, request in wave:
+        for caption, edit_type, request in wave:
             paid = journal.replies.get(request.id)
             if paid is None:
                 self.drop("no reply")
@@ -138,7 +139,7 @@ class _Desk:
                 self.drop("reply too long")
             else:
                 try:
-                    reply = parse(paid.text, request.edit_type, self.format)
+                    reply = parse(paid.text, edit_type, self.format)
                 except BadReplyError as error:
                     self.drop(str(error))
                     continue

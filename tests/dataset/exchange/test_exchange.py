@@ -119,3 +119,38 @@ def test_nothing_is_overwritten(made, tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(DataError, match="exists already"):
         export_dataset(made / "dataset", "hf", tmp_path / "out")
+
+
+def test_a_triplets_pairs_stay_in_one_shard_and_equal_lengths_are_not_equal_pictures(tiny, made, tmp_path):
+    out = tmp_path / "out"
+    export_dataset(made / "dataset", "folders", out)
+    row = json.loads((out / "metadata.jsonl").read_text().splitlines()[0])
+    picture = (out / row["original_image"]).read_bytes()
+    rows = []
+    for n in range(70):
+        (out / f"{n}.png").write_bytes(picture + bytes([n]))  # same length, other bytes; what follows a PNG's end is not looked at
+        texts = {k: row[k] for k in ("original_prompt", "edit_prompt", "edited_prompt")}
+        rows.append(texts | {"original_image": f"{n}.png", "edited_image": row["edited_image"], "triplet_id": f"t{n // 35}"})
+    (out / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    assert import_pairs(out, "folders", tmp_path / "pairs", tiny) == 70
+    assert len(set(read_shards(tmp_path / "pairs")["pair_id"].to_pylist())) == 70
+    assert [len(read_shards(tmp_path / "pairs", p.stem)) for p in sorted((tmp_path / "pairs").glob("*.parquet"))] == [70]
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "data"),
+    [
+        ("folders", "metadata.jsonl", b"\xff\xfe"),
+        ("folders", "metadata.jsonl", b"[]"),
+        ("folders", "metadata.jsonl", b'{"original_image": 1, "edited_image": "b.png"}'),
+        ("magicbrush", "train.parquet", b"PAR1 torn"),
+        ("hf", "train.parquet", b"PAR1 torn"),
+        ("webdataset", "train.tar", b"no tar"),
+        ("reference", "seeds.json", b"{"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tiny, tmp_path, layout, name, data):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(data)
+    with pytest.raises(DataError, match=name):
+        import_pairs(tmp_path / "in", layout, tmp_path / "pairs", tiny)

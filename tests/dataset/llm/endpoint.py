@@ -26,12 +26,13 @@ class Endpoint(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128  # the default of 5 resets connections when many come at once
 
-    def __init__(self, *, faults=0.0, reply=None, schema=True, hang=2.0, usage=None, lines=None):
+    def __init__(self, *, faults=0.0, reply=None, schema=True, hang=2.0, usage=None, lines=None, delay=0.0):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.faults, self.schema, self.hang = faults, schema, hang
         self.reply = reply or write
         self.usage = usage if usage is not None else {"prompt_tokens": 300, "completion_tokens": 50, "total_tokens": 350}
         self.lines = lines or (lambda number: 200)  # status of a batch's lines
+        self.delay = delay  # seconds that a completion takes
         self.batch_status = "completed"
         self.closed = False  # whether batches may not be looked at
         self.lock = threading.Lock()
@@ -155,6 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
             server.at_once += 1
             server.most_at_once = max(server.most_at_once, server.at_once)
         try:
+            time.sleep(server.delay)
             rng = random.Random(number)
             if rng.random() < server.faults:
                 return self._fail(FAULTS[sum(server.failures.values()) % len(FAULTS)])

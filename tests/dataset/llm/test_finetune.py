@@ -39,6 +39,16 @@ def test_a_job_is_uploaded_followed_and_recorded_and_a_stopped_command_goes_on_w
     assert any("going on with job" in s for s in said)
 
 
+def test_a_crash_between_making_a_job_and_recording_it_makes_no_second_one(tmp_path):
+    with endpoint() as server:
+        section = LlmParams(base_url=server.url)
+        finetune(section, SEED, work=tmp_path, base="toy", say=lambda _: None, wait=0.01)
+        record = next(tmp_path.glob("finetune-*.json"))
+        record.write_text(json.dumps({"file": "file-0"}))
+        assert finetune(section, SEED, work=tmp_path, base="toy", say=lambda _: None, wait=0.01) == "toy:ip2p"
+        assert len(server.jobs) == len(server.files) == 1
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -46,6 +56,8 @@ def test_a_job_is_uploaded_followed_and_recorded_and_a_stopped_command_goes_on_w
         ('{"caption": "a", "edit": "b", "edit_type": "add"}', r"mine\.jsonl:11: no `edited_caption` or `output`"),
         ('{"input": "a cat", "instruction": "b", "output": "A cat.", "edit_type": "add"}', "equals the caption"),
         ('{"input": "a cat", "instruction": "b", "output": "c", "edit_type": "bend"}', "edit_type 'bend' is unknown"),
+        ('{"input": "a cat", "instruction": "b", "output": "c", "edit_type": []}', r"edit_type \[\] is unknown"),
+        ('["a cat"]', r"mine\.jsonl:11: holds no object"),
         ('{"input": "c0", "instruction": "do 0", "output": "d", "edit_type": "add"}', "same as an earlier line"),
     ],
 )

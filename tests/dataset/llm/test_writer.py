@@ -53,7 +53,7 @@ def journal(folder):
 
 
 def test_the_model_writes_distinct_balanced_triplets_through_many_requests_at_once(tmp_path):
-    with endpoint() as server:
+    with endpoint(delay=0.2) as server:
         report = run(params(server), tmp_path)
     assert report.kept == COUNT
     assert set(report.kept_by_edit_type) == set(EDIT_TYPES)
@@ -297,6 +297,11 @@ def test_what_no_retry_mends_is_one_clear_error(tmp_path, monkeypatch):
         run(params(server, llm={"format": "json_schema"}), tmp_path)
     with pytest.raises(ParamsError, match="nonsense unknown to the writer"):
         run(Params.model_validate({"triplets": {"edit_types": ["nonsense"]}}), tmp_path)
+    with pytest.raises(ParamsError, match="nonsense unknown to the writer"):
+        triplets.plan(Params.model_validate({"triplets": {"writer": "llm", "edit_types": ["nonsense"]}}))
+    for section in ({"edit_types": ["style", "style"]}, {"llm": {"base_url": "127.0.0.1:8000"}}):
+        with pytest.raises(ValueError, match=r"names one twice|should match pattern"):
+            Params.model_validate({"triplets": section})
 
 
 def test_openais_key_goes_to_openai_alone(monkeypatch):
