@@ -34,7 +34,7 @@ def main() -> None:
         chain, kept, seen = Chain(FilterParams(shift=0.1, zoom=0.06, outside=0.2)), 0, 0
         began = time.monotonic()
         for path in paths:
-            verdicts = chain.judge(read_scores(path, chain.columns))
+            verdicts = chain.decide(read_scores(path, chain.columns))
             kept, seen = kept + int(verdicts.kept.sum()), seen + len(verdicts.ranks)
         seconds = time.monotonic() - began
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -61,6 +61,7 @@ def make(path: Path, number: int, rows: int) -> Path:
         "burnt": rng.uniform(0, 1, rows),
         "hash_0": rng.integers(-(2**62), 2**62, rows),
         "hash_1": rng.integers(-(2**62), 2**62, rows),
+        "hash_clip": rng.integers(-(2**62), 2**62, rows),
     }
     write_shard(path, pa.table(columns), "benchmark")
     return path

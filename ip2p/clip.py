@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ip2p.models import Clip
 
+_SIGNS = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Similarities:
@@ -39,6 +41,14 @@ def image_features(clip: Clip, images_BCHW: Tensor) -> Tensor:
 def text_features(clip: Clip, texts: list[str]) -> Tensor:
     """Unit features `BD` of texts."""
     return F.normalize(clip.model.encode_text(clip.tokenizer(texts).to(clip.device)).float(), dim=-1)
+
+
+def embedding_codes(image_0_BD: Tensor, image_1_BD: Tensor) -> list[int]:
+    """64 bits, signed, of each pair's embeddings: signs of 32 fixed random projections of either image (SimHash)."""
+    planes = torch.randn(image_0_BD.shape[-1], _SIGNS, generator=torch.Generator().manual_seed(0)).to(image_0_BD.device)
+    bits = (torch.cat([image_0_BD @ planes, image_1_BD @ planes], dim=-1) > 0).tolist()
+    values = [sum(1 << i for i, bit in enumerate(row) if bit) for row in bits]
+    return [v - (1 << 64) if v >= 1 << 63 else v for v in values]
 
 
 def similarities(image_0_BD: Tensor, image_1_BD: Tensor, text_0_BD: Tensor, text_1_BD: Tensor) -> Similarities:

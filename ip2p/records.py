@@ -50,6 +50,8 @@ _PAIR = [
     ("burnt", pa.float64()),
     ("hash_0", pa.int64()),
     ("hash_1", pa.int64()),
+    ("hash_clip", pa.int64()),
+    ("unsafe", pa.float64()),
 ]
 PAIRS = pa.schema([*_REFERENCE, *_PAIR])
 EXAMPLES = pa.schema([*_REFERENCE, *_PAIR, ("split", pa.string()), ("rank", pa.int64())])
@@ -57,6 +59,19 @@ VERDICTS = pa.schema(
     [("pair_id", pa.string()), ("triplet_id", pa.string()), ("edit_type", pa.string()), ("kept", pa.bool_()), ("reason", pa.string())]
 )
 
+JUDGEMENTS = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("repeat", pa.int64()),
+        ("followed", pa.int64()),
+        ("kept", pa.int64()),
+        ("quality", pa.int64()),
+        ("score", pa.float64()),
+        ("outcome", pa.string()),
+        ("model", pa.string()),
+        ("reply", pa.string()),
+    ]
+)
 SPLITS = ("train", "validation", "test")
 """The splits of a dataset; a triplet lies in one of them."""
 SHOWN = ("source", "editor", "sdedit", "truth")

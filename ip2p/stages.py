@@ -39,7 +39,7 @@ def _run(name: str, params: Params, progress: Progress, engine: Engine | None) -
     if name == "filter":
         from ip2p.dataset import filter
 
-        return filter.run(params, pairs=PAIRS, out=DATASET)
+        return filter.run(params, pairs=PAIRS, out=DATASET, work=WORK / "filter")
     if name == "validate":
         from ip2p.dataset import validate
 

@@ -57,7 +57,7 @@ def made(tiny, tmp_path_factory):
     root = tmp_path_factory.mktemp("made")
     triplets.run(tiny, out=root / "triplets", work=root / "work-triplets")
     pairs.run(tiny, triplets=root / "triplets", out=root / "pairs", work=root / "work")
-    filter.run(tiny, pairs=root / "pairs", out=root / "dataset")
+    filter.run(tiny, pairs=root / "pairs", out=root / "dataset", work=root / "work" / "filter")
     return root
 
 

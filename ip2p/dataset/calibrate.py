@@ -93,7 +93,7 @@ class Quality:
 def measure(labels: Labels, section: FilterParams) -> Quality:
     """Precision and recall of the filters on labels (of a triplet, all that pass count)."""
     plain = section.model_copy(update={"keep": len(labels.good) + 1, "chain": tuple(c for c in section.chain if c in _CHAIN)})
-    kept = Chain(plain).judge(labels.table).kept
+    kept = Chain(plain).decide(labels.table).kept
     hits = int((kept & labels.good).sum())
     return Quality(hits / max(1, int(kept.sum())), hits / max(1, int(labels.good.sum())), int(kept.sum()))
 
@@ -142,8 +142,9 @@ def world_labels(params: Params, count: int, progress: Callable[[int, int], None
         texts = [text_features(clip, x) for x in ([t.caption.text for t in some], [t.edited_caption for t in some])]
         before = image_features(clip, source)
         for kind, second in enumerate(seconds):
-            scores = similar(similarities(before, image_features(clip, second), *texts))
-            for t, measures in zip(some, measure_pairs(source, second, scores), strict=True):
+            features = before, image_features(clip, second)
+            scores = similar(similarities(*features, *texts))
+            for t, measures in zip(some, measure_pairs(source, second, scores, features), strict=True):
                 known = {"pair_id": f"{t.id}-{kind}", "triplet_id": t.id, "edit_type": t.edit_type, "good": kind == 0}
                 rows.append(known | measures)
         progress(min(count, first + _BATCH), count)

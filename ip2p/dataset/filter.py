@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ip2p.dataset.filters.chain import KEPT, Chain, Verdicts
+from ip2p.dataset.judge import Judge, Question, summary
 from ip2p.dataset.read import read_drops, read_scores
 from ip2p.dataset.survival import Survival, plot_survival
 from ip2p.params import FilterParams, Params
-from ip2p.records import EXAMPLES, SPLITS, VERDICTS, StageReport
+from ip2p.records import EXAMPLES, JUDGEMENTS, SPLITS, VERDICTS, StageReport
 from ip2p.store import fingerprint, read_shards, shards, write_bytes, write_json, write_shard
 
+_IMAGES = ("original_image", "edited_image")
 SURVIVAL = "survival"
 """Folder beside the dataset's shards with what became of all pairs, as table and picture."""
 
@@ -30,8 +35,18 @@ def split_of(triplet_id: str, shares: tuple[float, float]) -> str:
     return "test" if u < shares[0] + shares[1] else "train"
 
 
-def run(params: Params, *, pairs: Path, out: Path) -> StageReport:
-    """Write kept pairs to `out/{split}-NNNNN.parquet`, all verdicts to `out/verdicts/`, what became of them to `out/survival/`."""
+def run(params: Params, *, pairs: Path, out: Path, work: Path) -> StageReport:
+    """Write kept pairs to `out/{split}-NNNNN.parquet`, all verdicts to `out/verdicts/`, what became of them to `out/survival/`.
+
+    A judge's replies are kept in `work/judge.jsonl` and, read, in `out/judged/`.
+    """
+    if params.filter.judge is None:
+        return _run(params, pairs, out, None)
+    with Judge(params.filter.judge, work / "judge.jsonl") as judge:
+        return _run(params, pairs, out, judge)
+
+
+def _run(params: Params, pairs: Path, out: Path, judge: Judge | None) -> StageReport:
     began = time.monotonic()
     section = params.filter
     chain, survival = Chain(section), Survival(read_drops(pairs))
@@ -40,13 +55,18 @@ def run(params: Params, *, pairs: Path, out: Path) -> StageReport:
     triplets, triplets_kept = 0, 0
     for number, path in enumerate(shards(pairs)):
         table = read_scores(path, chain.columns)
-        verdicts = chain.judge(table)
+        verdicts = chain.decide(table)
+        if judge is not None:
+            verdicts = _judged(judge, chain, path, table, verdicts)
         survival.add(table["edit_type"].to_pylist(), verdicts.reasons.tolist())
         _write_verdicts(table, verdicts, staging / "verdicts" / f"verdicts-{number:05d}.parquet")
         if verdicts.kept.any():
             _write_examples(path, verdicts, section, number, staging)
         triplets += len(set(table["triplet_id"].to_pylist()))
         triplets_kept += len(set(table.filter(pa.array(verdicts.kept))["triplet_id"].to_pylist()))
+    if judge is not None:
+        judgements = pa.Table.from_pylist([asdict(j) for j in judge.judgements], schema=JUDGEMENTS)
+        write_shard(staging / "judged" / "judged-00000.parquet", judgements, fingerprint("judged", len(judgements)))
     write_json(staging / SURVIVAL / "survival.json", survival.table())
     write_bytes(staging / SURVIVAL / "survival.png", plot_survival(survival.table()))
     shutil.rmtree(out, ignore_errors=True)
@@ -59,8 +79,23 @@ def run(params: Params, *, pairs: Path, out: Path) -> StageReport:
         dropped_by_reason={k: v for k, v in reasons.most_common() if k != KEPT},
         kept_by_edit_type={k: v[KEPT] for k, v in survival.table().items() if v.get(KEPT)},
         seconds=time.monotonic() - began,
-        extra={"triplets_kept": triplets_kept, "triplets_seen": triplets},
+        extra={"triplets_kept": triplets_kept, "triplets_seen": triplets, **(summary(judge.judgements) if judge else {})},
     )
+
+
+def _judged(judge: Judge, chain: Chain, path: Path, table: pa.Table, verdicts: Verdicts) -> Verdicts:
+    """Verdicts after the judge has seen what they keep; a triplet's next best pair is shown when a better one falls."""
+    least, seen = judge.section.least, np.zeros(len(table), dtype=bool)
+    while (rows := np.flatnonzero(verdicts.kept & ~seen)).size:
+        seen[rows] = True
+        some = pq.read_table(path, columns=["pair_id", "edit_prompt", *_IMAGES]).take(pa.array(rows)).to_pylist()
+        scores = judge.ask([Question(r["pair_id"], r["edit_prompt"], *(r[n]["bytes"] for n in _IMAGES)) for r in some])
+        reasons = verdicts.reasons.copy()
+        for row, score in zip(rows, scores, strict=True):
+            if score is None or score < least:
+                reasons[row] = "the judge gave no mark" if score is None else "the judge says no"
+        verdicts = chain.rank(table, reasons)
+    return verdicts
 
 
 def _write_verdicts(table: pa.Table, verdicts: Verdicts, path: Path) -> None:
@@ -80,5 +115,5 @@ def _write_examples(path: Path, verdicts: Verdicts, section: FilterParams, numbe
     for split in SPLITS:
         rows = table.filter(pa.array([s == split for s in splits]))
         if len(rows):
-            mark = fingerprint("examples", section.model_dump(), rows["pair_id"].to_pylist())
+            mark = fingerprint("examples", section.model_dump(exclude={"judge"}), rows["pair_id"].to_pylist())
             write_shard(out / f"{split}-{number:05d}.parquet", rows, mark)

@@ -55,6 +55,7 @@ _SOURCES = (
     "models.py",
     "pictures.py",
     "records.py",
+    "safety.py",
     "sampler.py",
 )
 
@@ -85,10 +86,11 @@ def plan_units(triplets: list[Triplet], params: Params) -> list[Unit]:
     section, models = params.pairs, params.models
     same = section.model_dump(exclude={"workers", "engine", "ray_address"})
     digests = [model_digest(models.teacher, "teacher"), model_digest(models.clip, "clip"), code_mark(*_SOURCES)]
+    digests += [model_digest(models.safety, "safety")] if models.safety else []
     device = resolve_device(models.device)
     digests += [device.type, str(resolve_dtype(models.dtype, device)), str(models.threads), str(models.compile)]
     if section.strategy == "adaptive" or section.abandon_at:
-        digests.append(fingerprint(params.filter.model_dump()))
+        digests.append(fingerprint(params.filter.model_dump(include={"caption", "image", "direction", "copy_limit", "by_type", "keep"})))
     groups = [tuple(triplets[i : i + section.unit]) for i in range(0, len(triplets), section.unit)]
     return [
         Unit(n, group, fingerprint("pairs", same, params.seed, digests, [(t.id, t.edit_type) for t in group], n), _batch_for(params))
@@ -128,7 +130,7 @@ def make_unit(maker: Synthesiser, unit: Unit) -> bytes:
     rows: list[dict[str, Any]] = []
     drops: Drops = {}
     for batch in sample_rounds(maker, unit.triplets):
-        for i, row, reason in zip(batch.made.picks, _rows(batch.made, batch.triplets, batch.drawn), batch.misses, strict=True):
+        for i, row, reason in zip(batch.made.picks, _rows(maker, batch), batch.misses, strict=True):
             if reason is None or maker.params.strategy == "best_of_n":
                 rows.append(row)
             else:
@@ -231,10 +233,10 @@ def _work(unit: Unit, work: Path) -> None:
     write_bytes(work / unit.name, make_shard(_held["params"], unit))
 
 
-def _rows(made: Made, triplets: list[Triplet], drawn: list[Draw]) -> list[dict[str, Any]]:
-    rows = []
+def _rows(maker: Synthesiser, batch: Round) -> list[dict[str, Any]]:
+    made, triplets, drawn, rows = batch.made, batch.triplets, batch.drawn, []
     images = (made.before_BCHW, made.after_BCHW)
-    for i, measures in enumerate(measure_pairs(*images, made.scores)):
+    for i, measures in enumerate(measure_pairs(*images, made.scores, made.features, maker.safety)):
         t, d = triplets[made.picks[i]], drawn[made.picks[i]]
         pictures = [{"bytes": to_png(x[i]), "path": f"{d.pair_id}_{n}.png"} for n, x in enumerate(images)]
         rows.append(

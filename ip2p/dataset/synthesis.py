@@ -21,6 +21,7 @@ from ip2p.diffusion import Diffusion, decode_latents, encode_text, run_guided
 from ip2p.models import Clip, load_clip, load_diffusion, resolve_device, resolve_dtype
 from ip2p.params import FilterParams, ModelsParams, PairsParams
 from ip2p.records import Draw, Triplet
+from ip2p.safety import Safety, load_safety
 from ip2p.sampler import Predict, Schedule, advance, begin, draw_noise, make_schedule
 
 _TEXTS_AT_ONCE = 32
@@ -38,16 +39,18 @@ class Synthesiser:
     thresholds: FilterParams
     seed: int
     negative_1LD: Tensor
+    safety: Safety | None = None
     texts: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Made:
-    """Pairs of a batch that were sampled to the end: images `BCHW` in [0, 1], their similarities, and which draws they are of."""
+    """Pairs of a batch that were sampled to the end; images in [0, 1], CLIP's features `BD` of both, and which draws they are of."""
 
     before_BCHW: Tensor
     after_BCHW: Tensor
     scores: list[Similar]
+    features: tuple[Tensor, Tensor]
     picks: list[int]
 
 
@@ -57,7 +60,8 @@ def load_synthesiser(models: ModelsParams, section: PairsParams, thresholds: Fil
     teacher = load_diffusion(models.teacher, device=device, dtype=resolve_dtype(models.dtype, device), compiled=models.compile)
     steering = install(teacher.unet, section.method)
     clip = load_clip(models.clip, device=device)
-    return Synthesiser(teacher, clip, steering, section, thresholds, seed, encode_text(teacher, [section.negative_prompt]))
+    safety = load_safety(models.safety, device=device) if models.safety else None
+    return Synthesiser(teacher, clip, steering, section, thresholds, seed, encode_text(teacher, [section.negative_prompt]), safety)
 
 
 def remember_texts(maker: Synthesiser, triplets: list[Triplet]) -> None:
@@ -88,21 +92,23 @@ def sample_pairs(maker: Synthesiser, triplets: list[Triplet], drawn: list[Draw])
         triplets, drawn = ([x[i] for i in picks.tolist()] for x in (triplets, drawn))
     if not drawn:
         empty = torch.zeros(0, 3, teacher.image_size, teacher.image_size)
-        return Made(empty, empty, [], [])
+        return Made(empty, empty, [], (empty, empty), [])
     predict = _predictor(maker, triplets, drawn)
     state = advance(predict, schedule, _twice(noise[:, picks]), state, until=section.steps)
     before, after = _images(teacher, state.clean_BCHW)
-    return Made(before, after, score(maker, triplets, before, after), picks.tolist())
+    return Made(before, after, *score(maker, triplets, before, after), picks.tolist())
 
 
-def score(maker: Synthesiser, triplets: list[Triplet], before_BCHW: Tensor, after_BCHW: Tensor) -> list[Similar]:
-    """The four similarities of pairs whose texts are remembered."""
-    features = [image_features(maker.clip, x) for x in (before_BCHW, after_BCHW)]
+def score(
+    maker: Synthesiser, triplets: list[Triplet], before_BCHW: Tensor, after_BCHW: Tensor
+) -> tuple[list[Similar], tuple[Tensor, Tensor]]:
+    """The four similarities of pairs whose texts are remembered, and CLIP's features of the images."""
+    features = image_features(maker.clip, before_BCHW), image_features(maker.clip, after_BCHW)
     texts = [
         torch.stack([maker.texts[x][1] for x in some])
         for some in ([t.caption.text for t in triplets], [t.edited_caption for t in triplets])
     ]
-    return similar(similarities(features[0], features[1], texts[0], texts[1]))
+    return similar(similarities(*features, texts[0], texts[1])), features
 
 
 def similar(scores: Similarities) -> list[Similar]:
@@ -113,7 +119,7 @@ def similar(scores: Similarities) -> list[Similar]:
 
 def _promising(maker: Synthesiser, triplets: list[Triplet], images: tuple[Tensor, Tensor]) -> Tensor:
     """Numbers of the pairs whose predicted images miss no threshold by more than the margin."""
-    found = score(maker, triplets, *images)
+    found, _ = score(maker, triplets, *images)
     margin = maker.params.abandon_margin
     reasons = [reject_reason(s, maker.thresholds, t.edit_type, margin=margin) for s, t in zip(found, triplets, strict=True)]
     return torch.tensor([i for i, reason in enumerate(reasons) if reason is None], dtype=torch.long)

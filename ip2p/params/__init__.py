@@ -13,12 +13,13 @@ from pydantic import Field, ValidationError
 
 from ip2p.errors import ParamsError
 from ip2p.params.base import ModelsParams, Section
-from ip2p.params.dataset import FilterParams, LlmParams, PairsParams, TripletsParams, TypeThresholds, ValidateParams
+from ip2p.params.dataset import FilterParams, JudgeParams, LlmParams, PairsParams, TripletsParams, TypeThresholds, ValidateParams
 from ip2p.params.model import EvaluateParams, PretrainParams, RegisterParams, ReportParams, TrackParams, TrainParams
 
 __all__ = [
     "EvaluateParams",
     "FilterParams",
+    "JudgeParams",
     "LlmParams",
     "ModelsParams",
     "PairsParams",

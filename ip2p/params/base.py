@@ -25,6 +25,8 @@ class ModelsParams(Section):
     """`world` (embedded), a diffusers text-to-image folder (`./path`), or a Hub id."""
     clip: str = "world"
     """`world`, an OpenCLIP folder (`./path`), or `ARCHITECTURE:PRETRAINED`, such as `ViT-L-14-quickgelu:openai`."""
+    safety: str | None = None
+    """An image classifier (transformers folder or Hub id, such as `Falconsai/nsfw_image_detection`) that rates pairs; none: not rated."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1` …"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

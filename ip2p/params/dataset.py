@@ -118,6 +118,26 @@ class PairsParams(Section):
         return self
 
 
+class JudgeParams(LlmParams):
+    """A vision language model behind an OpenAI-compatible endpoint, as judge of edits. Name a pinned version of the model."""
+
+    model: str = "gpt-4o-2024-11-20"
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    format: Literal["json_schema", "text"] = "json_schema"  # type: ignore[assignment]
+    max_tokens: Count = 300
+    price_in: Annotated[float, Field(ge=0)] = 2.50
+    price_out: Annotated[float, Field(ge=0)] = 10.0
+    repeats: Annotated[int, Field(ge=1, le=20)] = 1
+    """Times that each pair is judged; its score is the mean."""
+    least: Share = 0.6
+    """Least score of a pair, 0 to 1."""
+    side: Annotated[int, Field(ge=64, le=2048)] = 512
+    """Longest side at which the pictures are sent, pixels."""
+    tokens_image: Count = 800
+    """Tokens that a picture costs at most, for the budget."""
+
+
 class TypeThresholds(Section):
     """An edit type's own thresholds, where they differ from the common ones."""
 
@@ -132,7 +152,12 @@ class TypeThresholds(Section):
 class FilterParams(Section):
     """Image pairs to a dataset by CLIP (paper §3.2; reference: 0.2, 0.2, 0.7, 0.2, best 4)."""
 
-    chain: tuple[Literal["clip", "alignment", "degenerate", "duplicates"], ...] = ("clip", "degenerate", "alignment", "duplicates")
+    chain: tuple[Literal["clip", "alignment", "degenerate", "duplicates", "embedding", "unsafe"], ...] = (
+        "clip",
+        "degenerate",
+        "alignment",
+        "duplicates",
+    )
     """Filters in the order in which they decide (ip2p/dataset/filters)."""
     caption: Similarity = 0.2
     """Least similarity of each image to its caption."""
@@ -154,6 +179,12 @@ class FilterParams(Section):
     """Least standard deviation of an image's grey values; a picture of one colour has 0."""
     burnt: Share = 0.9
     """Greatest share of an image that is pure black or white."""
+    near_bits: Annotated[int, Field(ge=0, le=8)] = 3
+    """Greatest distance of two pairs' embedding codes, bits of 64, at which the later is a near-duplicate (`embedding`)."""
+    unsafe: Share = 0.5
+    """Greatest probability that an image is unsafe, by `models.safety` (`unsafe`)."""
+    judge: JudgeParams | None = None
+    """A vision language model that looks at what all other filters keep; none: not asked."""
     keep: Count = 4
     """Most pairs kept a triplet, best direction first."""
     splits: tuple[Share, Share] = (0.05, 0.05)

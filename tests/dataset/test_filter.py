@@ -1,15 +1,23 @@
+import itertools
+import random
+import statistics
 from collections import Counter
 
 import pyarrow as pa
 import pytest
+import torch
 
+from ip2p.clip import embedding_codes, image_features
 from ip2p.dataset.filter import run, split_of
 from ip2p.dataset.filters.chain import KEPT, Chain
 from ip2p.dataset.thresholds import Similar, reject_reason
 from ip2p.errors import DataError
 from ip2p.params import FilterParams
+from ip2p.pictures import from_pillow
 from ip2p.records import PAIRS
 from ip2p.store import read_json, read_shards, write_shard
+from ip2p.world.render import render
+from ip2p.world.scenes import sample_scene
 
 PAPER = FilterParams()
 GOOD = {"sim_0": 0.3, "sim_1": 0.3, "sim_image": 0.8, "sim_direction": 0.3, "shift": 0.0, "zoom": 1.0, "outside": 0.01}
@@ -22,7 +30,7 @@ def table(*rows):
 
 
 def reasons(section, *rows):
-    return Chain(section).judge(table(*rows)).reasons.tolist()
+    return Chain(section).decide(table(*rows)).reasons.tolist()
 
 
 def test_the_defaults_are_the_papers():
@@ -73,9 +81,57 @@ def test_a_dropped_pair_makes_no_later_one_a_duplicate():
     assert reasons(PAPER, {"sim_direction": 0.0, "hash_1": 7}, {"hash_1": 7}, {"hash_1": 7})[1:] == [KEPT, "looks like an earlier pair"]
 
 
+def brute_near(codes, triplets, most):
+    """What the embedding filter drops, row after row."""
+    kept, dropped = [], []
+    for code, triplet in zip(codes, triplets, strict=True):
+        near = any(t != triplet and ((code ^ c) & (2**64 - 1)).bit_count() <= most for c, t in kept)
+        dropped.append(near)
+        if not near:
+            kept.append((code, triplet))
+    return dropped
+
+
+@pytest.mark.parametrize("most", [0, 3, 8])
+def test_embedding_near_duplicates_are_those_of_a_search_through_all(most):
+    rng = random.Random(most)
+    seeds = [rng.getrandbits(64) - 2**63 for _ in range(12)]
+    codes = []
+    for _ in range(300):
+        code = rng.choice(seeds)
+        for bit in rng.sample(range(63), rng.randrange(10)):
+            code ^= 1 << bit
+        codes.append(code)
+    triplets = [f"t{rng.randrange(40)}" for _ in codes]
+    section = FilterParams(chain=("embedding",), near_bits=most, keep=99)
+    chain = Chain(section)
+    found = []
+    for first in range(0, 300, 70):  # what is remembered goes from shard to shard
+        rows = [{"hash_clip": c, "triplet_id": t} for c, t in zip(codes[first : first + 70], triplets[first : first + 70], strict=True)]
+        found += [r != KEPT for r in chain.decide(table(*rows)).reasons]
+    assert found == brute_near(codes, triplets, most) and 20 < sum(found) < 300
+
+
+def test_codes_of_embeddings_are_near_for_the_same_scene_and_far_for_another(clip):
+    scenes = [sample_scene(random.Random(i)) for i in range(24)]
+    again, once = (torch.stack([from_pillow(render(s, seed=1, size=n)) for s in scenes]) for n in (96, 104))
+    features = [image_features(clip, x) for x in (again, once)]
+    same, other = ([c & (2**64 - 1) for c in embedding_codes(f, f)] for f in features)
+    near = [(a ^ b).bit_count() for a, b in zip(same, other, strict=True)]
+    far = [(a ^ b).bit_count() for a, b in itertools.pairwise(same)]
+    assert statistics.median(near) <= 4 and statistics.median(far) >= 12
+
+
+def test_pairs_that_were_never_rated_are_not_taken_for_safe():
+    section = FilterParams(chain=("unsafe",))
+    assert reasons(section, {"unsafe": 0.2}, {"unsafe": 0.9}) == [KEPT, "an image is unsafe"]
+    with pytest.raises(DataError, match=r"set models\.safety"):
+        reasons(section, {"unsafe": 0.2}, {"unsafe": None})
+
+
 def test_the_best_k_of_a_triplet_are_kept_by_direction():
     rows = [{"sim_direction": 0.2 + i / 100, "triplet_id": t} for i in range(6) for t in ("t", "u")]
-    verdicts = Chain(PAPER).judge(table(*rows))
+    verdicts = Chain(PAPER).decide(table(*rows))
     assert verdicts.ranks.tolist() == [5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0]
     assert Counter(verdicts.reasons) == {KEPT: 8, "beyond the best 4 of its triplet": 4}
 
@@ -83,7 +139,7 @@ def test_the_best_k_of_a_triplet_are_kept_by_direction():
 def test_a_shard_without_the_scores_that_a_filter_reads_is_named(tiny, tmp_path):
     write_shard(tmp_path / "pairs" / "pairs-00000.parquet", PAIRS.empty_table().drop_columns(["shift"]), "m")
     with pytest.raises(DataError, match=r"pairs-00000\.parquet: no column shift; make the pairs again"):
-        run(tiny, pairs=tmp_path / "pairs", out=tmp_path / "dataset")
+        run(tiny, pairs=tmp_path / "pairs", out=tmp_path / "dataset", work=tmp_path / "work")
 
 
 def test_splits_are_by_triplet_stable_and_of_the_right_size():
@@ -94,7 +150,7 @@ def test_splits_are_by_triplet_stable_and_of_the_right_size():
 
 def test_no_reject_vanishes(tiny, made, tmp_path):
     params = tiny.model_copy(update={"filter": FilterParams(caption=-1, image=-1, direction=-1, keep=1)})
-    report = run(params, pairs=made / "pairs", out=tmp_path / "dataset")
+    report = run(params, pairs=made / "pairs", out=tmp_path / "dataset", work=tmp_path / "work")
     assert report.kept == 11
     assert report.seen == report.kept + sum(report.dropped_by_reason.values())
     verdicts = read_shards(tmp_path / "dataset" / "verdicts").to_pylist()

@@ -25,4 +25,4 @@ def test_a_folder_of_its_shape_samples_scores_and_filters_with_every_method(fold
     assert report.kept == tiny.triplets.count
     table = read_shards(tmp_path / "pairs")
     assert all(torch.isfinite(torch.tensor(table[c].to_pylist())).all() for c in ("sim_direction", "outside", "contrast"))
-    assert filter.run(params, pairs=tmp_path / "pairs", out=tmp_path / "dataset").kept > 0
+    assert filter.run(params, pairs=tmp_path / "pairs", out=tmp_path / "dataset", work=tmp_path / "work").kept > 0

@@ -93,7 +93,7 @@ def reference(folder: Path) -> str:
     params = Params.model_validate({**yaml.safe_load((ROOT / "params.yaml").read_text()), **small})
     triplets.run(params, out=folder / "triplets", work=folder / "work-triplets")
     pairs.run(params, triplets=folder / "triplets", out=folder / "pairs", work=folder / "work")
-    filter.run(params, pairs=folder / "pairs", out=folder / "dataset")
+    filter.run(params, pairs=folder / "pairs", out=folder / "dataset", work=folder / "work")
     return digest(folder / "dataset")
 
 

@@ -23,6 +23,7 @@ from ip2p.models import Clip, load_clip, resolve_device
 from ip2p.params import Params
 from ip2p.pictures import from_bytes, open_picture
 from ip2p.records import PAIRS, SPLITS
+from ip2p.safety import Safety, load_safety
 from ip2p.store import fingerprint, read_shards, write_shard
 
 _SHARD, _SIDE = 64, 512
@@ -48,14 +49,16 @@ def import_pairs(source: Path, layout: str, out: Path, params: Params, progress:
     """Read pairs of a layout, score them as `pairs` does, and write them as shards for `filter`. Returns their number."""
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out}: holds something already; name a new folder, or delete it first")
-    clip = load_clip(params.models.clip, device=resolve_device(params.models.device))
+    device = resolve_device(params.models.device)
+    clip = load_clip(params.models.clip, device=device)
+    safety = load_safety(params.models.safety, device=device) if params.models.safety else None
     staging = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
     examples: Iterator[Example] = (e.identified() for e in _layout(layout).read(source))
     count = number = 0
     for some in _whole_triplets(examples):
         mark = fingerprint("import", layout, [e.pair_id for e in some])
-        write_shard(staging / f"pairs-{number:05d}.parquet", _scored(some, clip), mark)
+        write_shard(staging / f"pairs-{number:05d}.parquet", _scored(some, clip, safety), mark)
         count, number = count + len(some), number + 1
         progress(count)
     if not count:
@@ -135,11 +138,12 @@ def _layout(name: str) -> ModuleType:
     return importlib.import_module(f"ip2p.dataset.exchange.{name}")
 
 
-def _scored(examples: list[Example], clip: Clip) -> pa.Table:
+def _scored(examples: list[Example], clip: Clip, safety: Safety | None) -> pa.Table:
     images = [[_sized(from_bytes(x, where=e.pair_id)) for x in (e.original_image, e.edited_image)] for e in examples]
     before, after = (torch.cat([pair[n] for pair in images]) for n in (0, 1))
     texts = [text_features(clip, x) for x in ([e.original_prompt for e in examples], [e.edited_prompt for e in examples])]
-    scores = similar(similarities(image_features(clip, before), image_features(clip, after), *texts))
+    features = image_features(clip, before), image_features(clip, after)
+    scores = similar(similarities(*features, *texts))
     rows = [
         {
             "original_prompt": e.original_prompt,
@@ -155,7 +159,7 @@ def _scored(examples: list[Example], clip: Clip) -> pa.Table:
             "guidance": None,
             **measures,
         }
-        for e, measures in zip(examples, measure_pairs(before, after, scores), strict=True)
+        for e, measures in zip(examples, measure_pairs(before, after, scores, features, safety), strict=True)
     ]
     return pa.Table.from_pylist(rows, schema=PAIRS)
 

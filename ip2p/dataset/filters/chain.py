@@ -14,6 +14,8 @@ from ip2p.dataset.filters.alignment import AlignmentFilter
 from ip2p.dataset.filters.clip import ClipFilter
 from ip2p.dataset.filters.degenerate import DegenerateFilter
 from ip2p.dataset.filters.duplicates import DuplicatesFilter
+from ip2p.dataset.filters.embedding import EmbeddingFilter
+from ip2p.dataset.filters.unsafe import UnsafeFilter
 from ip2p.params import FilterParams
 
 KEPT = "kept"
@@ -22,6 +24,8 @@ FILTERS: dict[str, Callable[[FilterParams], Filter]] = {
     "alignment": AlignmentFilter,
     "degenerate": DegenerateFilter,
     "duplicates": DuplicatesFilter,
+    "embedding": EmbeddingFilter,
+    "unsafe": UnsafeFilter,
 }
 _OWN = ("pair_id", "triplet_id", "edit_type", "sim_direction")
 
@@ -48,7 +52,7 @@ class Chain:
         self.links: list[Filter] = [FILTERS[name](section) for name in section.chain]
         self.columns = list(dict.fromkeys((*_OWN, *(c for link in self.links for c in link.columns))))
 
-    def judge(self, table: pa.Table) -> Verdicts:
+    def decide(self, table: pa.Table) -> Verdicts:
         """A verdict for every row of a shard's scores."""
         reasons = np.full(len(table), KEPT, dtype=object)
         alive = np.ones(len(table), dtype=bool)
@@ -56,8 +60,15 @@ class Chain:
             for reason, mask in link.misses(table, alive):
                 reasons[alive & mask] = reason
                 alive &= ~mask
+        return self.rank(table, reasons)
+
+    def rank(self, table: pa.Table, reasons: npt.NDArray[np.object_]) -> Verdicts:
+        """Verdicts of rows that are kept or beyond the best, ranked anew; all others keep their reason."""
+        beyond = f"beyond the best {self.section.keep} of its triplet"
+        alive = (reasons == KEPT) | (reasons == beyond)
         ranks = _ranks(table, alive)
-        reasons[alive & (ranks >= self.section.keep)] = f"beyond the best {self.section.keep} of its triplet"
+        reasons = reasons.copy()
+        reasons[alive] = np.where(ranks[alive] >= self.section.keep, beyond, KEPT)
         return Verdicts(reasons, ranks)
 
 

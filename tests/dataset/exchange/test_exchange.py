@@ -28,7 +28,7 @@ def test_a_dataset_goes_out_and_comes_back(tiny, made, tmp_path, layout):
         if layout == "reference":
             before, after = (from_bytes(x, where="") for x in (row["original_image"]["bytes"], known[row["triplet_id"], row["seed"]]))
             assert (before - after).abs().mean() < 0.02
-    report = filter.run(tiny, pairs=tmp_path / "pairs", out=tmp_path / "dataset")
+    report = filter.run(tiny, pairs=tmp_path / "pairs", out=tmp_path / "dataset", work=tmp_path / "work")
     assert report.kept > 0
 
 

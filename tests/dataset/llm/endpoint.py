@@ -79,8 +79,11 @@ def completion(server, body):
         choice = {"index": 0, "finish_reason": "stop", "text": text}
     else:
         asked = body["messages"][-1]["content"]
-        caption = json.loads(re.search(r"^Caption: (.*)$", asked, re.M).group(1))
-        text = server.reply(caption, re.search(r"^Kind of edit: (\w+)", asked, re.M).group(1))
+        if isinstance(asked, list):  # with pictures
+            text = server.reply(asked)
+        else:
+            caption = json.loads(re.search(r"^Caption: (.*)$", asked, re.M).group(1))
+            text = server.reply(caption, re.search(r"^Kind of edit: (\w+)", asked, re.M).group(1))
         message = text if isinstance(text, dict) else {"role": "assistant", "content": text}
         choice = {"index": 0, "finish_reason": "stop", "message": message}
     return {"id": "c", "object": "chat.completion", "created": 0, "model": "toy-1", "choices": [choice], "usage": server.usage}
