@@ -20,6 +20,12 @@ PARTS = (
         "outside the edited region.",
     ),
     (
+        "Filter precision and recall",
+        ["-m", "ip2p.cli", "filter", "calibrate"],
+        "Against the world's truth: of each of 220 triplets a true edit and three that are not one (another edit, no edit, the edit "
+        "laid out anew). Thresholds are found on half of the triplets and judged on the other half.",
+    ),
+    (
         "Filtering ten million candidates",
         ["benchmarks/filter.py"],
         "The whole chain over scores in shards of 100,000; images are not read.",
