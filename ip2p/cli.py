@@ -214,6 +214,7 @@ def _edit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("picture", type=Path, help="PNG, JPEG or WebP, any size")
     parser.add_argument("instruction", help='what to change, such as "make it winter"')
     parser.add_argument("-o", "--output", type=Path, required=True, help="where to write the edited picture")
+    parser.add_argument("--mask", type=Path, help="picture of the same size, white where to edit; the rest stays bit for bit")
     parser.add_argument("--model", default="models/editor", help="editor folder (default: %(default)s)")
     parser.add_argument("--text-guidance", type=float, help="how strongly to follow the instruction, s_T (default: params)")
     parser.add_argument("--image-guidance", type=float, help="how strongly to keep the picture, s_I (default: params)")
@@ -224,10 +225,11 @@ def _edit_options(parser: argparse.ArgumentParser) -> None:
 def _edit(options: argparse.Namespace) -> int:
     from ip2p.errors import ParamsError
     from ip2p.params import load_params
-    from ip2p.pictures import read_picture
+    from ip2p.pictures import on_white, read_picture
 
     params = load_params(options.params)
-    picture = read_picture(options.picture)
+    picture = read_picture(options.picture, alpha=True)
+    mask = read_picture(options.mask) if options.mask else None
     section = params.evaluate
     steps = section.steps if options.steps is None else options.steps
     if steps < 2:
@@ -235,7 +237,8 @@ def _edit(options: argparse.Namespace) -> int:
     if not 0 <= options.seed < 2**63:
         raise ParamsError(f"--seed: {options.seed} is out of range, give 0 to 2^63 - 1")
     _require_writable(options.output)
-    from ip2p.model.edit import EditRequest, edit_picture, load_editor
+    from ip2p.model.edit import edit_pictures, load_editor
+    from ip2p.model.guidance import EditOptions, EditRequest
     from ip2p.models import resolve_device, resolve_dtype
 
     device = resolve_device(params.models.device)
@@ -243,8 +246,9 @@ def _edit(options: argparse.Namespace) -> int:
     s_text = section.text_guidance if options.text_guidance is None else options.text_guidance
     s_image = section.image_guidance if options.image_guidance is None else options.image_guidance
     request = EditRequest(options.instruction, s_text, s_image, options.seed)
-    edited = edit_picture(editor, picture, request, steps=steps, solver=section.solver, on_step=lambda i: _bar(i + 1, steps))
-    edited.save(options.output)
+    how = EditOptions(steps, section.solver, section.guidance_interval, section.guidance_every)
+    edited, *_ = edit_pictures(editor, [picture], [request], how, masks=[mask], on_step=lambda i: _bar(i + 1, steps))
+    (on_white(edited) if options.output.suffix.lower() in (".jpg", ".jpeg") else edited).save(options.output)
     print(options.output)
     return 0
 

@@ -54,8 +54,8 @@ def from_bytes(data: bytes, *, where: str) -> Tensor:
     return from_pillow(open_picture(data, where=where))
 
 
-def open_picture(data: bytes, *, where: str) -> Image.Image:
-    """Decode a picture, upright and in RGB (transparency over white)."""
+def open_picture(data: bytes, *, where: str, alpha: bool = False) -> Image.Image:
+    """Decode a picture, upright, in RGB with transparency over white, or with `alpha` in RGBA if it has any."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -66,14 +66,22 @@ def open_picture(data: bytes, *, where: str) -> Image.Image:
         raise DataError(f"{where}: not a whole picture ({error}); give an intact PNG, JPEG or WebP") from error
     if "A" in upright.getbands() or "transparency" in upright.info:
         rgba = upright.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        return rgba if alpha else on_white(rgba)
     return upright.convert("RGB")
 
 
-def read_picture(path: Path) -> Image.Image:
+def on_white(picture: Image.Image) -> Image.Image:
+    """A picture in RGB; what was transparent is white."""
+    if "A" not in picture.getbands():
+        return picture.convert("RGB")
+    rgba = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def read_picture(path: Path, *, alpha: bool = False) -> Image.Image:
     """Read a picture file. Raises `DataError` if it is missing or damaged."""
     try:
-        return open_picture(path.read_bytes(), where=str(path))
+        return open_picture(path.read_bytes(), where=str(path), alpha=alpha)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give a picture file") from error
 

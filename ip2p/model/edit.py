@@ -1,34 +1,32 @@
-"""Editing with two guidance scales (paper §3.2.1, eq. 3), batched over pictures, instructions, scales and seeds.
+"""Editing pictures by instruction: batches of latents (`edit_batch`), and any pictures as they come (`edit_pictures`).
 
-e = e(∅,∅) + s_I·(e(I,∅) − e(∅,∅)) + s_T·(e(I,T) − e(I,∅))
+Pictures of different sizes go in batches of one working size each; a seed gives the same picture in any batch, within
+float rounding. A mask says where to edit: the rest comes back bit for bit. Transparency is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageChops, ImageFilter
 from torch import Tensor
 
-from ip2p.diffusion import Diffusion, decode_latents, encode_images, encode_text, run_unet
+from ip2p.diffusion import Diffusion, decode_latents, encode_images, encode_text
+from ip2p.errors import DataError
+from ip2p.model.guidance import EditOptions, EditRequest, guided_predictor
 from ip2p.model.unet import require_editor
 from ip2p.models import load_diffusion
-from ip2p.pictures import from_pillow, to_pillow
-from ip2p.sampler import Solver, draw_noise, make_schedule, sample
+from ip2p.pictures import from_pillow, on_white, to_pillow
+from ip2p.sampler import draw_noise, make_schedule, sample
 
-
-@dataclass(frozen=True, slots=True)
-class EditRequest:
-    """One edit: instruction, scales s_T and s_I, and the seed that decides its noise."""
-
-    instruction: str
-    text_guidance: float = 7.5
-    image_guidance: float = 1.5
-    seed: int = 0
+_FEATHER = 1 / 64
+"""Width of a mask's soft inner edge, as a share of the longest side."""
 
 
 def load_editor(folder: Path | str, *, device: torch.device, dtype: torch.dtype = torch.float32) -> Diffusion:
@@ -39,52 +37,87 @@ def load_editor(folder: Path | str, *, device: torch.device, dtype: torch.dtype 
     return editor
 
 
+@dataclass
+class Remembered:
+    """Embeddings of instructions and latents of pictures, the latest of each, for one editor: who edits tries again."""
+
+    most: int = 64
+    texts: OrderedDict[Hashable, Tensor] = field(default_factory=OrderedDict)
+    sources: OrderedDict[Hashable, Tensor] = field(default_factory=OrderedDict)
+
+    def embed(self, editor: Diffusion, texts: Sequence[str]) -> Tensor:
+        """`text_BLD`, embedding only what is not remembered."""
+        return _looked_up(self.texts, list(texts), lambda new: encode_text(editor, [texts[i] for i in new]), self.most)
+
+    def encode(self, editor: Diffusion, images_BCHW: Tensor) -> Tensor:
+        """Source latents `BCHW` (the mode, unscaled), encoding only what is not remembered."""
+        keys = [(x.shape, hashlib.sha256(x.numpy(force=True).tobytes()).digest()) for x in images_BCHW]
+        return _looked_up(self.sources, keys, lambda new: encode_images(editor, images_BCHW[new])[0], self.most)
+
+
 @torch.inference_mode()
 def edit_batch(
     editor: Diffusion,
     images_BCHW: Tensor,
     requests: list[EditRequest],
+    options: EditOptions,
     *,
-    steps: int,
-    solver: Solver = "euler_ancestral",
+    remembered: Remembered | None = None,
     on_step: Callable[[int], None] = lambda i: None,
 ) -> Tensor:
     """Edited images `BCHW` in [0, 1] of images in [0, 1] whose sides are multiples of the latent factor."""
-    device, count = editor.device, len(requests)
-    sources, _ = encode_images(editor, images_BCHW)
-    empty, texts = encode_text(editor, [""]), encode_text(editor, [r.instruction for r in requests])
-    context = torch.cat([empty.expand(2 * count, -1, -1), texts])
-    images = torch.cat([torch.zeros_like(sources), sources, sources])
-    s_text, s_image = (
-        torch.tensor([getattr(r, n) for r in requests], device=device).view(-1, 1, 1, 1) for n in ("text_guidance", "image_guidance")
-    )
-
-    def predict(x: Tensor, timestep: Tensor, i: int) -> Tensor:
-        on_step(i)
-        rows = torch.cat([torch.cat([x, x, x]), images], dim=1)
-        neither, image, both = run_unet(editor, rows, timestep, context).chunk(3)
-        guided: Tensor = neither + s_image * (image - neither) + s_text * (both - image)
-        return guided
-
+    remembered = remembered or Remembered()
+    sources = remembered.encode(editor, images_BCHW)
+    texts = remembered.embed(editor, ["", *(r.instruction for r in requests)])
+    predict = guided_predictor(editor, requests, sources, texts[:1], texts[1:], options, on_step)
     scheduler: Any = editor.scheduler
-    schedule = make_schedule(scheduler.alphas_cumprod, steps=steps, prediction=scheduler.config.prediction_type, solver=solver)
-    noise = draw_noise([r.seed for r in requests], tuple(sources.shape[1:]), steps).to(device)
+    prediction = scheduler.config.prediction_type
+    schedule = make_schedule(scheduler.alphas_cumprod, steps=options.steps, prediction=prediction, solver=options.solver)
+    noise = draw_noise([r.seed for r in requests], tuple(sources.shape[1:]), options.steps).to(editor.device)
     return decode_latents(editor, sample(predict, schedule, noise))
 
 
-def edit_picture(
+def edit_pictures(
     editor: Diffusion,
-    picture: Image.Image,
-    request: EditRequest,
+    pictures: Sequence[Image.Image],
+    requests: Sequence[EditRequest],
+    options: EditOptions,
     *,
-    steps: int,
-    solver: Solver = "euler_ancestral",
+    masks: Sequence[Image.Image | None] | None = None,
+    batch: int = 8,
+    remembered: Remembered | None = None,
     on_step: Callable[[int], None] = lambda i: None,
-) -> Image.Image:
-    """Edit a picture of any size; the result has the size of the original."""
-    working = picture.resize(working_size(editor, picture.size), Image.Resampling.LANCZOS)
-    edited = edit_batch(editor, from_pillow(working)[None], [request], steps=steps, solver=solver, on_step=on_step)
-    return to_pillow(edited[0]).resize(picture.size, Image.Resampling.LANCZOS)
+) -> list[Image.Image]:
+    """Edit pictures of any sizes; each comes back at its own size. White in a mask: edit here, and nowhere else.
+
+    Raises `DataError` if a mask's size is not its picture's.
+    """
+    masks = masks or [None] * len(pictures)
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, (picture, mask) in enumerate(zip(pictures, masks, strict=True)):
+        if mask is not None and mask.size != picture.size:
+            raise DataError(f"mask: {mask.width}×{mask.height} pixels, the picture has {picture.width}×{picture.height}; make them equal")
+        groups.setdefault(working_size(editor, picture.size), []).append(i)
+    edited: dict[int, Image.Image] = {}
+    for size, members in groups.items():
+        for first in range(0, len(members), batch):
+            some = members[first : first + batch]
+            images = torch.stack([from_pillow(on_white(pictures[i]).resize(size, Image.Resampling.LANCZOS)) for i in some])
+            done = edit_batch(editor, images, [requests[i] for i in some], options, remembered=remembered, on_step=on_step)
+            edited |= {i: paste_back(pictures[i], to_pillow(x), masks[i]) for i, x in zip(some, done, strict=True)}
+    return [edited[i] for i in range(len(pictures))]
+
+
+def paste_back(picture: Image.Image, edited: Image.Image, mask: Image.Image | None) -> Image.Image:
+    """The edit at the picture's own size, inside the mask only, with the picture's transparency."""
+    whole = edited.resize(picture.size, Image.Resampling.LANCZOS)
+    if mask is not None:
+        hard = mask.convert("L").point(lambda v: 255 if v > 127 else 0)
+        soft = ImageChops.multiply(hard, hard.filter(ImageFilter.GaussianBlur(max(picture.size) * _FEATHER)).point(_inner))
+        whole = Image.composite(whole, picture.convert("RGB"), soft)
+    if "A" in picture.getbands():
+        whole.putalpha(picture.getchannel("A"))
+    return whole
 
 
 def working_size(editor: Diffusion, size: tuple[int, int]) -> tuple[int, int]:
@@ -93,3 +126,21 @@ def working_size(editor: Diffusion, size: tuple[int, int]) -> tuple[int, int]:
     scale = editor.image_size / (size[0] * size[1]) ** 0.5
     width, height = (max(multiple, round(side * scale / multiple) * multiple) for side in size)
     return width, height
+
+
+def _inner(blurred: int) -> int:
+    """Of a blurred mask the inner half: 0 at the edge, full where the blur no longer sees it."""
+    return max(0, min(255, 2 * blurred - 255))
+
+
+def _looked_up(known: OrderedDict[Hashable, Tensor], keys: Sequence[Hashable], make: Callable[[list[int]], Tensor], most: int) -> Tensor:
+    """A row for each key: what is known, else made, all missing ones at once; forgets the least recently used."""
+    new = [i for i, k in enumerate(keys) if k not in known and k not in keys[:i]]
+    if new:
+        known.update(zip((keys[i] for i in new), make(new), strict=True))
+    for key in keys:
+        known.move_to_end(key)
+    rows = torch.stack([known[k] for k in keys])
+    while len(known) > most:
+        known.popitem(last=False)
+    return rows

@@ -20,7 +20,8 @@ from ip2p.clip import image_features, similarities, text_features
 from ip2p.dataset.read import read_triplets
 from ip2p.dataset.world_writer import write_triplets
 from ip2p.diffusion import Diffusion, decode_latents, encode_images, encode_text, run_guided
-from ip2p.model.edit import EditRequest, edit_batch, load_editor
+from ip2p.model.edit import edit_batch, load_editor
+from ip2p.model.guidance import EditRequest, edit_options
 from ip2p.model.plots import plot_curves, plot_types
 from ip2p.models import Clip, load_clip, load_diffusion, resolve_device, resolve_dtype
 from ip2p.params import EvaluateParams, Params
@@ -190,7 +191,7 @@ def best_sdedit(points: list[Point]) -> Point | None:
 def _edit_all(section: EvaluateParams, model: Diffusion, held: HeldOut, s_text: float, s_image: float) -> Tensor:
     def edit(some: slice) -> Tensor:
         requests = [EditRequest(t.instruction, s_text, s_image, _seed(t)) for t in held.triplets[some]]
-        return edit_batch(model, held.sources()[some], requests, steps=section.steps, solver=section.solver)
+        return edit_batch(model, held.sources()[some], requests, edit_options(section))
 
     return _in_batches(section, held, edit)
 

@@ -22,8 +22,9 @@ from ip2p.checkpoint import load_newest, save_checkpoint
 from ip2p.diffusion import Diffusion
 from ip2p.errors import DataError, ParamsError, UserError
 from ip2p.model.data import Latents, TrainBatch, draw_batch, load_latents
-from ip2p.model.edit import EditRequest, edit_batch
+from ip2p.model.edit import edit_batch
 from ip2p.model.folder import save_editor
+from ip2p.model.guidance import EditRequest, edit_options
 from ip2p.model.unet import grow_unet
 from ip2p.models import load_diffusion, model_digest, resolve_device, resolve_dtype
 from ip2p.muon import Muon
@@ -231,6 +232,6 @@ def _log_grid(trainer: Trainer, tracked: Run) -> None:
     averaged.load_state_dict(trainer.ema)
     editor = replace(teacher, unet=averaged.to(teacher.device).eval())
     requests = [EditRequest(r["edit_prompt"], section.text_guidance, section.image_guidance, i) for i, r in enumerate(rows)]
-    edited = edit_batch(editor, before, requests, steps=section.steps, solver=section.solver)
+    edited = edit_batch(editor, before, requests, edit_options(section))
     sheet = grid([[to_pillow(x) for x in trio] for trio in zip(before, after, edited, strict=True)])
     tracked.picture(sheet, f"grids/{trainer.step:06d}.png")

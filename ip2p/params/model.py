@@ -53,6 +53,10 @@ class EvaluateParams(Section):
     steps: Annotated[int, Field(ge=2, le=1000)] = 20
     solver: Literal["euler_ancestral", "dpmpp_2m"] = "euler_ancestral"
     """Euler ancestral (the reference's), or DPM-Solver++(2M), as good in about half of the steps."""
+    guidance_interval: tuple[Share, Share] = (0.0, 1.0)
+    """Shares of the steps between which guidance holds; outside both scales are 1, a third of the work (the reference: all)."""
+    guidance_every: Count = 1
+    """Steps for which guidance differences are kept; every other step takes a third of the work (the reference: 1)."""
     text_guidance: Positive = 7.5
     """Text guidance scale s_T while s_I is swept."""
     image_guidance: Positive = 1.5

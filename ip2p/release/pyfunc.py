@@ -10,7 +10,8 @@ import mlflow.pyfunc
 import pandas as pd
 from mlflow.models import set_model
 
-from ip2p.model.edit import EditRequest, edit_picture, load_editor
+from ip2p.model.edit import edit_pictures, load_editor
+from ip2p.model.guidance import EditOptions, EditRequest
 from ip2p.models import resolve_device
 from ip2p.pictures import open_picture
 
@@ -33,7 +34,8 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc,name-defined]
             )
             request = EditRequest(str(row.instruction), given["text_guidance"], given["image_guidance"], given["seed"])
             buffer = io.BytesIO()
-            edit_picture(self.editor, picture, request, steps=given["steps"], solver=given["solver"]).save(buffer, "PNG")
+            edited, *_ = edit_pictures(self.editor, [picture], [request], EditOptions(given["steps"], given["solver"]))
+            edited.save(buffer, "PNG")
             results.append(buffer.getvalue())
         return pd.DataFrame({"image": results})
 
