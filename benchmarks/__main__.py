@@ -17,7 +17,8 @@ PARTS = (
         "Against the reference algorithm written plainly: same models, thresholds and triplets, one run. Each row adds one "
         "ingredient to the row above. *Direction* is the mean CLIP direction similarity of what is kept, *read right* the share of "
         "edited images that prefer their caption to the unedited one and to those of six other edits, *outside* the mean change "
-        "outside the edited region.",
+        "outside the edited region. Adaptive sampling keeps the first pairs that pass and not the best of all, which costs some "
+        "direction; `pairs.strategy: best_of_n` has the row without it.",
     ),
     (
         "Filter precision and recall",
