@@ -36,8 +36,8 @@ check: setup  ## ruff, mypy --strict, import-linter
 pretrain: setup  ## train the embedded models (hours; resumes)
 	$(BIN)/python -m flows.pretrain
 
-torture: setup  ## kill the dataset stages at 100 random instants: same data, no reply paid twice
-	$(BIN)/python -m tests.torture --kills 100
+torture: setup  ## kill the dataset stages and training at 150 random instants: same bits, no reply paid twice (20 minutes)
+	$(BIN)/python -m tests.torture --kills 100 --train-kills 50
 
 clean:  ## remove what runs made, keep the environment
 	rm -rf work data models reports dvc.lock

@@ -1,7 +1,7 @@
 """Crash-safe training state: one safetensors file a checkpoint, newest valid wins, the last few are kept.
 
-Holds model, moving average, optimizer moments and the step; nothing is pickled. Random streams need no state: every step
-seeds its own from (run seed, step, rank), so a resumed run continues bit for bit on CPU.
+Holds the trained weights, their moving average, optimizer moments, the step and what else is given; nothing is pickled.
+Random streams need no state: every step seeds its own from (run seed, step), so a resumed run continues bit for bit on CPU.
 """
 
 from __future__ import annotations
@@ -16,25 +16,48 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-_KEEP = 2
+from ip2p.errors import UserError
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state without what is frozen."""
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    return {k: v for k, v in model.state_dict().items() if k not in frozen}
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, ema: Mapping[str, Tensor] | None = None
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    ema: Mapping[str, Tensor] | None = None,
+    *,
+    extra: Mapping[str, Tensor] | None = None,
+    keep: int = 2,
 ) -> Path:
-    """Write `step-NNNNNNNN.safetensors` under a temporary name, flush, rename; then drop all but the newest two."""
+    """Write `step-NNNNNNNN.safetensors` under a temporary name, flush, rename; then drop all but the newest `keep`.
+
+    Raises `UserError` if the disk does not take it; earlier checkpoints stay.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors = {f"model.{k}": v for k, v in trained_state(model).items()}
     tensors |= {f"ema.{k}": v for k, v in (ema or {}).items()}
+    tensors |= {f"extra.{k}": v for k, v in (extra or {}).items()}
     for index, state in optimizer.state_dict()["state"].items() if optimizer else ():
         tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
     path = folder / f"step-{step:08d}.safetensors"
     temporary = path.with_suffix(".tmp")
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, {"step": str(step)})
-    with temporary.open("rb") as handle:
-        os.fsync(handle.fileno())
+    try:
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, {"step": str(step)})
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}: cannot be written ({error}); make room on the disk and run again, earlier checkpoints are kept"
+        ) from error
     temporary.replace(path)
-    for old in checkpoints(folder)[:-_KEEP]:
+    for old in checkpoints(folder)[:-keep]:
         old.unlink()
     return path
 
@@ -45,9 +68,14 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_newest(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, ema: dict[str, Tensor] | None = None
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    ema: dict[str, Tensor] | None = None,
+    *,
+    extra: dict[str, Tensor] | None = None,
 ) -> int:
-    """Restore the newest checkpoint that reads whole; returns its step, or 0 if there is none."""
+    """Restore the newest checkpoint that reads whole, filling `extra`; returns its step, or 0 if there is none."""
     for path in reversed(checkpoints(folder)):
         try:
             with safe_open(path, framework="pt") as file:
@@ -56,12 +84,15 @@ def load_newest(
         except (SafetensorError, OSError, KeyError):
             continue
         _restore(tensors, model, optimizer, ema)
+        if extra is not None:
+            extra.update(_part(tensors, "extra."))
         return step
     return 0
 
 
 def _restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer | None, ema: dict[str, Tensor] | None) -> None:
-    model.load_state_dict(_part(tensors, "model."))
+    weights = _part(tensors, "model.")
+    model.load_state_dict(weights, strict=weights.keys() == model.state_dict().keys())
     if ema is not None:
         for name, value in _part(tensors, "ema.").items():
             ema[name].copy_(value)

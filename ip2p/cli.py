@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     stages["pairs"].add_argument("id", nargs="?", help="id of the pair to regenerate")
     stages["pairs"].add_argument("-o", "--output", type=Path, default=Path(), help="folder for its two images (default: here)")
     verbs.add_parser("trace", help="where a pair or triplet comes from and what became of it").add_argument("id", help="its id")
+    _train_options(stages["train"])
     _exchange_options(verbs)
     _edit_options(verbs.add_parser("edit", help="edit a picture by an instruction"))
     world = verbs.add_parser("world", help="look at the illustrated world (show) and measure its models (report)")
@@ -81,6 +82,7 @@ def _verb(name: str) -> Callable[[argparse.Namespace], int]:
         "triplets": _triplets,
         "pairs": _pairs,
         "filter": _filter,
+        "train": _train,
         "trace": _trace,
         "export": _export,
         "import": _import,
@@ -207,6 +209,22 @@ def _filter(options: argparse.Namespace) -> int:
 
     params = load_params(options.params)
     print("\n".join(run(params, labels=options.labels, pairs=PAIRS, out=REPORTS / "calibration", progress=_bar)))
+    return 0
+
+
+def _train_options(parser: argparse.ArgumentParser) -> None:
+    what = "plan: how much memory training would take, nothing is trained"
+    parser.add_argument("what", nargs="?", choices=("plan",), help=what)
+    parser.add_argument("--gpu", type=float, metavar="GB", help="propose settings for a card of this memory (default: what is free here)")
+
+
+def _train(options: argparse.Namespace) -> int:
+    if options.what is None:
+        return _stage(options)
+    from ip2p.model.plan import advise
+    from ip2p.params import load_params
+
+    print("\n".join(advise(load_params(options.params), gpu_gb=options.gpu)))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Several CPU processes that train as one: start them, average their gradients (gloo on loopback)."""
+"""Several processes that train as one: start them here, or join those that `accelerate launch` started; average their gradients."""
 
 from __future__ import annotations
 
@@ -15,6 +15,22 @@ from torch import nn
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException  # type: ignore[attr-defined]
 
 from ip2p.errors import UserError
+
+
+def joined(*, cpu: bool) -> tuple[int, int]:
+    """Rank and number of the processes that `accelerate launch` (or torchrun) started, this one among them; alone, 0 and 1."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0, 1
+    from accelerate import PartialState
+
+    state = PartialState(cpu=True, backend="gloo") if cpu else PartialState()
+    return state.process_index, state.num_processes
+
+
+def barrier() -> None:
+    """Wait for the others, if there are any."""
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
 
 
 def launch(workers: int, work: Callable[..., None], *arguments: object) -> None:
@@ -44,6 +60,13 @@ def average_gradients(parameters: list[nn.Parameter], workers: int) -> None:
     flat /= workers
     for target, source in zip(gradients, torch._utils._unflatten_dense_tensors(flat, gradients), strict=True):  # type: ignore[no-untyped-call]
         target.copy_(source)
+
+
+def average(value: torch.Tensor, workers: int) -> float:
+    """The mean of a number over the workers."""
+    if workers > 1:
+        dist.all_reduce(value)
+    return value.item() / workers
 
 
 def leave_with_parent(parent: int) -> None:

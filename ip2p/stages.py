@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ WORK = Path("work")
 def run_stage(name: str, params: Params, *, progress: Progress = lambda done, of: None, engine: Engine | None = None) -> StageReport:
     """Run one stage on the project's own paths and write its report to `reports/{name}.json`."""
     report = _run(name, params, progress, engine)
-    write_json(REPORTS / f"{name}.json", report.as_dict())
+    if os.environ.get("RANK", "0") == "0":  # of processes launched together, the first speaks
+        write_json(REPORTS / f"{name}.json", report.as_dict())
     return report
 
 

@@ -94,13 +94,15 @@ def shards(folder: Path, prefix: str = "") -> list[Path]:
 
 def read_shards(folder: Path, prefix: str = "", *, columns: list[str] | None = None) -> pa.Table:
     """All rows of a folder's shards. Raises `DataError` naming a truncated shard."""
-    tables = []
-    for path in shards(folder, prefix):
-        try:
-            tables.append(pq.read_table(path, columns=columns))
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"{path}: cannot be read ({error}); delete it and run its stage again") from error
-    return pa.concat_tables(tables)
+    return pa.concat_tables([read_shard(path, columns=columns) for path in shards(folder, prefix)])
+
+
+def read_shard(path: Path, *, columns: list[str] | None = None) -> pa.Table:
+    """The rows of a shard. Raises `DataError` if it is truncated."""
+    try:
+        return pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: cannot be read ({error}); delete it and run its stage again") from error
 
 
 def assemble(out: Path, parts: Iterable[Path]) -> None:

@@ -1,7 +1,12 @@
+import resource
+import signal
+
+import pytest
 import torch
 from torch import nn
 
 from ip2p.checkpoint import checkpoints, load_newest, save_checkpoint
+from ip2p.errors import UserError
 
 
 def trained(steps):
@@ -42,3 +47,18 @@ def test_only_the_last_two_are_kept(tmp_path):
     for step in range(1, 5):
         save_checkpoint(tmp_path, step, model, optimizer)
     assert [p.stem for p in checkpoints(tmp_path)] == ["step-00000003", "step-00000004"]
+
+
+def test_a_disk_that_takes_no_more_is_told_and_earlier_checkpoints_stay(tmp_path):
+    model, optimizer = trained(1)
+    save_checkpoint(tmp_path, 1, model, optimizer)
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))  # the kernel refuses the write, as a full disk does
+    try:
+        with pytest.raises(UserError, match=r"cannot be written .* make room on the disk"):
+            save_checkpoint(tmp_path, 2, model, optimizer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [p.stem for p in tmp_path.iterdir()] == ["step-00000001"]
+    assert load_newest(tmp_path, model, optimizer) == 1

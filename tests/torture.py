@@ -1,6 +1,7 @@
-"""Kill the four dataset stages at random instants and go on, until all is done: the data must be that of an undisturbed run.
+"""Kill the dataset stages and training at random instants and go on, until all is done: as if nothing had happened.
 
-`python -m tests.torture --kills 100` (`make torture`). The writer is a language model on a local endpoint with a quarter of
+`python -m tests.torture --kills 100 --train-kills 50` (`make torture`). Data and editor must be those of an undisturbed run,
+bit for bit, and so must the losses of all steps. The writer is a language model on a local endpoint with a quarter of
 all requests failing; no reply may be paid twice. `tests/e2e/test_torture.py` is the short version.
 """
 
@@ -17,13 +18,15 @@ import time
 from pathlib import Path
 
 import yaml
+from safetensors import safe_open
 
 from ip2p.store import digest
 from ip2p.world.edits import EDIT_TYPES
 from tests.dataset.llm.endpoint import endpoint
 
-STAGES = ("triplets", "pairs", "filter", "validate")
-MADE = ("data/triplets", "data/pairs", "data/dataset", "data/validated.json")
+DATA = ("triplets", "pairs", "filter", "validate")
+STAGES = (*DATA, "train")
+MADE = ("data/triplets", "data/pairs", "data/dataset", "data/validated.json", "models/editor")
 
 
 def parameters(url: str) -> dict:
@@ -34,6 +37,8 @@ def parameters(url: str) -> dict:
         "pairs": {"samples": 3, "strategy": "adaptive", "patience": 2, "steps": 4, "unit": 4, "batch": 4, "workers": 1, "abandon_at": 0.5},
         "filter": {"caption": -1, "image": -1, "direction": 0.1, "keep": 1},
         "validate": {"min_pairs": 3},
+        "train": {"steps": 12, "batch": 4, "checkpoint_every": 1, "log_every": 3, "grid_every": 5, "workers": 1},
+        "evaluate": {"steps": 2},
     }
 
 
@@ -57,7 +62,13 @@ def prepare(folder: Path, url: str) -> Path:
     return folder
 
 
-def torture(root: Path, *, kills: int, seed: int = 0, say=print) -> None:
+def losses(folder: Path) -> list[float]:
+    newest = max(folder.glob("work/train/*/step-*.safetensors"))
+    with safe_open(newest, framework="pt") as file:
+        return file.get_tensor("extra.losses").tolist()
+
+
+def torture(root: Path, *, kills: int, train_kills: int, seed: int = 0, say=print) -> None:
     """Raises `AssertionError` if the data differ from an undisturbed run's, or a reply was paid twice."""
     with endpoint() as calm:
         reference = prepare(root / "calm", calm.url)
@@ -67,7 +78,7 @@ def torture(root: Path, *, kills: int, seed: int = 0, say=print) -> None:
     with endpoint(faults=0.25, hang=2.0) as server:
         folder = prepare(root / "storm", server.url)
         for number, stage in enumerate(STAGES):
-            wanted = kills * (number + 1) // len(STAGES)
+            wanted = kills * (number + 1) // len(DATA) if stage in DATA else kills + train_kills
             while killed < wanted:
                 child = start(stage, folder)
                 try:
@@ -76,19 +87,21 @@ def torture(root: Path, *, kills: int, seed: int = 0, say=print) -> None:
                     os.killpg(child.pid, signal.SIGKILL)
                     child.wait()
                     killed += 1
-                    say(f"{killed} of {kills}: killed {stage}")
+                    say(f"{killed} of {kills + train_kills}: killed {stage}")
             finish(stage, folder)
         paid = max(server.paid.values())
     assert paid == 1, f"a reply was paid {paid} times"
     for made in MADE:
         assert digest(folder / made) == digest(reference / made), f"{made} differs from an undisturbed run's"
+    assert losses(folder) == losses(reference), "the losses differ from an undisturbed run's"
     say(f"{killed} kills, {len(server.paid)} replies, each paid once; {', '.join(MADE)} equal an undisturbed run's")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--train-kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
-        torture(Path(root), kills=options.kills, seed=options.seed)
+        torture(Path(root), kills=options.kills, train_kills=options.train_kills, seed=options.seed)

@@ -1,43 +1,76 @@
-"""Training data of the editor: latents and text embeddings computed once, keyed by what they were computed from.
+"""Training data of the editor: latents and text embeddings computed once, a file a shard, memory-mapped.
 
 Of each pair and view: the source latent's mode (unscaled) and the edited latent's mean and spread, so that training can
-sample the posterior anew each time. Shapes: N pairs, V views, M distinct instructions.
+sample the posterior anew each time. A file is named by what it was computed from: shard, model, views; a dataset that grows
+by a shard encodes that shard alone. Shapes: N pairs, V views, M distinct instructions.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+import shutil
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ip2p.diffusion import Diffusion, encode_images, encode_text
+from ip2p.errors import ParamsError, UserError
+from ip2p.parallel import barrier
 from ip2p.params import TrainParams
 from ip2p.pictures import from_bytes
-from ip2p.store import code_mark, digest, fingerprint, read_shards
+from ip2p.store import code_mark, digest, fingerprint, read_shard, read_shards, shards
 
 _ZOOM = 1.125
 _SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 _TIMESTEPS = 1000
+_PAIRS = 8
+"""Pairs encoded at once."""
+_TEXTS = 4096
+"""Instructions a file."""
+
+
+class Mapped:
+    """Rows of several tensors, read from disk as they are asked for, numbered through."""
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        self._parts = parts
+        self._ends = list(accumulate(len(p) for p in parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, row: int) -> Tensor:
+        part = bisect_right(self._ends, row)
+        return self._parts[part][row - (self._ends[part - 1] if part else 0)]
+
+    def take(self, rows: Iterable[int]) -> Tensor:
+        """The rows as one float32 tensor."""
+        return torch.stack([self[r] for r in rows]).float()
 
 
 @dataclass(frozen=True)
 class Latents:
     """Cached training data; `groups` lists the pairs of each triplet."""
 
-    source_NVCHW: Tensor
-    mean_NVCHW: Tensor
-    std_NVCHW: Tensor
-    text_MLD: Tensor
+    source_NVCHW: Mapped
+    mean_NVCHW: Mapped
+    std_NVCHW: Mapped
+    text_MLD: Mapped
     empty_1LD: Tensor
-    text_of_N: Tensor
+    text_of_N: tuple[int, ...]
     groups: tuple[tuple[int, ...], ...]
 
     def __len__(self) -> int:
@@ -54,47 +87,83 @@ class TrainBatch:
     source_BCHW: Tensor
     text_BLD: Tensor
 
-    def part(self, first: int, count: int) -> TrainBatch:
-        """`count` samples from `first` on."""
-        return TrainBatch(*(getattr(self, f.name)[first : first + count] for f in fields(self)))
 
+def load_latents(
+    dataset: Path,
+    model: Diffusion,
+    section: TrainParams,
+    *,
+    model_digest: str,
+    seed: int,
+    cache: Path,
+    rank: int = 0,
+    workers: int = 1,
+    on_part: Callable[[int, int], None] = lambda done, of: None,
+) -> Latents:
+    """Training latents of the dataset; what `cache` lacks is computed, shared by the workers, and what it no longer needs goes.
 
-def load_latents(dataset: Path, teacher: Diffusion, section: TrainParams, *, teacher_digest: str, seed: int, cache: Path) -> Latents:
-    """Training latents of the dataset, from `cache` if they were computed from the same data, model and views."""
-    key = fingerprint(
-        "latents", digest(dataset), teacher_digest, str(teacher.dtype), section.views, section.flip, seed, code_mark("model/data.py")
-    )
-    path = cache / f"latents-{key}.safetensors"
-    table = read_shards(dataset, "train-")
-    if not path.exists():
-        for old in cache.glob("latents-*.safetensors"):
+    Raises `ParamsError` if they would take more than `train.cache_gb`, or more than the disk has.
+    """
+    paths = shards(dataset, "train-")
+    rows = read_shards(dataset, "train-", columns=["triplet_id", "edit_prompt"])
+    instructions = rows["edit_prompt"].to_pylist()
+    distinct = sorted(set(instructions))
+    how = fingerprint(model_digest, str(model.dtype), section.views, section.flip, seed, code_mark("model/data.py"))
+    pictures = {cache / f"latents-{fingerprint(how, digest(p))}.safetensors": p for p in paths}
+    texts = {cache / f"texts-{fingerprint(how, c)}.safetensors": c for c in _chunks(distinct, _TEXTS)}
+    missing = [p for p in (*pictures, *texts) if not p.exists()]
+    _require_room(model, section, len(instructions), len(distinct), cache, share=len(missing) / (len(pictures) + len(texts)))
+    for done, path in enumerate(missing):
+        if done % workers == rank:
+            tensors = _encode(read_shard(pictures[path]), model, section, seed) if path in pictures else _embed(model, texts[path])
+            _write(tensors, path)
+            on_part(done + 1, len(missing))
+    barrier()
+    if rank == 0:
+        for old in {*cache.glob("latents-*"), *cache.glob("texts-*")} - {*pictures, *texts}:
             old.unlink()
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file(_encode(table, teacher, section, seed), temporary)
-        temporary.replace(path)
+    parts = [load_file(p) for p in pictures]
+    words = [load_file(p) for p in texts]
     groups: dict[str, list[int]] = {}
-    for index, triplet in enumerate(table["triplet_id"].to_pylist()):
-        groups.setdefault(triplet, []).append(index)
-    return Latents(**load_file(path), groups=tuple(tuple(g) for g in groups.values()))
+    for pair, triplet in enumerate(rows["triplet_id"].to_pylist()):
+        groups.setdefault(triplet, []).append(pair)
+    index = {text: i for i, text in enumerate(distinct)}
+    return Latents(
+        source_NVCHW=Mapped([p["source_NVCHW"] for p in parts]),
+        mean_NVCHW=Mapped([p["mean_NVCHW"] for p in parts]),
+        std_NVCHW=Mapped([p["std_NVCHW"] for p in parts]),
+        text_MLD=Mapped([w["text_MLD"] for w in words]),
+        empty_1LD=words[0]["empty_1LD"].float(),
+        text_of_N=tuple(index[t] for t in instructions),
+        groups=tuple(tuple(g) for g in groups.values()),
+    )
 
 
-def draw_batch(latents: Latents, section: TrainParams, generator: torch.Generator) -> TrainBatch:
-    """A global batch: triplets drawn evenly, one kept pair and one view of each, conditioning dropped as METHOD §4 says."""
-    count = section.batch
-    triplets = torch.randint(0, len(latents.groups), (count,), generator=generator).tolist()
-    u = torch.rand(count, 2, generator=generator)
-    picks = torch.tensor([latents.groups[t][int(x * len(latents.groups[t]))] for t, x in zip(triplets, u[:, 0].tolist(), strict=True)])
-    views = (u[:, 1] * latents.source_NVCHW.shape[1]).long()
-    mean, std = latents.mean_NVCHW[picks, views].float(), latents.std_NVCHW[picks, views].float()
-    clean = mean + std * torch.randn(mean.shape, generator=generator)
-    source = latents.source_NVCHW[picks, views].float()
-    text = latents.text_MLD[latents.text_of_N[picks]].float()
-    no_text, no_image = dropout(torch.rand(count, generator=generator), section)
-    text = torch.where(no_text.view(-1, 1, 1), latents.empty_1LD.float(), text)
-    noise = torch.randn(mean.shape, generator=generator)
-    timesteps = torch.randint(0, _TIMESTEPS, (count,), generator=generator)
-    return TrainBatch(clean, noise, timesteps, source * ~no_image.view(-1, 1, 1, 1), text)
+def draw_batch(latents: Latents, section: TrainParams, *, seed: int, step: int, first: int = 0, count: int | None = None) -> TrainBatch:
+    """Samples `first` … `first + count` of a step's global batch, the same whoever draws them.
+
+    Triplets are drawn evenly, then one kept pair and one view of each; conditioning is dropped as METHOD §4 says.
+    """
+    whole, count = section.batch, section.batch if count is None else count
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    triplets = torch.randint(0, len(latents.groups), (whole,), generator=generator).tolist()
+    u_B3 = torch.rand(whole, 3, generator=generator)
+    timesteps = torch.randint(0, _TIMESTEPS, (whole,), generator=generator)
+    mine = slice(first, first + count)
+    groups = [latents.groups[t] for t in triplets[mine]]
+    picks = [g[int(x * len(g))] for g, x in zip(groups, u_B3[mine, 0].tolist(), strict=True)]
+    views = (u_B3[mine, 1] * section.views).long().tolist()
+    mean, std, source = (
+        torch.stack([m[p][v] for p, v in zip(picks, views, strict=True)]).float()
+        for m in (latents.mean_NVCHW, latents.std_NVCHW, latents.source_NVCHW)
+    )
+    noise = torch.empty(2, *mean.shape)
+    for i in range(count):
+        generator.manual_seed((seed * 1_000_003 + step) * 65_537 + first + i + 1)
+        noise[:, i] = torch.randn(2, *mean.shape[1:], generator=generator)
+    no_text, no_image = dropout(u_B3[mine, 2], section)
+    text = torch.where(no_text.view(-1, 1, 1), latents.empty_1LD, latents.text_MLD.take(latents.text_of_N[p] for p in picks))
+    return TrainBatch(mean + std * noise[0], noise[1], timesteps[mine], source * ~no_image.view(-1, 1, 1, 1), text)
 
 
 def dropout(u_B: Tensor, section: TrainParams) -> tuple[Tensor, Tensor]:
@@ -103,34 +172,62 @@ def dropout(u_B: Tensor, section: TrainParams) -> tuple[Tensor, Tensor]:
     return u_B < both, (u_B >= text) & (u_B < both + section.drop_image)
 
 
+def _chunks(texts: list[str], size: int) -> list[tuple[str, ...]]:
+    return [tuple(texts[i : i + size]) for i in range(0, len(texts), size)]
+
+
+def _require_room(model: Diffusion, section: TrainParams, pairs: int, texts: int, cache: Path, *, share: float) -> None:
+    side = model.image_size // model.factor
+    latents = pairs * section.views * 3 * model.latent_channels * side**2 * 2
+    words = texts * encode_text(model, [""]).numel() * 2
+    need, limit = (latents + words) / 1e9, section.cache_gb
+    if need > limit:
+        raise ParamsError(
+            f"train.cache_gb: latents of {pairs} pairs ({latents / 1e9:.1f} GB) and {texts} instructions ({words / 1e9:.1f} GB) "
+            f"exceed {limit:g} GB; raise it or lower train.views"
+        )
+    cache.mkdir(parents=True, exist_ok=True)
+    if need * share > (free := shutil.disk_usage(cache).free / 1e9):
+        raise UserError(f"{cache}: {need * share:.1f} GB of latents are still to be written, {free:.1f} GB are free; make room")
+
+
+def _write(tensors: dict[str, Tensor], path: Path) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        save_file(tensors, temporary)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error}); make room on the disk and run again, what is encoded is kept") from error
+    temporary.replace(path)
+
+
+def _embed(model: Diffusion, texts: Sequence[str]) -> dict[str, Tensor]:
+    parts = [encode_text(model, list(texts[i : i + 64])).half().cpu() for i in range(0, len(texts), 64)]
+    return {"text_MLD": torch.cat(parts), "empty_1LD": encode_text(model, [""]).half().cpu()}
+
+
 @torch.no_grad()
-def _encode(table: Any, teacher: Diffusion, section: TrainParams, seed: int) -> dict[str, Tensor]:
-    instructions = table["edit_prompt"].to_pylist()
-    distinct = sorted(set(instructions))
-    scale = teacher.vae.config.scaling_factor
+def _encode(table: pa.Table, model: Diffusion, section: TrainParams, seed: int) -> dict[str, Tensor]:
+    scale = model.vae.config.scaling_factor
+    rows = table.select(["pair_id", "edit_prompt", "original_image", "edited_image"]).to_pylist()
     parts: dict[str, list[Tensor]] = {"source_NVCHW": [], "mean_NVCHW": [], "std_NVCHW": []}
-    for number, (before, after) in enumerate(_images(table, teacher.image_size)):
-        mirror = section.flip and not _SIDE.search(instructions[number])
-        views = [_view(torch.cat([before, after]), v, mirror=mirror, seed=seed * 1_000_003 + number) for v in range(section.views)]
-        views_VCHW = torch.stack(views)
-        mean_BCHW, std_BCHW = encode_images(teacher, torch.cat(views_VCHW.chunk(2, dim=1)))
-        parts["source_NVCHW"].append(mean_BCHW[: section.views].half().cpu())
-        parts["mean_NVCHW"].append((mean_BCHW[section.views :] * scale).half().cpu())
-        parts["std_NVCHW"].append((std_BCHW[section.views :] * scale).half().cpu())
-    texts = [encode_text(teacher, distinct[i : i + 64]).half().cpu() for i in range(0, len(distinct), 64)]
-    index = {text: i for i, text in enumerate(distinct)}
-    return {k: torch.stack(v).contiguous() for k, v in parts.items()} | {
-        "text_MLD": torch.cat(texts),
-        "empty_1LD": encode_text(teacher, [""]).half().cpu(),
-        "text_of_N": torch.tensor([index[t] for t in instructions]),
-    }
+    with ThreadPoolExecutor(4) as pool:
+        for first in range(0, len(rows), _PAIRS):
+            views_NV = list(pool.map(lambda row: _views(row, model.image_size, section, seed), rows[first : first + _PAIRS]))
+            pairs_MCHW = torch.stack(views_NV).flatten(0, 1)
+            mean, std = (x.unflatten(0, (2, -1, section.views)) for x in encode_images(model, torch.cat(pairs_MCHW.chunk(2, dim=1))))
+            for name, value in (("source_NVCHW", mean[0]), ("mean_NVCHW", mean[1] * scale), ("std_NVCHW", std[1] * scale)):
+                parts[name].append(value.half().cpu())
+    return {k: torch.cat(v).contiguous() for k, v in parts.items()}
 
 
-def _images(table: Any, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both images `CHW` in [0, 1] of each row, resized to the training size."""
-    for row in table.select(["pair_id", "original_image", "edited_image"]).to_pylist():
-        pair = [from_bytes(row[c]["bytes"], where=f"{row['pair_id']}.{c}") for c in ("original_image", "edited_image")]
-        yield _resized(pair[0], size), _resized(pair[1], size)
+def _views(row: dict[str, Any], size: int, section: TrainParams, seed: int) -> Tensor:
+    """The views of a pair, both images in one tensor's channels."""
+    images = [from_bytes(row[c]["bytes"], where=f"{row['pair_id']}.{c}") for c in ("original_image", "edited_image")]
+    pair = torch.cat([_resized(x, size) for x in images])
+    mirror = section.flip and not _SIDE.search(row["edit_prompt"])
+    own = int.from_bytes(hashlib.sha256(row["pair_id"].encode()).digest()[:4], "big")
+    return torch.stack([_view(pair, v, mirror=mirror, seed=seed * 1_000_003 + own) for v in range(section.views)])
 
 
 def _resized(image_CHW: Tensor, size: int) -> Tensor:

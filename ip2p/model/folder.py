@@ -14,8 +14,8 @@ _TRANSFORMERS = {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}
 _ABSENT: list[None] = [None, None]
 
 
-def save_editor(unet: Any, teacher: Diffusion, out: Path) -> None:
-    """Write a folder that diffusers' `StableDiffusionInstructPix2PixPipeline` loads."""
+def save_editor(unet: Any, teacher: Diffusion, out: Path, *, lora: Path | None = None) -> None:
+    """Write a folder that diffusers' `StableDiffusionInstructPix2PixPipeline` loads, with the LoRA weights of `lora` beside."""
     staging = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
     unet.save_pretrained(staging / "unet", safe_serialization=True)
@@ -25,6 +25,8 @@ def save_editor(unet: Any, teacher: Diffusion, out: Path) -> None:
     index |= {part: ["diffusers", name] for part, name in _DIFFUSERS.items()}
     index |= {part: ["transformers", name] for part, name in _TRANSFORMERS.items()}
     index |= dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"), _ABSENT)
+    if lora is not None:
+        shutil.copytree(lora, staging / "lora")
     write_json(staging / "model_index.json", index)
     shutil.rmtree(out, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,34 +1,38 @@
 """Dataset → editor (paper §3.2, METHOD §4): the teacher's UNet, grown, learns to denoise the edited image given the source.
 
 Crash-safe: checkpoints carry everything and every step seeds its own randomness, so a killed run resumed gives the same
-losses. The global batch is drawn once and split over workers, so it does not depend on their number.
+losses. The global batch is drawn alike by all and split over workers, so it does not depend on their number.
 """
 
 from __future__ import annotations
 
 import math
+import resource
 import shutil
+import sys
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ip2p.attention import Float32Attention
-from ip2p.checkpoint import load_newest, save_checkpoint
+from ip2p.checkpoint import load_newest, save_checkpoint, trained_state
 from ip2p.diffusion import Diffusion
 from ip2p.errors import DataError, ParamsError, UserError
-from ip2p.model.data import Latents, TrainBatch, draw_batch, load_latents
+from ip2p.model.data import Latents, draw_batch, load_latents
 from ip2p.model.edit import edit_batch
 from ip2p.model.folder import save_editor
 from ip2p.model.guidance import EditRequest, edit_options
-from ip2p.model.unet import grow_unet
+from ip2p.model.lora import add_lora, merge_lora
+from ip2p.model.objective import ema_rate, learning_rate, loss_of, new_optimizer
+from ip2p.model.plan import require_memory
+from ip2p.model.unet import new_editor_unet
 from ip2p.models import load_diffusion, model_digest, resolve_device, resolve_dtype
-from ip2p.muon import Muon
-from ip2p.parallel import average_gradients, launch
+from ip2p.parallel import average, average_gradients, barrier, joined, launch
 from ip2p.params import Params, TrainParams
 from ip2p.pictures import from_bytes, grid, to_pillow
 from ip2p.records import StageReport
@@ -36,6 +40,8 @@ from ip2p.store import code_mark, digest, fingerprint, read_json, read_shards, w
 from ip2p.track import Run, track
 
 _GRID = 6
+_WITHOUT_EFFECT = {"workers", "log_every", "grid_every", "checkpoint_every", "keep", "cache_gb", "ema_on_cpu"}
+"""Parameters that do not change what is learned, up to the order of sums."""
 
 
 class DivergedError(UserError):
@@ -48,59 +54,85 @@ class Job:
 
     params: Params
     dataset: Path
+    data_digest: str
     work: Path
     out: Path
 
 
 @dataclass
 class Trainer:
-    """The state of one training process."""
+    """The state of one training process; `losses` are those of all steps so far, of the whole batch each."""
 
     job: Job
     rank: int
     workers: int
-    teacher: Diffusion
+    base: Diffusion
     latents: Latents
     unet: Any = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
+    scaler: torch.amp.GradScaler = field(init=False)
     ema: dict[str, Tensor] = field(init=False)
     step: int = field(init=False)
+    losses: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
         section = self.job.params.train
-        self.unet = grow_unet(self.teacher.unet).to(self.teacher.device, memory_format=torch.channels_last).train()
-        if self.teacher.dtype != torch.float32:
+        self.unet = new_unet(self.base, section).to(self.base.device, memory_format=torch.channels_last).train()
+        if section.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        if self.base.dtype != torch.float32 and self.base.device.type == "cpu":
             self.unet.set_attn_processor(Float32Attention())
         self.optimizer = new_optimizer(self.unet, section)
-        self.ema = {k: v.detach().clone() for k, v in self.unet.state_dict().items()}
-        self.step = load_newest(self.job.work, self.unet, self.optimizer, self.ema)
+        self.scaler = torch.amp.GradScaler(self.base.device.type, enabled=self.base.dtype == torch.float16)
+        home = torch.device("cpu") if section.ema_on_cpu else self.base.device
+        self.ema = {k: v.detach().to(home, copy=True) for k, v in trained_state(self.unet).items()}
+        extra: dict[str, Tensor] = {}
+        self.step = load_newest(self.job.work, self.unet, self.optimizer, self.ema, extra=extra)
+        self.losses = extra["losses"].tolist() if self.step else []
+        if self.step and self.scaler.is_enabled():
+            self.scaler.load_state_dict({**self.scaler.state_dict(), **{k: extra[k].item() for k in ("scale", "_growth_tracker")}})
+        if section.compile:
+            self.unet.compile()
 
     def advance(self) -> float:
-        """One optimizer step; returns this worker's loss."""
+        """One optimizer step; returns the loss of the whole batch."""
         section, seed = self.job.params.train, self.job.params.seed
-        whole = draw_batch(self.latents, section, torch.Generator().manual_seed(seed * 1_000_003 + self.step))
         share = section.batch // self.workers
-        batch = whole.part(self.rank * share, share)
+        part = share // section.accumulate
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(section, self.step)
-        with self.teacher.arithmetic():
-            loss = loss_of(self.unet, batch, self.teacher)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        total = torch.zeros((), device=self.base.device)
+        for first in range(self.rank * share, (self.rank + 1) * share, part):
+            batch = draw_batch(self.latents, section, seed=seed, step=self.step, first=first, count=part)
+            with self.base.arithmetic():
+                loss = loss_of(self.unet, batch, self.base, min_snr=section.min_snr) / section.accumulate
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
         average_gradients(list(self.unet.parameters()), self.workers)
-        self.optimizer.step()
+        if section.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.unet.parameters(), section.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self._average_weights(ema_rate(section, self.step))
         self.step += 1
-        return loss.item()
+        self.losses.append(average(total, self.workers))
+        return self.losses[-1]
 
     def save(self) -> None:
         """Write a checkpoint."""
-        save_checkpoint(self.job.work, self.step, self.unet, self.optimizer, self.ema)
+        extra = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
+        if self.scaler.is_enabled():
+            state = self.scaler.state_dict()
+            extra |= {k: torch.tensor(state[k]) for k in ("scale", "_growth_tracker")}
+        save_checkpoint(self.job.work, self.step, self.unet, self.optimizer, self.ema, extra=extra, keep=self.job.params.train.keep)
 
     @torch.no_grad()
     def _average_weights(self, rate: float) -> None:
-        state = self.unet.state_dict()
-        torch._foreach_lerp_(list(self.ema.values()), [state[k] for k in self.ema], 1 - rate)
+        state = trained_state(self.unet)
+        now = [state[k].to(v.device) for k, v in self.ema.items()]
+        torch._foreach_lerp_(list(self.ema.values()), now, 1 - rate)
 
 
 def run(params: Params, *, dataset: Path, marker: Path, out: Path, work: Path) -> StageReport:
@@ -109,68 +141,75 @@ def run(params: Params, *, dataset: Path, marker: Path, out: Path, work: Path) -
     section = params.train
     if not marker.exists():
         raise DataError(f"{marker}: missing, so {dataset} was not validated; run `ip2p validate` (or `dvc repro`) first")
-    if section.batch % section.workers:
-        raise ParamsError(f"train.batch: {section.batch} cannot be shared by train.workers = {section.workers}; make it a multiple")
-    data, teacher = digest(dataset), model_digest(params.models.teacher, "teacher")
+    device = resolve_device(params.models.device)
+    rank, launched = joined(cpu=device.type == "cpu")
+    workers = launched if launched > 1 else section.workers if device.type == "cpu" else 1
+    if section.batch % (workers * section.accumulate):
+        shares = f"{workers} processes" + (f" × train.accumulate = {section.accumulate}" if section.accumulate > 1 else "")
+        raise ParamsError(f"train.batch: {section.batch} cannot be shared by {shares}; make it a multiple")
+    data = digest(dataset)
     if read_json(marker).get("dataset") != data:
         raise DataError(f"{dataset}: changed since it was validated; run `ip2p validate` (or `dvc repro`) first")
-    same = section.model_dump(exclude={"workers", "log_every", "grid_every", "checkpoint_every"})
-    device = resolve_device(params.models.device)
-    arithmetic = str(resolve_dtype(params.models.dtype, device))
     mark = fingerprint(
-        "train", same, params.seed, arithmetic, data, teacher, code_mark("model/train.py", "model/data.py", "model/unet.py", "muon.py")
+        "train",
+        section.model_dump(exclude=_WITHOUT_EFFECT),
+        params.seed,
+        str(resolve_dtype(params.models.dtype, device)),
+        data,
+        model_digest(section.start or params.models.teacher, "teacher"),
+        code_mark("model/train.py", "model/objective.py", "model/lora.py", "model/data.py", "model/unet.py", "muon.py"),
     )
-    job = Job(params, dataset, work / mark, out)
+    job = Job(params, dataset, data, work / mark, out)
     job.work.mkdir(parents=True, exist_ok=True)
-    _load(job)  # encodes latents once, before several processes want them
-    launch(section.workers if device.type == "cpu" else 1, _work, job)
-    for old in work.iterdir():
-        if old.is_dir() and old != job.work:
-            shutil.rmtree(old)
+    base, _ = _load(job, rank, launched)  # encodes latents once, before several processes want them
+    require_memory(params, base, workers=workers)
+    if launched > 1:
+        _work(rank, launched, job)
+    else:
+        launch(workers, _work, job)
+    barrier()
+    if rank == 0:
+        for old in work.iterdir():
+            if old.is_dir() and old != job.work:
+                shutil.rmtree(old)
     progress = read_json(job.work / "progress.json")
     seen = section.steps * section.batch
     extra = {"loss": progress["loss"], "samples_per_second": progress["samples_per_second"], "dataset": data[:16], "run": mark}
     return StageReport(stage="train", seen=seen, kept=seen, seconds=time.monotonic() - began, extra=extra)
 
 
-def new_optimizer(unet: torch.nn.Module, section: TrainParams) -> torch.optim.Optimizer:
-    """The optimizer that the parameters name, over all weights of the UNet."""
-    if section.optimizer == "muon":
-        return Muon(unet, lr=section.lr, weight_decay=section.weight_decay)
-    return torch.optim.AdamW(unet.parameters(), lr=section.lr, weight_decay=section.weight_decay)
+def load_base(params: Params) -> Diffusion:
+    """The model that training starts from: the teacher, or an editor; told to predict what the parameters say."""
+    from diffusers import DDIMScheduler
 
-
-def loss_of(unet: Any, batch: TrainBatch, teacher: Diffusion) -> Tensor:
-    """Mean squared error of the UNet's eps (or v) on a batch."""
-    scheduler: Any = teacher.scheduler
-    device = teacher.device
-    alpha = scheduler.alphas_cumprod[batch.timesteps_B].view(-1, 1, 1, 1).to(device)
-    clean, noise, source, text = (x.to(device) for x in (batch.clean_BCHW, batch.noise_BCHW, batch.source_BCHW, batch.text_BLD))
-    noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-    target = noise if scheduler.config.prediction_type == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
-    rows = torch.cat([noisy, source], dim=1).contiguous(memory_format=torch.channels_last)
-    return F.mse_loss(unet(rows, batch.timesteps_B.to(device), text).sample.float(), target)
-
-
-def learning_rate(section: TrainParams, step: int) -> float:
-    """The rate at a step: linear warm-up, constant, linear fall over the last share `decay`."""
-    rise = min(1.0, (step + 1) / section.warmup) if section.warmup else 1.0
-    fall = min(1.0, (section.steps - step) / (section.steps * section.decay)) if section.decay else 1.0
-    return section.lr * rise * fall
-
-
-def ema_rate(section: TrainParams, step: int) -> float:
-    """EMA decay with warm-up (METHOD §4)."""
-    return min(section.ema, (1 + step) / (10 + step))
-
-
-def _load(job: Job) -> tuple[Diffusion, Latents]:
-    models, section = job.params.models, job.params.train
+    models, section = params.models, params.train
     device = resolve_device(models.device)
-    teacher = load_diffusion(models.teacher, device=device, dtype=resolve_dtype(models.dtype, device))
-    mark = model_digest(models.teacher, "teacher")
-    cache = job.work.parent
-    return teacher, load_latents(job.dataset, teacher, section, teacher_digest=mark, seed=job.params.seed, cache=cache)
+    subject = "train.start" if section.start else "models.teacher"
+    base = load_diffusion(section.start or models.teacher, device=device, dtype=resolve_dtype(models.dtype, device), subject=subject)
+    if section.prediction is None:
+        return base
+    return replace(base, scheduler=DDIMScheduler.from_config(base.scheduler.config, prediction_type=section.prediction))
+
+
+def new_unet(base: Diffusion, section: TrainParams) -> Any:
+    """The UNet to train: all of it, or LoRA weights beside it."""
+    unet = new_editor_unet(base.unet, base.latent_channels)
+    if section.lora_rank:
+        add_lora(unet, section.lora_rank)
+    return unet
+
+
+def _load(job: Job, rank: int = 0, workers: int = 1) -> tuple[Diffusion, Latents]:
+    params = job.params
+    base = load_base(params)
+    mark = model_digest(params.train.start or params.models.teacher, "teacher")
+    told = partial(_told, "train: latents, part")
+    of = partial(load_latents, job.dataset, base, params.train, model_digest=mark, seed=params.seed, cache=job.work.parent)
+    return base, of(rank=rank, workers=workers, on_part=told)
+
+
+def _told(what: str, done: int, of: int) -> None:
+    print(f"{what} {done} of {of}", flush=True)
 
 
 def _work(rank: int, workers: int, job: Job) -> None:
@@ -178,59 +217,74 @@ def _work(rank: int, workers: int, job: Job) -> None:
     if rank > 0:
         _train(trainer, None)
         return
-    section = job.params.train
-    parameters = {f"train.{k}": v for k, v in section.model_dump().items()} | {
-        "teacher": job.params.models.teacher,
-        "seed": job.params.seed,
+    params = job.params
+    parameters = {f"train.{k}": v for k, v in params.train.model_dump().items()} | {
+        "teacher": params.models.teacher,
+        "seed": params.seed,
+        "dataset": job.data_digest,
+        "processes": workers,
     }
-    with track(job.params.track, "train", parameters, resume=job.work / "mlflow-run") as tracked:
+    with track(params.track, "train", parameters, resume=job.work / "mlflow-run") as tracked:
         _train(trainer, tracked)
         _log_grid(trainer, tracked)
-        trainer.unet.load_state_dict(trainer.ema)
-        save_editor(trainer.unet, trainer.teacher, job.out)
+        if params.train.lora_rank:
+            merge_lora(trainer.unet, trainer.ema, job.work / "lora")
+        else:
+            trainer.unet.load_state_dict(trainer.ema)
+        save_editor(trainer.unet, trainer.base, job.out, lora=job.work / "lora" if params.train.lora_rank else None)
 
 
 def _train(trainer: Trainer, tracked: Run | None) -> None:
     """The loop: step, and on rank 0 log, checkpoint and draw sample grids."""
     section = trainer.job.params.train
-    losses: list[float] = []
-    began = time.monotonic()
+    began, since = time.monotonic(), trainer.step
     while trainer.step < section.steps:
         loss = trainer.advance()
         if not math.isfinite(loss):
             raise DivergedError(f"train: the loss is {loss} at step {trainer.step}; lower train.lr in params.yaml (checkpoints are kept)")
         if tracked is None:
             continue
-        losses.append(loss)
         last = trainer.step == section.steps
         if last or trainer.step % section.log_every == 0:
-            speed = len(losses) * section.batch / (time.monotonic() - began)
-            _log(trainer, tracked, {"loss": sum(losses) / len(losses), "samples_per_second": speed})
-            losses, began = [], time.monotonic()
+            speed = (trainer.step - since) * section.batch / (time.monotonic() - began)
+            _log(trainer, tracked, speed)
+            began, since = time.monotonic(), trainer.step
         if last or trainer.step % section.checkpoint_every == 0:
             trainer.save()
         if not last and trainer.step % section.grid_every == 0:
             _log_grid(trainer, tracked)
 
 
-def _log(trainer: Trainer, tracked: Run, values: dict[str, float]) -> None:
+def _log(trainer: Trainer, tracked: Run, speed: float) -> None:
     section = trainer.job.params.train
-    values["lr"] = learning_rate(section, trainer.step - 1)
+    recent = trainer.losses[-((trainer.step - 1) % section.log_every + 1) :]
+    values = {
+        "loss": sum(recent) / len(recent),
+        "samples_per_second": speed,
+        "lr": learning_rate(section, trainer.step - 1),
+        "memory_gb": memory_gb(trainer.base.device),
+    }
     tracked.metrics(values, trainer.step)
     write_json(trainer.job.work / "progress.json", {"step": trainer.step, **values})
-    speed = f"{values['samples_per_second']:.1f} samples/s"
-    print(f"train {trainer.step}/{section.steps}  loss {values['loss']:.4f}  {speed}", flush=True)
+    print(f"train {trainer.step}/{section.steps}  loss {values['loss']:.4f}  {speed:.1f} samples/s", flush=True)
+
+
+def memory_gb(device: torch.device) -> float:
+    """The most memory that this process has held so far: the GPU's, or the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def _log_grid(trainer: Trainer, tracked: Run) -> None:
     """Log source, the dataset's edit and the editor's edit of a few examples, by the averaged weights and fixed seeds."""
-    dataset, section, teacher = trainer.job.dataset, trainer.job.params.evaluate, trainer.teacher
+    dataset, section, base = trainer.job.dataset, trainer.job.params.evaluate, trainer.base
     split = "validation-" if any(dataset.glob("validation-*.parquet")) else "train-"
     rows = read_shards(dataset, split).slice(0, _GRID).to_pylist()
     before, after = (torch.stack([from_bytes(r[c]["bytes"], where=r["pair_id"]) for r in rows]) for c in ("original_image", "edited_image"))
-    averaged = grow_unet(teacher.unet)
-    averaged.load_state_dict(trainer.ema)
-    editor = replace(teacher, unet=averaged.to(teacher.device).eval())
+    averaged = new_unet(base, trainer.job.params.train)
+    averaged.load_state_dict(trainer.ema, strict=False)
+    editor = replace(base, unet=averaged.to(base.device).eval())
     requests = [EditRequest(r["edit_prompt"], section.text_guidance, section.image_guidance, i) for i, r in enumerate(rows)]
     edited = edit_batch(editor, before, requests, edit_options(section))
     sheet = grid([[to_pillow(x) for x in trio] for trio in zip(before, after, edited, strict=True)])

@@ -1,7 +1,7 @@
-"""The editor's UNet, grown from the teacher's (paper §3.2): twice the input channels, nothing changed until trained.
+"""The editor's UNet: grown from a teacher's (paper §3.2), twice the input channels, nothing changed until trained.
 
 The new weights of `conv_in` are zero and its bias is kept, so that before training the editor's output equals the
-teacher's for any source image.
+teacher's for any source image. An editor's UNet goes on as it is.
 """
 
 from __future__ import annotations
@@ -16,17 +16,28 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
 
-def grow_unet(teacher: UNet2DConditionModel) -> UNet2DConditionModel:
-    """A trainable float32 copy of the teacher's UNet that also reads the source latents."""
+def new_editor_unet(start: UNet2DConditionModel, latent_channels: int) -> UNet2DConditionModel:
+    """A trainable float32 editor UNet from a teacher's or an editor's. Raises `ModelError` if it is neither."""
     from diffusers import UNet2DConditionModel
 
-    channels = int(teacher.config.in_channels)
-    editor = UNet2DConditionModel.from_config({**teacher.config, "in_channels": 2 * channels})
-    state = {k: v.float() for k, v in teacher.state_dict().items()}
-    old = state["conv_in.weight"]
-    state["conv_in.weight"] = torch.cat([old, torch.zeros_like(old)], dim=1)
+    channels = int(start.config.in_channels)
+    if channels not in (latent_channels, 2 * latent_channels):
+        raise ModelError(
+            f"train: the UNet takes {channels} channels; a text-to-image teacher's takes {latent_channels}, an editor's "
+            f"{2 * latent_channels} (an inpainting or depth model cannot be grown)"
+        )
+    editor = UNet2DConditionModel.from_config({**start.config, "in_channels": 2 * latent_channels})
+    state = {k: v.float() for k, v in start.state_dict().items()}
+    if channels == latent_channels:
+        old = state["conv_in.weight"]
+        state["conv_in.weight"] = torch.cat([old, torch.zeros_like(old)], dim=1)
     editor.load_state_dict(state)
     return editor.requires_grad_(True)
+
+
+def grow_unet(teacher: UNet2DConditionModel) -> UNet2DConditionModel:
+    """`new_editor_unet` of a teacher."""
+    return new_editor_unet(teacher, int(teacher.config.in_channels))
 
 
 def require_editor(unet: UNet2DConditionModel, latent_channels: int, subject: str) -> None:

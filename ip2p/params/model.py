@@ -14,8 +14,13 @@ class TrainParams(Section):
 
     steps: Count = 600
     batch: Count = 32
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """AdamW (the reference's), or Muon for matrices and convolutions, which learns more from each of a few steps (ip2p/muon.py)."""
+    start: str | None = None
+    """An editor to go on from (a diffusers folder as `./path`, or a Hub id such as `timbrooks/instruct-pix2pix`); none: the teacher."""
+    lora_rank: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Rank of LoRA weights that are trained in place of the whole UNet; 0 trains it all."""
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    """AdamW (the reference's), its moments in 8 bits (on GPUs: `ip2p[gpu]`), or Muon for matrices and convolutions, which learns
+    more from each of a few steps (ip2p/muon.py)."""
     lr: Positive = 1e-4
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup: Annotated[int, Field(ge=0)] = 0
@@ -24,6 +29,12 @@ class TrainParams(Section):
     """Share of the steps at the end over which the rate falls to zero (reference: none)."""
     ema: Share = 0.9999
     """EMA decay, warmed up as min(ema, (1+n)/(10+n))."""
+    clip_norm: Annotated[float, Field(ge=0)] = 0.0
+    """Largest norm of a step's gradient; 0 leaves it (reference)."""
+    min_snr: Annotated[float, Field(ge=0)] = 0.0
+    """γ of min-SNR weighting, such as 5; 0 weighs all timesteps alike (reference)."""
+    prediction: Literal["epsilon", "v_prediction"] | None = None
+    """What the UNet predicts; none: what its start does."""
     drop_text: Share = 0.05
     drop_both: Share = 0.05
     drop_image: Share = 0.05
@@ -32,11 +43,23 @@ class TrainParams(Section):
     """Views of each pair kept as latents: the picture, then random resized crops."""
     flip: bool = True
     """Whether every other view is mirrored, unless the instruction names a side: left or right (reference: all are)."""
+    cache_gb: Positive = 100.0
+    """Most disk that cached latents and text embeddings may take, GB."""
     checkpoint_every: Count = 100
+    keep: Count = 2
+    """Checkpoints kept."""
     grid_every: Count = 200
     log_every: Count = 10
     workers: Count = 2
-    """CPU processes that share each batch."""
+    """CPU processes that share each batch; on GPUs, and over several machines, `accelerate launch` says how many."""
+    accumulate: Count = 1
+    """Parts in which each process works off its share of a batch, one after the other: less memory, the same step."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: a third slower, a fraction of their memory."""
+    ema_on_cpu: bool = False
+    """Keep the moving average in the machine's memory and not in the GPU's."""
+    compile: bool = False
+    """Whether the UNet is compiled (`torch.compile`): minutes at the start, faster steps after, on a GPU."""
 
     @model_validator(mode="after")
     def _drops_fit(self) -> TrainParams:

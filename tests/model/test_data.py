@@ -1,8 +1,12 @@
+import shutil
+
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from ip2p.diffusion import encode_images
+from ip2p.errors import ParamsError
 from ip2p.model.data import _encode, draw_batch, dropout, load_latents
 from ip2p.params import TrainParams
 from ip2p.pictures import to_png
@@ -18,7 +22,7 @@ def test_the_four_dropout_ranges_are_the_methods():
 @pytest.fixture(scope="module")
 def latents(tiny, made, teacher, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
-    return load_latents(made / "dataset", teacher, tiny.train, teacher_digest="t", seed=0, cache=cache)
+    return load_latents(made / "dataset", teacher, tiny.train, model_digest="t", seed=0, cache=cache)
 
 
 @torch.no_grad()
@@ -28,30 +32,44 @@ def test_the_source_is_the_unscaled_mode_and_the_edit_the_scaled_sample(latents,
 
     row = read_shards(made / "dataset", "train-").slice(0, 1).to_pylist()[0]
     source, edit = (from_bytes(row[c]["bytes"], where=c)[None] * 2 - 1 for c in ("original_image", "edited_image"))
-    assert torch.allclose(latents.source_NVCHW[0, 0].float(), teacher.vae.encode(source).latent_dist.mode()[0], atol=5e-3)
+    assert torch.allclose(latents.source_NVCHW[0][0].float(), teacher.vae.encode(source).latent_dist.mode()[0], atol=5e-3)
     posterior = teacher.vae.encode(edit).latent_dist
-    assert torch.allclose(latents.mean_NVCHW[0, 0].float(), posterior.mean[0] * teacher.vae.config.scaling_factor, atol=5e-3)
+    assert torch.allclose(latents.mean_NVCHW[0][0].float(), posterior.mean[0] * teacher.vae.config.scaling_factor, atol=5e-3)
 
 
 def test_views_of_a_pair_are_cropped_alike(latents):
-    assert latents.source_NVCHW.shape[1] == 2
-    moved = (latents.source_NVCHW[:, 0] - latents.source_NVCHW[:, 1]).abs().mean()
-    assert moved > 0
+    source = latents.source_NVCHW.take(range(len(latents)))
+    assert source.shape[1] == 2
+    assert (source[:, 0] - source[:, 1]).abs().mean() > 0
 
 
 def test_batches_are_seeded_and_draw_one_pair_of_a_triplet(tiny, latents):
-    first, again = (draw_batch(latents, tiny.train, torch.Generator().manual_seed(3)) for _ in range(2))
+    first, again = (draw_batch(latents, tiny.train, seed=0, step=3) for _ in range(2))
     assert torch.equal(first.clean_BCHW, again.clean_BCHW)
-    assert torch.equal(first.part(1, 2).noise_BCHW, first.noise_BCHW[1:3])
+    part = draw_batch(latents, tiny.train, seed=0, step=3, first=1, count=2)
+    for name in ("clean_BCHW", "noise_BCHW", "timesteps_B", "source_BCHW", "text_BLD"):
+        assert torch.equal(getattr(part, name), getattr(first, name)[1:3])
+    assert not torch.equal(first.noise_BCHW[0], first.noise_BCHW[1])
 
 
 def test_the_cache_is_reused_and_a_new_dataset_replaces_it(tiny, made, teacher, tmp_path, monkeypatch):
-    options = {"teacher_digest": "t", "seed": 0, "cache": tmp_path}
-    load_latents(made / "dataset", teacher, tiny.train, **options)
-    before = list(tmp_path.iterdir())
+    options = {"model_digest": "t", "seed": 0, "cache": tmp_path}
+    latents = load_latents(made / "dataset", teacher, tiny.train, **options)
+    before = sorted(tmp_path.iterdir())
     monkeypatch.setattr("ip2p.model.data._encode", lambda *a: pytest.fail("encoded again"))
     load_latents(made / "dataset", teacher, tiny.train, **options)
-    assert list(tmp_path.iterdir()) == before
+    assert sorted(tmp_path.iterdir()) == before
+    # another shard: only that is encoded
+    grown = tmp_path / "grown"
+    shutil.copytree(made / "dataset", grown)
+    shard = next(grown.glob("train-*"))
+    rows = pq.read_table(shard).slice(0, 2)
+    pq.write_table(rows, shard.with_name("train-99999.parquet"))
+    seen = []
+    monkeypatch.setattr("ip2p.model.data._encode", lambda table, *a: seen.append(len(table)) or _encode(table, *a))
+    more = load_latents(grown, teacher, tiny.train, **options)
+    assert seen == [2]
+    assert len(more) == len(latents) + 2
 
 
 def test_views_are_mirrored_unless_the_instruction_names_a_side(teacher):
@@ -63,3 +81,10 @@ def test_views_are_mirrored_unless_the_instruction_names_a_side(teacher):
     plain, other = encode_images(teacher, torch.stack([ramp, ramp.flip(-1)]))[0]
     for view, mirrored in zip(encoded["source_NVCHW"][:, 1].float(), sides.values(), strict=True):
         assert ((view - other).abs().mean() < (view - plain).abs().mean()) == mirrored
+
+
+def test_a_cache_over_its_bound_is_refused(tiny, made, teacher, tmp_path):
+    small = tiny.train.model_copy(update={"cache_gb": 1e-6})
+    with pytest.raises(ParamsError, match=r"train\.cache_gb: latents of \d+ pairs .* raise it or lower train\.views"):
+        load_latents(made / "dataset", teacher, small, model_digest="t", seed=0, cache=tmp_path)
+    assert not list(tmp_path.iterdir())

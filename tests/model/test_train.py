@@ -1,12 +1,17 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from ip2p.errors import DataError, ParamsError, UserError
-from ip2p.model import train
+from ip2p.errors import DataError, ModelError, ParamsError, UserError
+from ip2p.model import objective, plan, train
+from ip2p.model.unet import grow_unet, new_editor_unet
 from ip2p.params import TrackParams, TrainParams
 from ip2p.store import digest
 
@@ -101,8 +106,132 @@ def test_a_batch_that_cannot_be_shared_is_refused(setup):
 
 def test_schedules_are_the_methods():
     section = TrainParams(steps=100, lr=1.0, warmup=10, decay=0.5)
-    assert train.learning_rate(section, 0) == pytest.approx(0.1)
-    assert train.learning_rate(section, 20) == 1.0
-    assert train.learning_rate(section, 75) == pytest.approx(0.5)
-    assert train.ema_rate(section, 0) == pytest.approx(0.1)
-    assert train.ema_rate(TrainParams(), 10**6) == 0.9999
+    assert objective.learning_rate(section, 0) == pytest.approx(0.1)
+    assert objective.learning_rate(section, 20) == 1.0
+    assert objective.learning_rate(section, 75) == pytest.approx(0.5)
+    assert objective.ema_rate(section, 0) == pytest.approx(0.1)
+    assert objective.ema_rate(TrainParams(), 10**6) == 0.9999
+
+
+def with_train(params, **changes):
+    return params.model_copy(update={"train": params.train.model_copy(update=changes)})
+
+
+def losses_of(work):
+    (newest,) = sorted(work.glob("*/step-*.safetensors"))[-1:]
+    return load_file(newest)["extra.losses"]
+
+
+def exact(params):
+    return params.model_copy(update={"models": params.models.model_copy(update={"dtype": "float32"})})
+
+
+def test_parts_of_a_batch_one_after_the_other_make_the_same_step(setup, tmp_path):
+    params, paths = setup
+    whole = with_train(exact(params), steps=2)
+    train.run(whole, **paths)
+    parted = with_train(whole, accumulate=4, gradient_checkpointing=True, ema_on_cpu=True)
+    train.run(parted, **{**paths, "work": tmp_path / "work2", "out": tmp_path / "editor2"})
+    assert torch.allclose(losses_of(paths["work"]), losses_of(tmp_path / "work2"), rtol=1e-4)
+    one, other = weights(paths["out"]), weights(tmp_path / "editor2")
+    assert all(torch.allclose(one[k], other[k], atol=2e-4) for k in one)
+
+
+def test_processes_launched_together_have_the_loss_curve_of_one(setup, tmp_path):
+    params, paths = setup
+    one = with_train(exact(params), steps=3)
+    train.run(one, **paths)
+    (tmp_path / "params.json").write_text(one.model_dump_json(by_alias=True))
+    code = (
+        "import sys; from pathlib import Path; from ip2p.params import Params; from ip2p.model.train import run;"
+        "p, dataset, marker, out, work = map(Path, sys.argv[1:]);"
+        "run(Params.model_validate_json(p.read_text()), dataset=dataset, marker=marker, out=out, work=work)"
+    )
+    script = tmp_path / "launched.py"
+    script.write_text(code)
+    where = [tmp_path / "params.json", paths["dataset"], paths["marker"], tmp_path / "editor2", tmp_path / "work2"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    subprocess.run([*launcher, script, *where], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=240)
+    assert torch.allclose(losses_of(paths["work"]), losses_of(tmp_path / "work2"), rtol=1e-5)
+    alone, together = weights(paths["out"]), weights(tmp_path / "editor2")
+    assert all(torch.allclose(alone[k], together[k], atol=2e-4) for k in alone)
+
+
+def test_training_goes_on_from_an_editor(setup, editor_folder):
+    params, paths = setup
+    still = with_train(params, start=str(editor_folder), lr=1e-12, steps=1)
+    train.run(still, **paths)
+    start, end = weights(editor_folder), weights(paths["out"])
+    assert all(torch.allclose(start[k], end[k], atol=1e-6) for k in start)
+
+
+def test_lora_trains_few_weights_and_diffusers_puts_them_on_the_start(setup, teacher, monkeypatch):
+    from diffusers import StableDiffusionInstructPix2PixPipeline
+
+    params, paths = setup
+    low = with_train(exact(params), lora_rank=4, lr=0.05, optimizer="adamw")
+    train.run(low, **paths)
+    (checkpoint,) = sorted(paths["work"].glob("*/step-*.safetensors"))[-1:]
+    assert all("lora_" in k for k in load_file(checkpoint) if k.startswith("model."))
+    merged, start = weights(paths["out"]), grow_unet(teacher.unet)
+    assert not torch.equal(merged["conv_in.weight"], start.conv_in.weight)
+    pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(paths["out"], local_files_only=True)
+    pipeline.unet = start.eval()
+    pipeline.load_lora_weights(paths["out"] / "lora")
+    rows, text = torch.randn(1, start.config.in_channels, 12, 12), torch.randn(1, 7, start.config.cross_attention_dim)
+    with torch.no_grad():
+        together = pipeline.unet(rows, 500, text).sample
+        start.unload_lora()
+        start.load_state_dict(merged)
+        alone = start(rows, 500, text).sample
+    assert torch.allclose(together, alone, atol=1e-4)
+
+
+def test_a_unet_of_neither_teacher_nor_editor_is_refused(teacher):
+    with pytest.raises(ModelError, match="takes 12 channels"):
+        new_editor_unet(teacher.unet, teacher.latent_channels - 1)
+
+
+def test_min_snr_caps_the_weight_of_easy_timesteps():
+    alpha = torch.tensor([0.999, 0.5, 0.01])
+    snr = alpha / (1 - alpha)
+    assert torch.allclose(objective.snr_weight(alpha, "epsilon", 5.0), torch.tensor([5 / 999, 1.0, 1.0]), rtol=1e-3)
+    assert torch.allclose(objective.snr_weight(alpha, "v_prediction", 5.0), snr.clamp(max=5) / (snr + 1))
+
+
+def test_the_prediction_is_the_parameters(setup):
+    params, paths = setup
+    train.run(with_train(params, prediction="epsilon", min_snr=5.0, clip_norm=1.0), **paths)
+    assert json.loads((paths["out"] / "scheduler" / "scheduler_config.json").read_text())["prediction_type"] == "epsilon"
+
+
+def test_the_plan_counts_what_autograd_keeps(teacher):
+    base = replace(teacher, dtype=torch.bfloat16)
+    unet, kept = grow_unet(base.unet).train(), {}
+    weights = {p.untyped_storage().data_ptr() for p in unet.parameters()}
+
+    def pack(x):
+        if x.untyped_storage().data_ptr() not in weights:
+            kept[x.untyped_storage().data_ptr()] = x
+        return x
+
+    side = base.image_size // base.factor
+    rows, text = torch.randn(4, unet.config.in_channels, side, side), torch.randn(4, 77, unet.config.cross_attention_dim)
+    text = text[:, : base.text_encoder.config.max_position_embeddings]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), base.arithmetic():
+        unet(rows, torch.zeros(4, dtype=torch.long), text)
+    real = sum(x.untyped_storage().nbytes() for x in kept.values())
+    assert plan.estimate(base, TrainParams(batch=4)).activations * 1e9 == pytest.approx(real, rel=0.05)
+
+
+def test_the_plan_proposes_what_fits_and_the_run_refuses_what_does_not(setup, teacher, monkeypatch):
+    params, paths = setup
+    section = TrainParams(batch=64)
+    needs = plan.estimate(teacher, section).total
+    proposal = plan.propose(teacher, section, limit_gb=0.6 * needs)
+    assert plan.estimate(teacher, proposal).total <= 0.6 * needs
+    assert proposal.accumulate > 1 or proposal.gradient_checkpointing
+    assert plan.propose(teacher, section, limit_gb=0.001) is None
+    monkeypatch.setattr(plan, "free_gb", lambda device: 0.9 * plan.estimate(teacher, params.train).total)
+    with pytest.raises(ParamsError, match=r"train: needs about .* GB are free; set train\."):
+        train.run(params, **paths)

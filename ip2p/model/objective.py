@@ -1,0 +1,64 @@
+"""What training minimises and by which schedules (METHOD §4): the loss, the rate, the EMA's decay, the optimizers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ip2p.diffusion import Diffusion
+from ip2p.errors import ParamsError
+from ip2p.model.data import TrainBatch
+from ip2p.muon import Muon
+from ip2p.params import TrainParams
+
+
+def loss_of(unet: Any, batch: TrainBatch, model: Diffusion, *, min_snr: float = 0.0) -> Tensor:
+    """Mean squared error of the UNet's eps (or v) on a batch; with `min_snr` γ, min(SNR, γ) weights x0 (Hang et al. 2023)."""
+    scheduler: Any = model.scheduler
+    device, prediction = model.device, scheduler.config.prediction_type
+    alpha = scheduler.alphas_cumprod[batch.timesteps_B].view(-1, 1, 1, 1).to(device)
+    clean, noise, source, text = (x.to(device) for x in (batch.clean_BCHW, batch.noise_BCHW, batch.source_BCHW, batch.text_BLD))
+    noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+    target = noise if prediction == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+    rows = torch.cat([noisy, source], dim=1).contiguous(memory_format=torch.channels_last)
+    errors_B = (unet(rows, batch.timesteps_B.to(device), text).sample.float() - target).square().mean(dim=(1, 2, 3))
+    if min_snr:
+        errors_B = errors_B * snr_weight(alpha.flatten(), prediction, min_snr)
+    loss: Tensor = errors_B.mean()
+    return loss
+
+
+def snr_weight(alpha_B: Tensor, prediction: str, gamma: float) -> Tensor:
+    """min(SNR, γ) over what an error of eps, or of v, weighs in x0: SNR, or SNR + 1."""
+    snr = alpha_B / (1 - alpha_B)
+    weight: Tensor = snr.clamp(max=gamma) / (snr if prediction == "epsilon" else snr + 1)
+    return weight
+
+
+def learning_rate(section: TrainParams, step: int) -> float:
+    """The rate at a step: linear warm-up, constant, linear fall over the last share `decay`."""
+    rise = min(1.0, (step + 1) / section.warmup) if section.warmup else 1.0
+    fall = min(1.0, (section.steps - step) / (section.steps * section.decay)) if section.decay else 1.0
+    return section.lr * rise * fall
+
+
+def ema_rate(section: TrainParams, step: int) -> float:
+    """EMA decay with warm-up (METHOD §4)."""
+    return min(section.ema, (1 + step) / (10 + step))
+
+
+def new_optimizer(unet: nn.Module, section: TrainParams) -> torch.optim.Optimizer:
+    """The optimizer that the parameters name, over the weights that are trained."""
+    if section.optimizer == "muon":
+        return Muon(unet, lr=section.lr, weight_decay=section.weight_decay)
+    weights = [p for p in unet.parameters() if p.requires_grad]
+    if section.optimizer == "adamw8bit":
+        try:
+            import bitsandbytes
+        except ImportError as error:
+            raise ParamsError("train.optimizer: adamw8bit needs bitsandbytes; `pip install 'ip2p[gpu]'`, or take adamw") from error
+        optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(weights, lr=section.lr, weight_decay=section.weight_decay)
+        return optimizer
+    return torch.optim.AdamW(weights, lr=section.lr, weight_decay=section.weight_decay)

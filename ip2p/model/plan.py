@@ -1,0 +1,183 @@
+"""How much memory training takes, known before it starts: weights and their kin by arithmetic, activations by a dry pass.
+
+The dry pass runs the UNet on fake tensors, which have shapes and no data, and counts what autograd would keep. The
+estimate leaves out the allocator's gaps and workspaces; `_SLACK` covers them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ip2p.diffusion import Diffusion
+from ip2p.errors import ParamsError
+from ip2p.model.lora import add_lora
+from ip2p.params import Params, TrainParams
+
+_SLACK = 1.15
+_FLOAT = 4
+_SMALLEST = 4
+"""Samples at once below which a part is too small to be proposed."""
+_RECOMPUTED = 1 / 8
+"""Share of all activations that is alive at once while checkpointed layers compute theirs again."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Estimated memory of one training process, GB."""
+
+    weights: float
+    frozen: float
+    """Autoencoder and text encoder."""
+    gradients: float
+    optimizer: float
+    ema: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """All of it, with slack."""
+        return _SLACK * (self.weights + self.frozen + self.gradients + self.optimizer + self.ema + self.activations)
+
+    def lines(self) -> list[str]:
+        """A table, a line each."""
+        rows = [(f.name, getattr(self, f.name)) for f in fields(self)] + [(f"in all, with {_SLACK - 1:.0%} for gaps", self.total)]
+        return [f"{value:8.2f} GB  {name}" for name, value in rows]
+
+
+def estimate(base: Diffusion, section: TrainParams, *, workers: int = 1) -> Memory:
+    """Memory of one process of `workers` that trains `base` as the parameters say, at the model's own picture size."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    part = section.batch // (workers * section.accumulate)
+    unet = _unet_without_data(base, section)
+    with FakeTensorMode():
+        _fill(unet)
+        activations = float(_activations(unet, base, part))
+        if section.gradient_checkpointing:
+            unet.disable_gradient_checkpointing()
+            activations += _activations(unet, base, part) * _RECOMPUTED
+    weights = sum(p.numel() for p in unet.parameters()) * _FLOAT
+    trained = sum(p.numel() for p in unet.parameters() if p.requires_grad) * _FLOAT
+    moments = {"adamw": 2.0, "adamw8bit": 0.5, "muon": 1.0}[section.optimizer]
+    cast = 0.5 if base.dtype != torch.float32 else 0.0
+    parts = [weights * (1 + cast), _bytes(base.vae) + _bytes(base.text_encoder), trained, moments * trained]
+    parts += [0.0 if section.ema_on_cpu and base.device.type == "cuda" else trained, activations]
+    return Memory(*(x / 1e9 for x in parts))
+
+
+def propose(base: Diffusion, section: TrainParams, *, limit_gb: float, workers: int = 1) -> TrainParams | None:
+    """The parameters with the least change of speed that fit into `limit_gb`; none if none do. What is learned stays, LoRA apart."""
+    for changed in _savings(section):
+        share = section.batch // workers
+        for accumulate in (n for n in range(section.accumulate, share + 1) if share % n == 0):
+            proposal = changed.model_copy(update={"accumulate": accumulate})
+            if share // accumulate < min(_SMALLEST, share):
+                break
+            if estimate(base, proposal, workers=workers).total <= limit_gb:
+                return proposal
+    return None
+
+
+def require_memory(params: Params, base: Diffusion, *, workers: int) -> None:
+    """Raise `ParamsError` with a remedy if training cannot fit into the memory that is free."""
+    section, free = params.train, free_gb(base.device) / (workers if base.device.type == "cpu" else 1)
+    need = estimate(base, section, workers=workers)
+    if need.total <= free:
+        return
+    proposal = propose(base, section, limit_gb=free, workers=workers)
+    advice = f"set {changes(section, proposal)}" if proposal else "take a smaller teacher or a larger machine"
+    raise ParamsError(
+        f"train: needs about {need.total:.1f} GB a process, {free:.1f} GB are free; {advice} (`ip2p train plan` shows the parts)"
+    )
+
+
+def advise(params: Params, *, gpu_gb: float | None = None) -> list[str]:
+    """What training would take, and the settings with which it fits into `gpu_gb` (or what is free here)."""
+    from ip2p.model.train import load_base
+
+    base, section = load_base(params), params.train
+    here = base.device.type == "cpu" and gpu_gb is None
+    workers = section.workers if here else 1
+    limit = gpu_gb or free_gb(base.device) / workers
+    need = estimate(base, section, workers=workers)
+    lines = [f"a process, {section.batch // workers // section.accumulate} samples at once, {base.dtype}:", *need.lines()]
+    if need.total <= limit:
+        return [*lines, f"fits into {limit:.1f} GB"]
+    proposal = propose(base, section, limit_gb=limit, workers=workers)
+    if proposal is None:
+        return [*lines, f"does not fit into {limit:.1f} GB, whatever is saved; take a smaller teacher or a larger machine"]
+    then = estimate(base, proposal, workers=workers).total
+    return [*lines, f"does not fit into {limit:.1f} GB; {then:.1f} GB with {changes(section, proposal)}"]
+
+
+def changes(before: TrainParams, after: TrainParams) -> str:
+    """What differs, as it is written in params.yaml."""
+    old, new = before.model_dump(), after.model_dump()
+    return ", ".join(f"train.{k}: {str(v).lower()}" for k, v in new.items() if v != old[k]) or "nothing"
+
+
+def free_gb(device: torch.device) -> float:
+    """Memory that is free on a GPU, or on the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 1e9
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+
+
+def _savings(section: TrainParams) -> Iterator[TrainParams]:
+    yield section
+    lean = section.model_copy(update={"gradient_checkpointing": True})
+    yield lean
+    lean = lean.model_copy(update={"ema_on_cpu": True} | ({"optimizer": "adamw8bit"} if section.optimizer == "adamw" else {}))
+    yield lean
+    yield lean.model_copy(update={"lora_rank": section.lora_rank or 64})
+
+
+def _bytes(module: Any) -> int:
+    return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def _activations(unet: Any, base: Diffusion, batch: int) -> int:
+    """Bytes that autograd keeps of a batch for one backward pass."""
+    side, context = base.image_size // base.factor, base.text_encoder.config.max_position_embeddings
+    rows = torch.empty(batch, unet.config.in_channels, side, side)
+    text = torch.empty(batch, context, unet.config.cross_attention_dim)
+    known = {x.untyped_storage()._cdata for x in unet.parameters()}
+    kept: list[Tensor] = []
+
+    def pack(x: Tensor) -> Tensor:
+        if x.untyped_storage()._cdata not in known:
+            known.add(x.untyped_storage()._cdata)
+            kept.append(x)
+        return x
+
+    low = torch.autocast("cpu", dtype=torch.bfloat16, enabled=base.dtype != torch.float32)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), low:
+        unet(rows, torch.zeros(batch, dtype=torch.long), text)
+    return sum(x.untyped_storage().nbytes() for x in kept)
+
+
+def _unet_without_data(base: Diffusion, section: TrainParams) -> Any:
+    """The UNet that would be trained, in shapes only; call outside of a `FakeTensorMode`, then `_filled` inside."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config({**base.unet.config, "in_channels": 2 * base.latent_channels}).train()
+        if section.lora_rank:
+            add_lora(unet, section.lora_rank)
+    if section.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    return unet
+
+
+def _fill(unet: Any) -> None:
+    """Put tensors that look like those of a CPU in place of shapes; call in a `FakeTensorMode`."""
+    for module in unet.modules():
+        for name, p in module._parameters.items():
+            if p is not None:
+                module._parameters[name] = torch.nn.Parameter(torch.empty(p.shape, device="cpu"), requires_grad=p.requires_grad)
