@@ -18,7 +18,7 @@ from ip2p.models import EMBEDDED
 from ip2p.torchvision_cpu import declare_operators
 
 
-def build(folder: Path, *, small: bool) -> Path:
+def build(folder: Path, *, small: bool, sample_size: int = 64) -> Path:
     """A diffusers folder of Stable Diffusion 1.5's configuration (runwayml/stable-diffusion-v1-5's), its weights random."""
     declare_operators()
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -28,7 +28,7 @@ def build(folder: Path, *, small: bool) -> Path:
     tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED / "teacher" / "tokenizer")
     width, channels = (32, (16, 16, 32, 32)) if small else (768, (320, 640, 1280, 1280))
     UNet2DConditionModel(
-        sample_size=8 if small else 64,
+        sample_size=8 if small else sample_size,
         block_out_channels=channels,
         cross_attention_dim=width,
         attention_head_dim=8,

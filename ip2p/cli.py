@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _train_options(stages["train"])
     _exchange_options(verbs)
     _edit_options(verbs.add_parser("edit", help="edit a picture by an instruction"))
+    _model_options(verbs.add_parser("model", help="an editor folder: find known faults (check), save it for other programs (export)"))
     world = verbs.add_parser("world", help="look at the illustrated world (show) and measure its models (report)")
     world.add_argument("what", choices=("show", "report"))
     world.add_argument("-o", "--output", type=Path, help="picture to write (show) or Markdown file to write (report)")
@@ -88,6 +89,7 @@ def _verb(name: str) -> Callable[[argparse.Namespace], int]:
         "import": _import,
         "lint": _lint,
         "edit": _edit,
+        "model": _model,
         "world": _world,
         "pretrain": _pretrain,
         "doctor": _doctor,
@@ -269,6 +271,37 @@ def _edit(options: argparse.Namespace) -> int:
     (on_white(edited) if options.output.suffix.lower() in (".jpg", ".jpeg") else edited).save(options.output)
     print(options.output)
     return 0
+
+
+def _model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("check", "export"), help="check: look for known faults; export: save it for other programs")
+    parser.add_argument("folder", nargs="?", default="models/editor", help="editor folder or Hub id (default: %(default)s)")
+    parser.add_argument("--dataset", type=Path, default=Path("data/dataset"), help="pairs to check it on (default: %(default)s)")
+    forms = "diffusers: folder with model card; single: one file with the original key names; hub: push the folder (HF_TOKEN)"
+    parser.add_argument("--to", choices=("diffusers", "single", "hub"), default="single", help=f"{forms} (default: %(default)s)")
+    parser.add_argument("-o", "--output", help="folder, file or Hub repository to write (export)")
+
+
+def _model(options: argparse.Namespace) -> int:
+    from ip2p.model.edit import load_editor
+    from ip2p.models import load_diffusion, resolve_device
+    from ip2p.params import load_params
+
+    params = load_params(options.params)
+    if options.what == "export":
+        from ip2p.release.export import export_editor
+
+        print(export_editor(Path(options.folder), options.to, options.output, evaluation=Path("reports/evaluation/report.json")))
+        return 0
+    from ip2p.model.check import check
+
+    device = resolve_device(params.models.device)
+    local = Path(options.folder).is_dir()
+    editor = load_editor(Path(options.folder) if local else options.folder, device=device)
+    teacher = load_diffusion(params.models.teacher, device=device)
+    findings = check(editor, teacher, options.dataset, Path(options.folder) if local else None)
+    print("\n".join(f.line() for f in findings))
+    return int(any(f.good is False for f in findings))
 
 
 def _require_writable(path: Path) -> None:

@@ -28,7 +28,7 @@ from ip2p.params import EvaluateParams, Params
 from ip2p.pictures import grid, to_pillow
 from ip2p.records import SHOWN, StageReport, Triplet
 from ip2p.sampler import Solver, draw_noise, make_schedule, sample
-from ip2p.store import code_mark, fingerprint, write_bytes, write_json
+from ip2p.store import code_mark, digest, fingerprint, write_bytes, write_json
 from ip2p.track import track
 from ip2p.world.truth import Reading, Truth, read_edit, truth_of
 
@@ -80,7 +80,7 @@ def run(params: Params, *, editor: Path, triplets: Path, out: Path, progress: Pr
     points, pictures = _measure(section, model, teacher, clip, held, progress)
     headline = next(p for p in points if p.system == "editor" and _is_headline(p, section))
     _write_pictures(points, headline, pictures, held, out)
-    report = _report(params, points, headline, held)
+    report = {"editor": digest(editor)} | _report(params, points, headline, held)
     write_json(out / "report.json", report)
     with track(params.track, "evaluate", {"held_out": report["held_out"]}) as tracked:
         tracked.metrics(_numbers(headline))

@@ -14,8 +14,15 @@ _TRANSFORMERS = {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}
 _ABSENT: list[None] = [None, None]
 
 
-def save_editor(unet: Any, teacher: Diffusion, out: Path, *, lora: Path | None = None) -> None:
-    """Write a folder that diffusers' `StableDiffusionInstructPix2PixPipeline` loads, with the LoRA weights of `lora` beside."""
+RECORD = "training.json"
+"""How the editor was trained; lies beside its model_index.json."""
+
+
+def save_editor(unet: Any, teacher: Diffusion, out: Path, *, lora: Path | None = None, record: dict[str, Any] | None = None) -> None:
+    """Write a folder that diffusers' `StableDiffusionInstructPix2PixPipeline` loads, the LoRA weights of `lora` beside.
+
+    With a record of its training comes a model card.
+    """
     staging = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
     unet.save_pretrained(staging / "unet", safe_serialization=True)
@@ -25,9 +32,52 @@ def save_editor(unet: Any, teacher: Diffusion, out: Path, *, lora: Path | None =
     index |= {part: ["diffusers", name] for part, name in _DIFFUSERS.items()}
     index |= {part: ["transformers", name] for part, name in _TRANSFORMERS.items()}
     index |= dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"), _ABSENT)
+    if record is not None:
+        write_json(staging / RECORD, record)
+        (staging / "README.md").write_text(model_card(record), encoding="utf-8")
     if lora is not None:
         shutil.copytree(lora, staging / "lora")
     write_json(staging / "model_index.json", index)
     shutil.rmtree(out, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     staging.replace(out)
+
+
+def model_card(record: dict[str, Any], evaluation: dict[str, Any] | None = None) -> str:
+    """The card of an editor: what it is, how it came to be, how to use it and, if it was evaluated, how good it is."""
+    section = record["train"]
+    how = f"LoRA of rank {section['lora_rank']}, merged" if section["lora_rank"] else "all weights of the UNet"
+    lines = [
+        "---",
+        "library_name: diffusers",
+        "pipeline_tag: image-to-image",
+        "tags: [instruct-pix2pix, image-editing, ip2p]",
+        "---",
+        "# An instruction-following image editor",
+        "Edits a picture by a plain instruction (InstructPix2Pix, Brooks et al. 2023). Loads with diffusers'",
+        "`StableDiffusionInstructPix2PixPipeline`, or `ip2p edit --model FOLDER PICTURE INSTRUCTION -o OUT`.",
+        "",
+        "## How it was trained",
+        f"- From `{record['start']}`, {how}.",
+        f"- {record['pairs']} image pairs made by Prompt-to-Prompt and kept by CLIP; dataset `{record['dataset'][:16]}`.",
+        f"- {section['steps']} steps of {section['batch']}, {section['optimizer']} at {section['lr']:g}, EMA {section['ema']}.",
+        f"- Conditioning dropped: text {section['drop_text']}, both {section['drop_both']}, picture {section['drop_image']}.",
+        f"- Loss at the end {record['loss']:.4f}. `{RECORD}` has every parameter.",
+        "",
+    ]
+    if evaluation is not None:
+        head = evaluation["headline"]
+        scales = ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in head["setting"].items())
+        lines += [
+            f"## How good it is\nOn {evaluation['count']} held-out edits ({scales}):",
+            f"- CLIP direction similarity {head['direction_similarity']:.3f}, image similarity {head['image_similarity']:.3f}",
+            f"- edit done {head['done']:.2f}, rest kept {head['stayed']:.2f}, both {head['success']:.2f} (read by a checker)",
+            "",
+        ]
+    lines += [
+        "## Limits",
+        "Counting, spatial relations and edits that move things are weak, as for every editor of this kind. It learned from",
+        "synthetic pairs and repeats the biases of the models that made them.",
+        "",
+    ]
+    return "\n".join(lines)

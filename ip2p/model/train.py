@@ -231,7 +231,14 @@ def _work(rank: int, workers: int, job: Job) -> None:
             merge_lora(trainer.unet, trainer.ema, job.work / "lora")
         else:
             trainer.unet.load_state_dict(trainer.ema)
-        save_editor(trainer.unet, trainer.base, job.out, lora=job.work / "lora" if params.train.lora_rank else None)
+        record = {
+            "start": params.train.start or params.models.teacher,
+            "dataset": job.data_digest,
+            "pairs": len(trainer.latents),
+            "loss": read_json(job.work / "progress.json")["loss"],
+            "train": params.train.model_dump(),
+        }
+        save_editor(trainer.unet, trainer.base, job.out, lora=job.work / "lora" if params.train.lora_rank else None, record=record)
 
 
 def _train(trainer: Trainer, tracked: Run | None) -> None:

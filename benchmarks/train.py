@@ -1,0 +1,184 @@
+"""Training samples a second: ours against a plain loop that does what diffusers' `train_instruct_pix2pix.py` does.
+
+The plain loop decodes, crops, flips, encodes both images and the text anew in every step. Same start, data, loss, optimizer and
+batch; the loss is the mean over the later half of the steps, with its standard error. `--model sd15` builds a folder of Stable
+Diffusion 1.5's true size with random weights (256 px, the paper's) and wants a GPU; `sd15-small` checks that command anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.sd15 import build, measured_peak
+from ip2p.dataset.world_writer import write_triplets
+from ip2p.model import train
+from ip2p.model.unet import new_editor_unet
+from ip2p.params import Params
+from ip2p.pictures import from_bytes, to_png
+from ip2p.store import digest, write_json, write_shard
+from ip2p.world.truth import truth_of
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("world", "sd15", "sd15-small"), default="world")
+    parser.add_argument("--pairs", type=int, default=128, help="image pairs (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=32, help="samples a step (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=24, help="steps of each loop (default: %(default)s)")
+    parser.add_argument("--compile", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as work:
+        root = Path(work)
+        teacher = "world" if options.model == "world" else str(build(root / "sd15", small=options.model == "sd15-small", sample_size=32))
+        params = parameters(root, teacher, options)
+        make_dataset(root / "dataset", options.pairs, size=train.load_base(params).image_size)
+        write_json(root / "validated.json", {"dataset": digest(root / "dataset")})
+        print("| | samples/s | × | loss | peak |\n|---|---|---|---|---|", flush=True)
+        first = None
+        for name, loop, dtype, changes in ways(params):
+            told = params.model_copy(
+                update={
+                    "models": params.models.model_copy(update={"dtype": dtype}),
+                    "train": params.train.model_copy(update=changes),
+                }
+            )
+            rate, losses = loop(told, root)
+            first = first or rate
+            late = losses[len(losses) // 2 :]
+            loss = f"{statistics.mean(late):.3f} ± {statistics.stdev(late) / len(late) ** 0.5:.3f}"
+            base = train.load_base(told)
+            share = rate * flops_a_sample(base) / measured_peak(base.device, base.dtype)
+            print(f"| {name} | {rate:.1f} | {rate / first:.1f} | {loss} | {share:.0%} |", flush=True)
+
+
+def ways(params: Params):
+    device = train.resolve_device(params.models.device)
+    plain, cached = ("the plain loop", run_plain), ("ours: cached latents and texts", run_ours)
+    yield (f"{plain[0]}, float32", plain[1], "float32", {})
+    yield (f"{plain[0]}, bfloat16", plain[1], "bfloat16", {})
+    yield (f"{cached[0]}, float32", cached[1], "float32", {})
+    yield (f"{cached[0]}, bfloat16", cached[1], "bfloat16", {})
+    if device.type == "cpu":
+        yield ("+ a process a core", run_ours, "bfloat16", {"workers": 2})
+
+
+def parameters(root: Path, teacher: str, options: argparse.Namespace) -> Params:
+    section = {"steps": options.steps, "batch": options.batch, "log_every": options.steps // 2, "checkpoint_every": options.steps}
+    return Params.model_validate(
+        {
+            "models": {"teacher": teacher},
+            "train": {**section, "grid_every": 10**6, "workers": 1, "compile": options.compile},
+            "evaluate": {"steps": 2},
+            "track": {"uri": f"sqlite:///{root}/mlflow.db"},
+        }
+    )
+
+
+def make_dataset(folder: Path, count: int, *, size: int) -> None:
+    """Sources and true edits of the world, as `filter` writes them."""
+    rows = []
+    for number, t in enumerate(write_triplets(count=count, stream="benchmark-train")):
+        truth = truth_of(t.caption.text, t.instruction, seed=number, size=size)
+        images = {n: {"bytes": to_png(x), "path": f"{n}.png"} for n, x in (("original", truth.source_CHW), ("edited", truth.target_CHW))}
+        row = {"pair_id": f"{t.id}-0", "triplet_id": t.id, "edit_prompt": t.instruction}
+        rows.append(row | {f"{n}_image": x for n, x in images.items()})
+    write_shard(folder / "train-00000.parquet", pa.Table.from_pylist(rows), "benchmark")
+
+
+def run_ours(params: Params, root: Path) -> tuple[float, list[float]]:
+    with tempfile.TemporaryDirectory(dir=root) as work:
+        places = {"dataset": root / "dataset", "marker": root / "validated.json", "out": Path(work) / "editor", "work": root / "work"}
+        train.run(params, **places)
+        progress = json.loads(next((root / "work").glob("*/progress.json")).read_text())
+        newest = max((root / "work").glob("*/step-*.safetensors"))
+        return progress["samples_per_second"], load_file(newest)["extra.losses"].tolist()
+
+
+def run_plain(params: Params, root: Path) -> tuple[float, list[float]]:
+    """One process, every step from the stored pictures; the rate is that of the later half, as ours is."""
+    from diffusers.training_utils import EMAModel
+
+    section, base = params.train, train.load_base(params)
+    device, vae = base.device, base.vae
+    unet = new_editor_unet(base.unet, base.latent_channels).to(device).train()
+    if section.compile:
+        unet.compile()
+    ema = EMAModel(unet.parameters(), decay=section.ema, use_ema_warmup=True)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=section.lr, weight_decay=section.weight_decay)
+    rows = train.read_shards(root / "dataset", "train-").to_pylist()
+    generator = torch.Generator().manual_seed(0)
+    alphas, losses, began = base.scheduler.alphas_cumprod.to(device), [], 0.0
+    for step in range(section.steps):
+        if step == section.steps // 2:
+            synchronize(device)
+            began = time.monotonic()
+        picked = [rows[i] for i in torch.randint(0, len(rows), (section.batch,), generator=generator).tolist()]
+        pairs = torch.stack([augmented(row, base.image_size, generator) for row in picked]).to(device)
+        before, after = (pairs * 2 - 1).chunk(2, dim=1)
+        with torch.no_grad(), base.arithmetic():
+            latents = vae.encode(after).latent_dist.sample() * vae.config.scaling_factor
+            source = vae.encode(before).latent_dist.mode()
+            texts = ["" if torch.rand((), generator=generator) < 0.1 else row["edit_prompt"] for row in picked]
+            length = base.text_encoder.config.max_position_embeddings
+            tokens = base.tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+            states = base.text_encoder(tokens.input_ids.to(device)).last_hidden_state
+        keep = (torch.rand(section.batch, 1, 1, 1, generator=generator) > 0.1).to(device)
+        timesteps = torch.randint(0, 1000, (section.batch,), generator=generator).to(device)
+        noise = torch.randn(latents.shape, generator=generator).to(device)
+        alpha = alphas[timesteps].view(-1, 1, 1, 1)
+        noisy = alpha.sqrt() * latents.float() + (1 - alpha).sqrt() * noise
+        target = (
+            noise if base.scheduler.config.prediction_type == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * latents.float()
+        )
+        with base.arithmetic():
+            prediction = unet(torch.cat([noisy, source.float() * keep], dim=1), timesteps, states).sample
+        loss = F.mse_loss(prediction.float(), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        ema.step(unet.parameters())
+        losses.append(loss.item())
+    synchronize(device)
+    return (section.steps - section.steps // 2) * section.batch / (time.monotonic() - began), losses
+
+
+def augmented(row: dict, size: int, generator: torch.Generator) -> torch.Tensor:
+    """Both images decoded, resized, cropped and flipped alike."""
+    pair = torch.cat([from_bytes(row[f"{n}_image"]["bytes"], where=row["pair_id"]) for n in ("original", "edited")])
+    zoom, x, y, flip = torch.rand(4, generator=generator).tolist()
+    large = round(size * (1 + 0.125 * zoom))
+    pair = F.interpolate(pair[None], size=(large, large), mode="bilinear", antialias=True)[0]
+    left, top = int(x * (large - size + 1)), int(y * (large - size + 1))
+    pair = pair[:, top : top + size, left : left + size]
+    return pair.flip(-1) if flip < 0.5 and not {"left", "right"} & set(row["edit_prompt"].split()) else pair
+
+
+def flops_a_sample(base) -> float:
+    """Of one forward and backward pass of the editor's UNet."""
+    unet = new_editor_unet(base.unet, base.latent_channels).to(base.device)
+    side, length = base.image_size // base.factor, base.text_encoder.config.max_position_embeddings
+    rows = torch.zeros(1, unet.config.in_channels, side, side, device=base.device)
+    text = torch.zeros(1, length, unet.config.cross_attention_dim, device=base.device)
+    with FlopCounterMode(display=False) as counter:
+        unet(rows, 500, text).sample.sum().backward()
+    return counter.get_total_flops()
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

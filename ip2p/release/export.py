@@ -1,0 +1,61 @@
+"""An editor for other programs: a diffusers folder with its card, one file for AUTOMATIC1111 and its like, or the Hub."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from ip2p.errors import ParamsError, UserError
+from ip2p.model.edit import load_editor
+from ip2p.model.folder import RECORD, model_card
+from ip2p.release.single_file import save_single_file
+from ip2p.store import digest, read_json, write_bytes
+
+
+def export_editor(folder: Path, to: str, output: str | None, *, evaluation: Path | None = None) -> str:
+    """Write the editor in the form `to`; returns where it is. Nothing that exists is overwritten.
+
+    Raises `ParamsError` if `output` is missing or taken, `ModelError` if the folder is no editor's.
+    """
+    if output is None:
+        raise ParamsError(f"--output: say where to write, such as {'name/repository' if to == 'hub' else 'editor.safetensors'}")
+    if to != "hub" and Path(output).exists():
+        raise ParamsError(f"--output: {output} exists; give another name")
+    editor = load_editor(folder, device=torch.device("cpu"))
+    if to == "single":
+        if Path(output).suffix != ".safetensors":
+            raise ParamsError(f"--output: {output} must end with .safetensors")
+        return str(save_single_file(editor, Path(output)))
+    if to == "diffusers":
+        shutil.copytree(folder, output)
+        _write_card(Path(output), folder, evaluation)
+        return output
+    return _push(folder, output, evaluation)
+
+
+def _write_card(target: Path, folder: Path, evaluation: Path | None) -> None:
+    """The card with figures, if the evaluation is this editor's."""
+    if not (folder / RECORD).exists():
+        return
+    report = read_json(evaluation) if evaluation is not None and evaluation.exists() else None
+    own = report if report is not None and report.get("editor") == digest(folder) else None
+    write_bytes(target / "README.md", model_card(read_json(folder / RECORD), own).encode())
+
+
+def _push(folder: Path, repository: str, evaluation: Path | None) -> str:
+    import tempfile
+
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    with tempfile.TemporaryDirectory() as work:
+        shutil.copytree(folder, Path(work) / "editor")
+        _write_card(Path(work) / "editor", folder, evaluation)
+        try:
+            api = HfApi()
+            api.create_repo(repository, exist_ok=True)
+            return str(api.upload_folder(repo_id=repository, folder_path=Path(work) / "editor", commit_message="Editor"))
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            raise UserError(f"{repository}: cannot be pushed: {str(error).splitlines()[0]}; set HF_TOKEN in the environment") from error
