@@ -53,7 +53,8 @@ def _run(name: str, params: Params, progress: Progress, engine: Engine | None) -
     if name == "evaluate":
         from ip2p.model import evaluate
 
-        return evaluate.run(params, editor=EDITOR, triplets=TRIPLETS, out=EVALUATION, progress=progress)
+        paths = {"editor": EDITOR, "triplets": TRIPLETS, "dataset": DATASET, "out": EVALUATION, "work": WORK / "evaluate"}
+        return evaluate.run(params, **paths, progress=progress)
     if name == "register":
         from ip2p.release import registry
 

@@ -1,266 +1,259 @@
-"""Editor → EvalReport (paper §4.1, Fig. 8): held-out edits at both guidance scales, against two baselines.
+"""Editor → evaluation report (paper §4.1, Fig. 8): held-out edits over both guidance scales, against baselines.
 
-Image similarity against direction similarity by CLIP and, in the world, the truth: was the edit done, did the rest stay,
-how far from the true picture. Sources are renders of held-out captions, pictures as a user would bring them.
+Every point is kept as it is measured, so an evaluation that was killed goes on. Baselines: the source as it is, SDEdit with the
+teacher, an earlier editor (`evaluate.previous`); differences from them are paired, edit by edit.
 """
 
 from __future__ import annotations
 
-import random
+import io
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from ip2p.clip import image_features, similarities, text_features
-from ip2p.dataset.read import read_triplets
-from ip2p.dataset.world_writer import write_triplets
-from ip2p.diffusion import Diffusion, decode_latents, encode_images, encode_text, run_guided
+from ip2p.dataset.judge import Judge, Question, summary
+from ip2p.diffusion import Diffusion
 from ip2p.model.edit import edit_batch, load_editor
 from ip2p.model.guidance import EditRequest, edit_options
+from ip2p.model.heldout import HeldOut, held_out, of_benchmark
+from ip2p.model.measure import Edit, Meter, Point, judged_by, load_dino, measure, paired
 from ip2p.model.plots import plot_curves, plot_types
-from ip2p.models import Clip, load_clip, load_diffusion, resolve_device, resolve_dtype
+from ip2p.model.sdedit import sdedit
+from ip2p.models import load_clip, load_diffusion, model_digest, resolve_device, resolve_dtype
 from ip2p.params import EvaluateParams, Params
-from ip2p.pictures import grid, to_pillow
-from ip2p.records import SHOWN, StageReport, Triplet
-from ip2p.sampler import Solver, draw_noise, make_schedule, sample
-from ip2p.store import code_mark, digest, fingerprint, write_bytes, write_json
+from ip2p.pictures import grid, to_pillow, to_png
+from ip2p.records import SHOWN, StageReport
+from ip2p.store import code_mark, digest, fingerprint, read_json, write_bytes, write_json
 from ip2p.track import track
-from ip2p.world.truth import Reading, Truth, read_edit, truth_of
 
 Progress = Callable[[int, int], None]
+_EXAMPLES = 12
+_EXTREMES = 4
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Held-out triplets with their truths and text features."""
+class Bench:
+    """What every point is measured with, and where points are kept."""
 
-    triplets: list[Triplet]
-    truths: list[Truth]
-    text_0_BD: Tensor
-    text_1_BD: Tensor
-    image_0_BD: Tensor
+    params: Params
+    meter: Meter
+    teacher: Diffusion
+    work: Path
 
-    def sources(self) -> Tensor:
-        """Source pictures, `images_BCHW`."""
-        return torch.stack([t.source_CHW for t in self.truths])
-
-
-@dataclass(frozen=True)
-class Point:
-    """One system at one setting: means over the held-out edits, with 95% bootstrap intervals of what is judged."""
-
-    system: str
-    setting: dict[str, float]
-    image_similarity: float
-    direction_similarity: float
-    done: float
-    stayed: float
-    success: float
-    distance: float
-    intervals: dict[str, tuple[float, float]]
-    by_type: dict[str, dict[str, float]]
+    def point(self, system: str, setting: dict[str, float], held: HeldOut, edit: Edit, *identity: str) -> Point:
+        """Measure, or take what was measured before of the same system and edits."""
+        section = self.params.evaluate
+        how = section.model_dump(include={"steps", "solver", "guidance_interval", "guidance_every", "protocol", "dino"})
+        arithmetic = str(self.teacher.dtype)
+        mark = fingerprint("point", system, setting, held.mark, how, arithmetic, self.params.models.clip, identity, _code())
+        path = self.work / f"{mark}.json"
+        if not path.exists():
+            write_json(path, measure(system, setting, held, self.meter, edit, batch=section.batch).rows)
+        return Point(system, setting, read_json(path))
 
 
-def run(params: Params, *, editor: Path, triplets: Path, out: Path, progress: Progress = lambda done, of: None) -> StageReport:
+def _code() -> str:
+    return code_mark("model/measure.py", "model/edit.py", "model/guidance.py", "model/sdedit.py", "sampler.py")
+
+
+def run(
+    params: Params, *, editor: Path, triplets: Path, dataset: Path, out: Path, work: Path, progress: Progress = lambda done, of: None
+) -> StageReport:
     """Evaluate the editor folder; writes `report.json`, curves and grids to `out`."""
     began = time.monotonic()
     section = params.evaluate
-    device = resolve_device(params.models.device)
-    if params.models.threads:
-        torch.set_num_threads(params.models.threads)
-    dtype = resolve_dtype(params.models.dtype, device)
-    clip, model = load_clip(params.models.clip, device=device), load_editor(editor, device=device, dtype=dtype)
-    teacher = load_diffusion(params.models.teacher, device=device, dtype=dtype)
-    held = held_out(params, triplets, clip, size=model.image_size)
-    points, pictures = _measure(section, model, teacher, clip, held, progress)
-    headline = next(p for p in points if p.system == "editor" and _is_headline(p, section))
-    _write_pictures(points, headline, pictures, held, out)
-    report = {"editor": digest(editor)} | _report(params, points, headline, held)
+    model, bench = load_editor(editor, device=resolve_device(params.models.device), dtype=_dtype(params)), open_bench(params, work)
+    held = held_out(params, triplets=triplets, dataset=dataset, size=model.image_size)
+    identity = digest(editor)
+    points = _points(bench, model, identity, held, progress)
+    headline = next(p for p in points if p.system == "editor" and p.setting == _scales(section))
+    baselines = _baselines(bench, points, held)
+    report: dict[str, Any] = {
+        "editor": identity,
+        "held_out": held.mark,
+        "count": len(held.edits),
+        "judged_by": judged_by(headline.rows),
+        "protocol": section.protocol,
+        "headline": headline.summary([e.edit_type for e in held.edits]),
+        "baselines": {n: p.means() | p.setting for n, p in baselines.items()},
+        "paired": {n: paired(headline.rows, p.rows) for n, p in baselines.items()},
+        "truth": next((p.means() for p in points if p.system == "truth"), None),
+        "points": [p.summary() for p in points],
+        "rows": headline.rows,
+        "benchmarks": {n: _benchmark(bench, model, identity, n, path) for n, path in section.benchmarks.items()},
+    }
+    if section.judge is not None:
+        report["judge"] = _judge(bench, section, model, held, out)
     write_json(out / "report.json", report)
-    with track(params.track, "evaluate", {"held_out": report["held_out"]}) as tracked:
-        tracked.metrics(_numbers(headline))
-        for name in ("curve.png", "types.png", "grid.png"):
+    write_bytes(out / "curve.png", plot_curves(report["points"]))
+    write_bytes(out / "types.png", plot_types(report["headline"]["by_type"]))
+    _write_examples(bench, model, headline, baselines, held, out)
+    with track(params.track, "evaluate", {"held_out": held.mark}) as tracked:
+        tracked.metrics(headline.means())
+        for name in ("curve.png", "types.png", "grid.png", "extremes.png"):
             tracked.file(out / name)
-    return StageReport(
-        stage="evaluate", seen=len(held.triplets), kept=len(held.triplets), seconds=time.monotonic() - began, extra=dict(_numbers(headline))
-    )
+    count = len(held.edits)
+    return StageReport(stage="evaluate", seen=count, kept=count, seconds=time.monotonic() - began, extra=dict(headline.means()))
 
 
-def held_out(params: Params, triplets: Path, clip: Clip, *, size: int) -> HeldOut:
-    """Triplets whose captions were not trained on, with what can be computed once."""
-    used = frozenset(t.caption.text for t in read_triplets(triplets))
-    fresh = list(write_triplets(count=params.evaluate.count, stream=f"{params.seed}/evaluate", avoid=used))
-    truths = [truth_of(t.caption.text, t.instruction, seed=_seed(t), size=size) for t in fresh]
-    return HeldOut(
-        fresh,
-        truths,
-        text_features(clip, [t.caption.text for t in fresh]),
-        text_features(clip, [t.edited_caption for t in fresh]),
-        image_features(clip, torch.stack([t.source_CHW for t in truths])),
-    )
+def open_bench(params: Params, work: Path) -> Bench:
+    """Load what measures."""
+    models, section = params.models, params.evaluate
+    device = resolve_device(models.device)
+    if models.threads:
+        torch.set_num_threads(models.threads)
+    dino = load_dino(section.dino, device=device) if section.dino else None
+    meter = Meter(load_clip(models.clip, device=device), legacy=section.protocol == "legacy", dino=dino)
+    return Bench(params, meter, load_diffusion(models.teacher, device=device, dtype=_dtype(params)), work)
 
 
-def measure(system: str, setting: dict[str, float], edited_BCHW: Tensor, held: HeldOut, clip: Clip) -> Point:
-    """Score one system's edits of all held-out sources."""
-    image_1 = image_features(clip, edited_BCHW)
-    scores = similarities(held.image_0_BD, image_1, held.text_0_BD, held.text_1_BD)
-    readings = [read_edit(x, t) for x, t in zip(edited_BCHW, held.truths, strict=True)]
-    rows = {
-        "done": [float(r.done) for r in readings],
-        "stayed": [float(r.stayed) for r in readings],
-        "success": [float(r.done and r.stayed) for r in readings],
-        "distance": [r.distance for r in readings],
-        "image_similarity": scores.image.tolist(),
-        "direction_similarity": scores.direction.tolist(),
-    }
-    means = {k: sum(v) / len(v) for k, v in rows.items()}
-    return Point(system, setting, **means, intervals={k: bootstrap(v) for k, v in rows.items()}, by_type=_by_type(held, readings))
+def editor_curve(bench: Bench, model: Diffusion, identity: str, held: HeldOut, *, system: str = "editor") -> list[Point]:
+    """The editor over the sweep of both scales (paper Fig. 8)."""
+    return [
+        bench.point(system, setting, held, partial(_edited, bench, model, held, setting), identity)
+        for setting in _sweep(bench.params.evaluate)
+    ]
 
 
-def bootstrap(values: list[float], *, rounds: int = 1000) -> tuple[float, float]:
-    """95% percentile interval of the mean."""
-    generator = torch.Generator().manual_seed(0)
-    picks = torch.randint(0, len(values), (rounds, len(values)), generator=generator)
-    means = torch.tensor(values, dtype=torch.float64)[picks].mean(1)
-    return float(means.quantile(0.025)), float(means.quantile(0.975))
-
-
-@torch.inference_mode()
-def sdedit(
-    teacher: Diffusion,
-    sources_BCHW: Tensor,
-    captions: list[str],
-    seeds: list[int],
-    *,
-    strength: float,
-    steps: int,
-    guidance: float,
-    solver: Solver = "euler_ancestral",
-) -> Tensor:
-    """SDEdit with the teacher: noise the source to `strength` of the schedule, denoise with the edited caption."""
-    scheduler: Any = teacher.scheduler
-    prediction = scheduler.config.prediction_type
-    steps = max(2, round(steps * strength))
-    schedule = make_schedule(scheduler.alphas_cumprod, steps=steps, prediction=prediction, solver=solver, start=strength)
-    latents = encode_images(teacher, sources_BCHW)[0] * teacher.vae.config.scaling_factor
-    context = torch.cat([encode_text(teacher, [""]).expand(len(captions), -1, -1), encode_text(teacher, captions)])
-
-    def predict(x: Tensor, timestep: Tensor, i: int) -> Tensor:
-        return run_guided(teacher, x, timestep, context, guidance)
-
-    noise = draw_noise(seeds, tuple(latents.shape[1:]), len(schedule.timesteps)).to(teacher.device)
-    return decode_latents(teacher, sample(predict, schedule, noise, start_BCHW=latents))
-
-
-def _measure(
-    section: EvaluateParams, model: Diffusion, teacher: Diffusion, clip: Clip, held: HeldOut, progress: Progress
-) -> tuple[list[Point], dict[str, Tensor]]:
-    """All points of the report, and the pictures of those that the grid shows."""
-    sweep = [(section.text_guidance, s) for s in section.image_guidance_sweep]
-    sweep += [(s, section.image_guidance) for s in section.text_guidance_sweep]
-    if (section.text_guidance, section.image_guidance) not in sweep:
-        sweep.insert(0, (section.text_guidance, section.image_guidance))
-    total = len(sweep) + len(section.sdedit_strengths)
-    pictures = {"source": held.sources(), "truth": torch.stack([t.target_CHW for t in held.truths])}
-    points = [measure("source", {}, pictures["source"], held, clip), measure("truth", {}, pictures["truth"], held, clip)]
-    for s_text, s_image in sweep:
-        edited = _edit_all(section, model, held, s_text, s_image)
-        points.append(measure("editor", {"text_guidance": s_text, "image_guidance": s_image}, edited, held, clip))
-        if _is_headline(points[-1], section):
-            pictures["editor"] = edited
-        progress(len(points) - 2, total)
+def _points(bench: Bench, model: Diffusion, identity: str, held: HeldOut, progress: Progress) -> list[Point]:
+    section = bench.params.evaluate
+    total = len(_sweep(section)) + len(section.sdedit_strengths) + bool(section.previous)
+    points = [bench.point("source", {}, held, held.sources)]
+    if held.known:
+        points.append(bench.point("truth", {}, held, partial(_targets, held)))
+    for setting in _sweep(section):
+        points.append(bench.point("editor", setting, held, partial(_edited, bench, model, held, setting), identity))
+        progress(len(points) - 1 - held.known, total)
+    teacher = model_digest(bench.params.models.teacher, "teacher")
     for strength in section.sdedit_strengths:
-        edited = _sdedit_all(section, teacher, held, strength)
-        points.append(measure("sdedit", {"strength": strength}, edited, held, clip))
-        if points[-1] is best_sdedit(points):
-            pictures["sdedit"] = edited
-        progress(len(points) - 2, total)
-    return points, pictures
+        setting = {"strength": strength, "guidance": section.sdedit_guidance}
+        points.append(bench.point("sdedit", setting, held, partial(_by_sdedit, bench, held, strength), teacher))
+        progress(len(points) - 1 - held.known, total)
+    if section.previous:
+        setting = _scales(section)
+        before = load_editor(Path(section.previous), device=model.device, dtype=model.dtype)
+        edit = partial(_edited, bench, before, held, setting)
+        points.append(bench.point("previous", setting, held, edit, digest(Path(section.previous))))
+        progress(total, total)
+    return points
 
 
-def best_sdedit(points: list[Point]) -> Point | None:
-    """The SDEdit baseline at its most successful strength."""
-    return max((p for p in points if p.system == "sdedit"), key=lambda p: p.success, default=None)
+def _baselines(bench: Bench, points: list[Point], held: HeldOut) -> dict[str, Point]:
+    """The source, SDEdit at its best strength, the previous editor."""
+    name = judged_by(points[0].rows)
+    found = {"source": points[0]}
+    if attempts := [p for p in points if p.system == "sdedit"]:
+        found["sdedit"] = max(attempts, key=lambda p: p.mean(name))
+    return found | {p.system: p for p in points if p.system == "previous"}
 
 
-def _edit_all(section: EvaluateParams, model: Diffusion, held: HeldOut, s_text: float, s_image: float) -> Tensor:
-    def edit(some: slice) -> Tensor:
-        requests = [EditRequest(t.instruction, s_text, s_image, _seed(t)) for t in held.triplets[some]]
-        return edit_batch(model, held.sources()[some], requests, edit_options(section))
-
-    return _in_batches(section, held, edit)
-
-
-def _sdedit_all(section: EvaluateParams, teacher: Diffusion, held: HeldOut, strength: float) -> Tensor:
-    options = {"strength": strength, "steps": section.steps, "guidance": section.sdedit_guidance, "solver": section.solver}
-
-    def edit(some: slice) -> Tensor:
-        captions, seeds = [t.edited_caption for t in held.triplets[some]], [_seed(t) for t in held.triplets[some]]
-        return sdedit(teacher, held.sources()[some], captions, seeds, **options)  # type: ignore[arg-type]
-
-    return _in_batches(section, held, edit)
+def _benchmark(bench: Bench, model: Diffusion, identity: str, layout: str, path: str) -> dict[str, Any]:
+    section = bench.params.evaluate
+    held = of_benchmark(layout, Path(path), count=section.count, size=model.image_size)
+    setting = _scales(section)
+    editor = bench.point("editor", setting, held, partial(_edited, bench, model, held, setting), identity)
+    source = bench.point("source", {}, held, held.sources)
+    types = [e.edit_type for e in held.edits]
+    return {"count": len(types), "editor": editor.summary(types), "source": source.means(), "paired": paired(editor.rows, source.rows)}
 
 
-def _in_batches(section: EvaluateParams, held: HeldOut, edit: Callable[[slice], Tensor]) -> Tensor:
-    return torch.cat([edit(slice(i, i + section.batch)).cpu() for i in range(0, len(held.triplets), section.batch)])
+def _judge(bench: Bench, section: EvaluateParams, model: Diffusion, held: HeldOut, out: Path) -> dict[str, Any]:
+    """Let a vision language model judge the headline's edits; raw replies are kept."""
+    assert section.judge is not None
+    questions = []
+    for first in range(0, len(held.edits), section.batch):
+        some = slice(first, first + section.batch)
+        edited = _edited(bench, model, held, _scales(section), some).cpu()
+        questions += [Question(e.id, e.instruction, e.source, to_png(x)) for e, x in zip(held.edits[some], edited, strict=True)]
+    with Judge(section.judge, bench.work / "judge.jsonl") as judge:
+        judge.ask(questions)
+    write_json(out / "judgements.json", [asdict(j) for j in judge.judgements])
+    return summary(judge.judgements)
 
 
-def _seed(triplet: Triplet) -> int:
-    return random.Random(f"evaluate/{triplet.id}").getrandbits(31)
+def _sweep(section: EvaluateParams) -> list[dict[str, float]]:
+    """The settings of the editor's curve, the headline's first if it is on neither line."""
+    pairs = [(section.text_guidance, s) for s in section.image_guidance_sweep]
+    pairs += [(s, section.image_guidance) for s in section.text_guidance_sweep]
+    settings = [{"text_guidance": t, "image_guidance": i} for t, i in pairs]
+    return settings if _scales(section) in settings else [_scales(section), *settings]
 
 
-def _is_headline(point: Point, section: EvaluateParams) -> bool:
-    return point.setting == {"text_guidance": section.text_guidance, "image_guidance": section.image_guidance}
+def _scales(section: EvaluateParams) -> dict[str, float]:
+    return {"text_guidance": section.text_guidance, "image_guidance": section.image_guidance}
 
 
-def _by_type(held: HeldOut, readings: list[Reading]) -> dict[str, dict[str, float]]:
-    table: dict[str, dict[str, float]] = {}
-    for type in sorted({t.edit_type for t in held.triplets}):
-        own = [r for r, t in zip(readings, held.triplets, strict=True) if t.edit_type == type]
-        flags = {"done": [float(r.done) for r in own], "stayed": [float(r.stayed) for r in own]}
-        table[type] = {"count": len(own)} | {k: sum(v) / len(v) for k, v in flags.items()}
-        low, high = bootstrap(flags["done"])
-        table[type] |= {"done_low": low, "done_high": high}
-    return table
+def _dtype(params: Params) -> torch.dtype:
+    return resolve_dtype(params.models.dtype, resolve_device(params.models.device))
 
 
-def _numbers(point: Point) -> dict[str, float]:
-    names = ("done", "stayed", "success", "distance", "image_similarity", "direction_similarity")
-    return {n: getattr(point, n) for n in names}
+def _edited(bench: Bench, model: Diffusion, held: HeldOut, setting: dict[str, float], some: slice) -> Tensor:
+    requests = [EditRequest(e.instruction, setting["text_guidance"], setting["image_guidance"], e.seed) for e in held.edits[some]]
+    return edit_batch(model, held.sources(some), requests, edit_options(bench.params.evaluate))
 
 
-def _report(params: Params, points: list[Point], headline: Point, held: HeldOut) -> dict[str, Any]:
-    ids = [t.id for t in held.triplets]
-    best = best_sdedit(points)
-    return {
-        "held_out": fingerprint("held-out", ids, code_mark("world/truth.py")),
-        "count": len(ids),
-        "headline": asdict(headline),
-        "baselines": {"source": _numbers(points[0])} | ({"sdedit": _numbers(best) | best.setting} if best else {}),
-        "truth": _numbers(points[1]),
-        "points": [asdict(p) for p in points],
-    }
+def _by_sdedit(bench: Bench, held: HeldOut, strength: float, some: slice) -> Tensor:
+    section, edits = bench.params.evaluate, held.edits[some]
+    captions, seeds = [e.edited_caption or e.instruction for e in edits], [e.seed for e in edits]
+    how = {"steps": section.steps, "guidance": section.sdedit_guidance}
+    return sdedit(bench.teacher, held.sources(some), captions, seeds, strength=strength, solver=section.solver, **how)  # type: ignore[arg-type]
 
 
-def _write_pictures(points: list[Point], headline: Point, pictures: dict[str, Tensor], held: HeldOut, out: Path) -> None:
-    write_bytes(out / "curve.png", plot_curves([asdict(p) for p in points]))
-    write_bytes(out / "types.png", plot_types(headline.by_type))
-    shown = range(min(12, len(held.triplets)))
-    systems = [n for n in SHOWN if n in pictures]
-    rows = [[to_pillow(pictures[n][i]) for n in systems] for i in shown]
-    buffer = out / "grid.png"
-    buffer.parent.mkdir(parents=True, exist_ok=True)
-    sheet = grid([a + b for a, b in zip(rows[::2], rows[1::2], strict=False)])
-    sheet.save(buffer)
-    names = [{"instruction": held.triplets[i].instruction, "edit_type": held.triplets[i].edit_type} for i in shown]
-    for i in shown:
-        for name in systems:
-            path = out / "examples" / f"{i:02d}-{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            to_pillow(pictures[name][i]).save(path)
-    write_json(out / "examples.json", names)
+def _targets(held: HeldOut, some: slice) -> Tensor:
+    return torch.stack([t for i in range(*some.indices(len(held.edits))) if (t := held.target(i)) is not None])
+
+
+def _write_examples(bench: Bench, model: Diffusion, headline: Point, baselines: dict[str, Point], held: HeldOut, out: Path) -> None:
+    """Pictures for people: the first edits by every system, and the editor's best, median and worst."""
+    setting = headline.setting
+    shown = range(min(_EXAMPLES, len(held.edits)))
+    systems: dict[str, Edit] = {"source": held.sources, "editor": partial(_edited, bench, model, held, setting)}
+    if "sdedit" in baselines:
+        systems["sdedit"] = partial(_by_sdedit, bench, held, baselines["sdedit"].setting["strength"])
+    if all(held.target(i) is not None for i in shown):
+        systems["truth"] = partial(_targets, held)
+    pictures = {n: [to_pillow(x) for x in systems[n](slice(0, len(shown))).cpu()] for n in SHOWN if n in systems}
+    for name, images in pictures.items():
+        for i, image in enumerate(images):
+            write_bytes(out / "examples" / f"{i:02d}-{name}.png", _png(image))
+    rows = [[images[i] for images in pictures.values()] for i in shown]
+    write_bytes(out / "grid.png", _png(grid([a + b for a, b in zip(rows[::2], rows[1::2], strict=False)] or rows)))
+    edits = [{"instruction": e.instruction, "edit_type": e.edit_type} for e in held.edits[: len(shown)]]
+    write_json(out / "examples.json", edits)
+    extremes = {}
+    for name, indices in ranked(headline).items():
+        trio = []
+        for i in indices:
+            one = slice(i, i + 1)
+            trio.append([to_pillow(x[0].cpu()) for x in (held.sources(one), _edited(bench, model, held, setting, one))])
+        extremes[name] = [held.edits[i].instruction for i in indices]
+        for place, (before, after) in enumerate(trio):
+            write_bytes(out / "extremes" / f"{name}-{place}-source.png", _png(before))
+            write_bytes(out / "extremes" / f"{name}-{place}-editor.png", _png(after))
+    pairs = {n: [out / "extremes" / f"{n}-{i}-{s}.png" for i in range(len(v)) for s in ("source", "editor")] for n, v in extremes.items()}
+    write_bytes(out / "extremes.png", _png(grid([[Image.open(p) for p in paths] for paths in pairs.values()])))
+    write_json(out / "extremes.json", extremes)
+
+
+def ranked(point: Point, count: int = _EXTREMES) -> dict[str, list[int]]:
+    """The best, median and worst edits: by success, then by distance from the target or by direction similarity."""
+    number = len(next(iter(point.rows.values())))
+    second = [-x for x in point.rows["l1"]] if "l1" in point.rows else point.rows.get("direction_similarity", [0.0] * number)
+    first = [a + b for a, b in zip(point.rows["done"], point.rows["stayed"], strict=True)] if "done" in point.rows else [0.0] * number
+    order = sorted(range(number), key=lambda i: (first[i], second[i]), reverse=True)
+    count = min(count, number)
+    middle = (number - count) // 2
+    return {"best": order[:count], "median": order[middle : middle + count], "worst": order[-count:]}
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

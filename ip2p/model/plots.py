@@ -5,17 +5,24 @@ from __future__ import annotations
 import io
 from typing import Any
 
-_COLOURS = {"editor": "#d9480f", "sdedit": "#1971c2", "source": "#868e96", "truth": "#2b8a3e"}
+_COLOURS = {"editor": "#d9480f", "previous": "#f59f00", "sdedit": "#1971c2", "source": "#868e96", "truth": "#2b8a3e"}
+_SPARE = ("#d9480f", "#1971c2", "#868e96", "#2b8a3e", "#9c36b5", "#0b7285")
 
 
 def plot_curves(points: list[dict[str, Any]]) -> bytes:
-    """CLIP image similarity against direction similarity, one line a system; PNG bytes."""
+    """CLIP image similarity against direction similarity with 95% intervals, one line a system; PNG bytes."""
     figure, axes = _axes(6.4, 4.4)
-    for system, colour in _COLOURS.items():
-        own = [p for p in points if p["system"] == system]
+    points = [p for p in points if "direction_similarity" in p]
+    systems = list(dict.fromkeys(p["system"] for p in points))
+    colours = _COLOURS if set(systems) <= set(_COLOURS) else dict(zip(systems, _SPARE, strict=False))
+    for system in systems:
+        own, colour = [p for p in points if p["system"] == system], colours[system]
         for line, label in zip(_lines(own), (system, None), strict=False):
             xs, ys = [p["direction_similarity"] for p in line], [p["image_similarity"] for p in line]
             axes.plot(xs, ys, "o-" if label else "o--", color=colour, label=label, linewidth=1.6, markersize=5)
+            spans = [[_span(p, n) for p in line] for n in ("direction_similarity", "image_similarity")]
+            bars = [[[low for low, _ in s], [high for _, high in s]] for s in spans]
+            axes.errorbar(xs, ys, xerr=bars[0], yerr=bars[1], fmt="none", ecolor=colour, alpha=0.35, linewidth=1)
             for p, x, y in zip(line, xs, ys, strict=True):
                 if len(own) > 1:
                     axes.annotate(_label(p["setting"]), (x, y), textcoords="offset points", xytext=(5, 4), fontsize=7, color=colour)
@@ -26,21 +33,26 @@ def plot_curves(points: list[dict[str, Any]]) -> bytes:
 
 
 def plot_types(by_type: dict[str, dict[str, float]]) -> bytes:
-    """Share of edits done and of pictures that stayed, by edit type, with 95% intervals; PNG bytes."""
+    """How far edits were done and pictures kept, by edit type, with 95% intervals; PNG bytes."""
     figure, axes = _axes(7.2, 3.6)
     names = list(by_type)
-    done, stayed = [by_type[n]["done"] for n in names], [by_type[n]["stayed"] for n in names]
-    errors = [
-        [by_type[n]["done"] - by_type[n]["done_low"] for n in names],
-        [by_type[n]["done_high"] - by_type[n]["done"] for n in names],
-    ]
+    done, stayed = ("done", "stayed") if all("done" in v for v in by_type.values()) else ("direction_similarity", "image_similarity")
     places = range(len(names))
-    axes.bar([p - 0.2 for p in places], done, 0.4, yerr=errors, color="#d9480f", label="edit done", error_kw={"linewidth": 1})
-    axes.bar([p + 0.2 for p in places], stayed, 0.4, color="#ced4da", label="rest stayed")
+    for column, offset, colour in ((done, -0.2, "#d9480f"), (stayed, 0.2, "#ced4da")):
+        values = [by_type[n].get(column, 0.0) for n in names]
+        below = [max(0.0, v - by_type[n].get(f"{column}_low", v)) for n, v in zip(names, values, strict=True)]
+        above = [max(0.0, by_type[n].get(f"{column}_high", v) - v) for n, v in zip(names, values, strict=True)]
+        spots, label = [p + offset for p in places], column.replace("_", " ")
+        axes.bar(spots, values, 0.4, yerr=[below, above], color=colour, label=label, error_kw={"linewidth": 1})
     axes.set_xticks(list(places), names, rotation=30, ha="right")
     axes.set_ylim(0, 1.05)
     axes.legend(frameon=False, ncol=2, loc="lower right", bbox_to_anchor=(1, 1))
     return _png(figure)
+
+
+def _span(point: dict[str, Any], name: str) -> tuple[float, float]:
+    low, high = point["intervals"][name]
+    return max(0.0, point[name] - low), max(0.0, high - point[name])
 
 
 def _axes(width: float, height: float) -> tuple[Any, Any]:

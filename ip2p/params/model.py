@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ip2p.params.base import Count, Positive, Section, Share
+from ip2p.params.dataset import JudgeParams
 
 
 class TrainParams(Section):
@@ -72,7 +73,19 @@ class EvaluateParams(Section):
     """Held-out editing (paper Fig. 8) and, in the world, the truth."""
 
     count: Count = 88
-    """Held-out triplets."""
+    """Held-out edits."""
+    held_out: Literal["world", "dataset"] = "world"
+    """Fresh scenes of the world, whose truth is known, or the dataset's test split."""
+    benchmarks: dict[Literal["magicbrush", "emu_edit", "pie_bench", "hf"], str] = {}
+    """Folders of other people's benchmarks, by their layout; the editor is measured on each."""
+    previous: str | None = None
+    """Folder of an earlier editor to compare with, edit by edit."""
+    dino: str | None = None
+    """A self-supervised vision model (transformers folder or Hub id, such as `facebook/dino-vits16`); none: not measured."""
+    protocol: Literal["correct", "legacy"] = "correct"
+    """`legacy` feeds CLIP images in [-1, 1], as the reference does by mistake: only to compare with its figures."""
+    judge: JudgeParams | None = None
+    """A vision language model that judges the headline's edits; none: not asked."""
     steps: Annotated[int, Field(ge=2, le=1000)] = 20
     solver: Literal["euler_ancestral", "dpmpp_2m"] = "euler_ancestral"
     """Euler ancestral (the reference's), or DPM-Solver++(2M), as good in about half of the steps."""

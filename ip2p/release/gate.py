@@ -16,20 +16,21 @@ class Decision:
 
 
 def decide(challenger: Mapping[str, Any], champion: Mapping[str, Any] | None, *, margin: float) -> Decision:
-    """Compare `report.json` contents. `success` is the share of edits done with the rest left alone.
+    """Compare `report.json` contents by the measure that they name (`judged_by`): success where the truth is known.
 
     A champion measured on another held-out set cannot be compared and does not block.
     """
-    score = challenger["headline"]["success"]
+    measure = challenger.get("judged_by", "success")
+    score = challenger["headline"][measure]
     reasons, promoted = [], True
     for name, baseline in challenger["baselines"].items():
-        better = score > baseline["success"] + margin
+        better = score > baseline[measure] + margin
         promoted &= better
-        reasons.append(f"{name}: success {score:.3f} {'beats' if better else 'does not beat'} {baseline['success']:.3f}")
+        reasons.append(f"{name}: {measure} {score:.3f} {'beats' if better else 'does not beat'} {baseline[measure]:.3f}")
     if champion is not None and champion["held_out"] == challenger["held_out"]:
-        better = score >= champion["headline"]["success"] + margin
+        better = score >= champion["headline"][measure] + margin
         promoted &= better
-        reasons.append(f"champion: success {score:.3f} {'holds against' if better else 'is below'} {champion['headline']['success']:.3f}")
+        reasons.append(f"champion: {measure} {score:.3f} {'holds against' if better else 'is below'} {champion['headline'][measure]:.3f}")
     elif champion is not None:
         reasons.append("champion: measured on another held-out set, not compared")
     else:

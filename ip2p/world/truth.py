@@ -31,6 +31,11 @@ class Truth:
     target_CHW: Tensor
     mask_HW: Tensor
 
+    @classmethod
+    def of(cls, source_CHW: Tensor, target_CHW: Tensor) -> Truth:
+        """The truth of two pictures that differ where the edit belongs and nowhere else."""
+        return cls(source_CHW, target_CHW, (source_CHW - target_CHW).abs().mean(0) > _VISIBLE)
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -52,7 +57,7 @@ def truth_of(caption: str, instruction: str, *, seed: int, size: int) -> Truth:
     scene = read_caption(caption)
     source = from_pillow(render(scene, seed=seed, size=size))
     target = from_pillow(render(apply_edit(scene, read_instruction(instruction)), seed=seed, size=size))
-    return Truth(source, target, (source - target).abs().mean(0) > _VISIBLE)
+    return Truth.of(source, target)
 
 
 def read_edit(edited_CHW: Tensor, truth: Truth) -> Reading:

@@ -1,33 +1,72 @@
+import io
+import json
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
+from ip2p.errors import DataError
 from ip2p.model import evaluate
-from ip2p.model.evaluate import bootstrap, held_out, measure, sdedit
+from ip2p.model.heldout import HeldOut, held_out, of_benchmark, of_world
+from ip2p.model.measure import Meter, Point, bootstrap, judged_by, measure, paired
+from ip2p.model.sdedit import sdedit
+from ip2p.params import TrackParams
 
 
 @pytest.fixture(scope="module")
-def held(tiny, made, clip):
-    return held_out(tiny, made / "triplets", clip, size=96)
+def held(tiny, made):
+    return held_out(tiny, triplets=made / "triplets", dataset=made / "dataset", size=96)
 
 
-def test_the_truth_scores_perfectly_and_the_source_does_nothing(held, clip):
-    truth = measure("truth", {}, torch.stack([t.target_CHW for t in held.truths]), held, clip)
-    source = measure("source", {}, held.sources(), held, clip)
-    assert (truth.done, truth.stayed, truth.distance) == (1.0, 1.0, 0.0)
-    assert (source.done, source.stayed) == (0.0, 1.0)
-    assert source.image_similarity == pytest.approx(1.0, abs=1e-4)
-    assert truth.direction_similarity > source.direction_similarity
+@pytest.fixture(scope="module")
+def meter(clip):
+    return Meter(clip)
+
+
+def targets(held):
+    return lambda some: torch.stack([held.target(i) for i in range(*some.indices(len(held.edits)))])
+
+
+def test_the_truth_scores_perfectly_and_the_source_does_nothing(held, meter):
+    truth = measure("truth", {}, held, meter, targets(held), batch=4)
+    source = measure("source", {}, held, meter, held.sources, batch=4)
+    assert (truth.mean("done"), truth.mean("stayed"), truth.mean("l1"), truth.mean("l2")) == (1.0, 1.0, 0.0, 0.0)
+    assert (source.mean("done"), source.mean("stayed"), source.mean("outside"), source.mean("shift")) == (0.0, 1.0, 0.0, 0.0)
+    assert source.mean("image_similarity") == pytest.approx(1.0, abs=1e-4)
+    assert truth.mean("direction_similarity") > source.mean("direction_similarity")
+    assert truth.mean("text_similarity") > source.mean("text_similarity")
+    assert judged_by(truth.rows) == "success"
+
+
+def test_the_batch_makes_no_difference(held, meter):
+    one, other = (measure("truth", {}, held, meter, targets(held), batch=b) for b in (3, 8))
+    assert one.rows["l1"] == other.rows["l1"]
+    assert one.rows["direction_similarity"] == pytest.approx(other.rows["direction_similarity"], abs=1e-4)
 
 
 def test_held_out_captions_were_not_trained_on(held, made):
     from ip2p.dataset.read import read_triplets
 
-    assert not {t.caption.text for t in held.triplets} & {t.caption.text for t in read_triplets(made / "triplets")}
+    assert not {e.caption for e in held.edits} & {t.caption.text for t in read_triplets(made / "triplets")}
+
+
+def test_the_test_split_is_held_out_once_a_triplet_and_has_no_single_right_answer(tiny, made, clip):
+    section = tiny.evaluate.model_copy(update={"held_out": "dataset"})
+    of_test = held_out(tiny.model_copy(update={"evaluate": section}), triplets=made / "triplets", dataset=made / "dataset", size=96)
+    assert of_test.edits
+    assert len({e.id for e in of_test.edits}) == len(of_test.edits)
+    rows = measure("source", {}, of_test, Meter(clip), of_test.sources, batch=4).rows
+    assert {"l1", "direction_similarity"} <= rows.keys()
+    assert "success" not in rows
+    assert judged_by(rows) == "direction_similarity"
 
 
 def test_sdedit_changes_more_with_more_noise(held, teacher):
-    sources = held.sources()[:3]
-    captions, seeds = [t.edited_caption for t in held.triplets[:3]], [1, 2, 3]
+    sources = held.sources(slice(0, 3))
+    captions, seeds = [e.edited_caption for e in held.edits[:3]], [1, 2, 3]
     weak, strong = (sdedit(teacher, sources, captions, seeds, strength=s, steps=8, guidance=3.0) for s in (0.2, 0.95))
     assert (weak - sources).abs().mean() < (strong - sources).abs().mean()
 
@@ -37,7 +76,135 @@ def test_the_interval_holds_the_mean():
     assert 0.35 < low < 0.5 < high < 0.65
 
 
-def test_edit_types_are_reported_apart(held, clip):
-    point = measure("source", {}, held.sources(), held, clip)
-    assert set(point.by_type) == {t.edit_type for t in held.triplets}
-    assert evaluate._numbers(point)["done"] == 0.0
+def test_paired_differences_are_surer_than_intervals_apart():
+    hard = torch.linspace(0, 1, 60).tolist()
+    ours, theirs = [x + 0.05 for x in hard], hard
+    told = paired({"success": ours}, {"success": theirs, "else": hard})
+    assert list(told) == ["success"]
+    assert told["success"]["low"] == pytest.approx(0.05)
+    assert bootstrap(ours)[0] < bootstrap(theirs)[1]
+
+
+def test_edit_types_are_reported_apart(held, meter):
+    types = [e.edit_type for e in held.edits]
+    summary = measure("source", {}, held, meter, held.sources, batch=4).summary(types)
+    assert set(summary["by_type"]) == set(types)
+    assert all(t["done"] == 0.0 and t["done_low"] == 0.0 for t in summary["by_type"].values())
+
+
+def test_the_legacy_protocol_gives_other_figures(held, clip):
+    right, wrong = (measure("t", {}, held, Meter(clip, legacy=x), targets(held), batch=4) for x in (False, True))
+    assert abs(right.mean("image_similarity") - wrong.mean("image_similarity")) > 1e-3
+
+
+def test_the_best_and_the_worst_are_by_success_then_by_distance():
+    point = Point("e", {}, {"done": [1, 1, 0, 0, 1], "stayed": [1, 0, 0, 1, 1], "l1": [0.2, 0.1, 0.3, 0.1, 0.1]})
+    assert evaluate.ranked(point, 2) == {"best": [4, 0], "median": [0, 1], "worst": [3, 2]}
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny, made, editor_folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("evaluated")
+    small = tiny.evaluate.model_copy(update={"count": 5, "steps": 2, "batch": 3, "previous": str(editor_folder)})
+    params = tiny.model_copy(update={"evaluate": small, "track": TrackParams(uri=f"sqlite:///{root}/mlflow.db")})
+    places = {"editor": editor_folder, "triplets": made / "triplets", "dataset": made / "dataset"}
+    paths = places | {"out": root / "evaluation", "work": root / "work"}
+    evaluate.run(params, **paths)
+    return params, paths
+
+
+def test_the_report_pairs_the_editor_with_every_baseline(evaluated):
+    _, paths = evaluated
+    report = json.loads((paths["out"] / "report.json").read_text())
+    assert set(report["paired"]) == set(report["baselines"]) == {"source", "sdedit", "previous"}
+    assert all(d["difference"] == 0 for d in report["paired"]["previous"].values())  # the same editor
+    assert len(report["rows"]["success"]) == report["count"] == 5
+    for name in ("grid.png", "extremes.png", "curve.png", "types.png"):
+        assert Image.open(paths["out"] / name).width > 90
+
+
+def test_an_evaluation_that_was_killed_measures_no_point_again(evaluated, monkeypatch, tmp_path):
+    params, paths = evaluated
+    before = (paths["out"] / "report.json").read_bytes()
+    monkeypatch.setattr(evaluate, "measure", lambda *a, **k: pytest.fail("measured again"))
+    evaluate.run(params, **{**paths, "out": tmp_path / "again"})
+    assert (tmp_path / "again" / "report.json").read_bytes() == before
+
+
+def png(colour):
+    buffer = io.BytesIO()
+    Image.new("RGB", (80, 60), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def benchmarks(tmp_path):
+    """A folder of each layout, with two edits."""
+    rows = [{"instruction": f"edit {i}", "task": "local"} for i in range(2)]
+    emu = [r | {"image": {"bytes": png("red"), "path": None}, "input_caption": "a", "output_caption": "b"} for r in rows]
+    images = {"source_img": {"bytes": png("red"), "path": None}, "target_img": {"bytes": png("blue"), "path": None}}
+    brush = [{"img_id": str(i), "turn_index": 1, "instruction": f"edit {i}", **images} for i in range(2)]
+    for name, table in (("emu_edit", emu), ("magicbrush", brush)):
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.Table.from_pylist(table), tmp_path / name / "test.parquet")
+    pie = tmp_path / "pie_bench"
+    (pie / "annotation_images" / "0").mkdir(parents=True)
+    prompts = {"original_prompt": "a [red] wall", "editing_prompt": "a [blue] wall", "editing_instruction": "make it blue"}
+    mapping = {}
+    for i in range(2):
+        (pie / "annotation_images" / "0" / f"{i}.png").write_bytes(png("red"))
+        mapping[f"00{i}"] = prompts | {"image_path": f"0/{i}.png", "editing_type_id": "1"}
+    (pie / "mapping_file.json").write_text(json.dumps(mapping))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("layout", "has"), [("magicbrush", {"l1"}), ("emu_edit", {"direction_similarity"}), ("pie_bench", {"direction_similarity"})]
+)
+def test_benchmarks_of_others_are_read_by_their_layout(benchmarks, layout, has, meter):
+    held = of_benchmark(layout, benchmarks / layout, count=10, size=96)
+    assert len(held.edits) == 2
+    assert held.sources(slice(0, 2)).shape == (2, 3, 96, 96)
+    rows = measure("source", {}, held, meter, held.sources, batch=2).rows
+    assert has <= rows.keys()
+    assert "success" not in rows
+    if layout == "pie_bench":
+        assert held.edits[0].edited_caption == "a blue wall"
+
+
+def test_a_benchmark_that_is_not_there_or_not_one_is_told(benchmarks):
+    with pytest.raises(DataError, match="no folder"):
+        of_benchmark("emu_edit", benchmarks / "nowhere", count=1, size=96)
+    with pytest.raises(DataError, match="not a row of Emu Edit"):
+        of_benchmark("emu_edit", benchmarks / "magicbrush", count=1, size=96)
+    (benchmarks / "pie_bench" / "mapping_file.json").write_text('{"0": {"image_path": "../../secret"}}')
+    with pytest.raises(DataError, match="0 lacks"):
+        of_benchmark("pie_bench", benchmarks / "pie_bench", count=1, size=96)
+
+
+def test_pictures_above_the_benchmarks_folder_are_refused(benchmarks):
+    mapping = json.loads((benchmarks / "pie_bench" / "mapping_file.json").read_text())
+    mapping["000"]["image_path"] = "../../../secret.png"
+    (benchmarks / "pie_bench" / "mapping_file.json").write_text(json.dumps(mapping))
+    with pytest.raises(DataError):
+        of_benchmark("pie_bench", benchmarks / "pie_bench", count=1, size=96)
+
+
+def test_dino_reads_a_local_vision_transformer(held, clip, tmp_path):
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+    from ip2p.model.measure import load_dino
+
+    config = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8)
+    ViTModel(config).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    meter = replace(Meter(clip), dino=load_dino(str(tmp_path), device=torch.device("cpu")))
+    rows = measure("source", {}, held, meter, held.sources, batch=4).rows
+    assert rows["dino_similarity"] == pytest.approx([1.0] * len(held.edits), abs=1e-4)
+
+
+def test_the_world_is_rendered_without_loss(made):
+    few = of_world(count=3, stream="x", triplets=made / "triplets", size=96)
+    assert isinstance(few, HeldOut)
+    truth = few.truth(0)
+    assert torch.equal(truth.source_CHW, few.sources(slice(0, 1))[0])

@@ -1,0 +1,166 @@
+"""Edits that nothing was trained on: of the world, whose truth is known, of the dataset's test split, or of a benchmark.
+
+Pictures are kept as encoded files and decoded a batch at a time, so that 5,000 of them fit anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ip2p.dataset.exchange import hf, magicbrush
+from ip2p.dataset.exchange.example import MAX_BYTES, Example, parquet_rows, read_dataset, read_file
+from ip2p.dataset.read import read_triplets
+from ip2p.dataset.world_writer import write_triplets
+from ip2p.errors import DataError
+from ip2p.params import Params
+from ip2p.pictures import from_bytes, to_png
+from ip2p.store import code_mark, fingerprint
+from ip2p.world.truth import Truth, truth_of
+
+BENCHMARKS = ("magicbrush", "emu_edit", "pie_bench", "hf")
+
+
+@dataclass(frozen=True, slots=True)
+class HeldEdit:
+    """One edit to be made: pictures as encoded files, the target where there is one. Captions may be empty."""
+
+    id: str
+    instruction: str
+    caption: str
+    edited_caption: str
+    edit_type: str
+    source: bytes
+    target: bytes | None = None
+
+    @property
+    def seed(self) -> int:
+        """The seed of its noise, the same for every system."""
+        return random.Random(f"evaluate/{self.id}").getrandbits(31)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out edits of one origin. `known`: the targets are the only right answers, so that success can be read."""
+
+    name: str
+    edits: tuple[HeldEdit, ...]
+    size: int
+    known: bool = False
+
+    @property
+    def mark(self) -> str:
+        """What tells whether two evaluations are of the same edits."""
+        return fingerprint("held-out", self.name, [(e.id, e.instruction) for e in self.edits], self.size, code_mark("world/truth.py"))
+
+    def sources(self, some: slice) -> Tensor:
+        """Source pictures `images_BCHW` in [0, 1], of the editor's size."""
+        return torch.stack([self._picture(e.source, e.id) for e in self.edits[some]])
+
+    def target(self, index: int) -> Tensor | None:
+        """The target `CHW`, if the edit has one."""
+        edit = self.edits[index]
+        return None if edit.target is None else self._picture(edit.target, edit.id)
+
+    def truth(self, index: int) -> Truth | None:
+        """Source, target and where they differ, if the target is the only right answer."""
+        target = self.target(index)
+        return (
+            Truth.of(self._picture(self.edits[index].source, self.edits[index].id), target) if self.known and target is not None else None
+        )
+
+    def _picture(self, data: bytes, where: str) -> Tensor:
+        picture = from_bytes(data, where=where)
+        if picture.shape[-2:] == (self.size, self.size):
+            return picture
+        return F.interpolate(picture[None], size=(self.size, self.size), mode="bicubic", antialias=True)[0].clamp(0, 1)
+
+
+def held_out(params: Params, *, triplets: Path, dataset: Path, size: int) -> HeldOut:
+    """The edits that the parameters name. Raises `DataError` if there are none."""
+    section = params.evaluate
+    if section.held_out == "world":
+        return of_world(count=section.count, stream=f"{params.seed}/evaluate", triplets=triplets, size=size)
+    tests = (_held(e) for e in read_dataset(dataset) if e.split == "test")
+    edits = tuple(islice(_once(tests), section.count))
+    if not edits:
+        raise DataError(f"{dataset}: has no test split to evaluate on; raise filter.splits, or set evaluate.held_out to world")
+    return HeldOut("test split", edits, size)
+
+
+def of_world(*, count: int, stream: str, triplets: Path, size: int) -> HeldOut:
+    """Edits of scenes whose captions were not trained on, rendered, with their truth."""
+    used = frozenset(t.caption.text for t in read_triplets(triplets))
+    edits = []
+    for t in write_triplets(count=count, stream=stream, avoid=used):
+        truth = truth_of(t.caption.text, t.instruction, seed=random.Random(f"evaluate/{t.id}").getrandbits(31), size=size)
+        before, after = to_png(truth.source_CHW), to_png(truth.target_CHW)
+        edits.append(HeldEdit(t.id, t.instruction, t.caption.text, t.edited_caption, t.edit_type, before, after))
+    return HeldOut("world", tuple(edits), size, known=True)
+
+
+def of_benchmark(layout: str, path: Path, *, count: int, size: int) -> HeldOut:
+    """Edits of a benchmark's folder. Raises `DataError` naming what is missing."""
+    if not path.is_dir():
+        raise DataError(f"evaluate.benchmarks: no folder {path}; download the benchmark and name its folder")
+    readers: dict[str, Callable[[Path], Iterator[HeldEdit]]] = {
+        "magicbrush": lambda p: map(_held, magicbrush.read(p)),
+        "hf": lambda p: map(_held, hf.read(p)),
+        "emu_edit": _read_emu_edit,
+        "pie_bench": _read_pie_bench,
+    }
+    edits = tuple(islice(readers[layout](path), count))
+    if not edits:
+        raise DataError(f"{path}: holds no edits in the layout {layout}")
+    return HeldOut(f"{layout}: {path.name}", edits, size)
+
+
+def _held(e: Example) -> HeldEdit:
+    e = e.identified()
+    return HeldEdit(e.triplet_id, e.edit_prompt, e.original_prompt, e.edited_prompt, e.edit_type, e.original_image, e.edited_image)
+
+
+def _once(edits: Iterator[HeldEdit]) -> Iterator[HeldEdit]:
+    """The first pair of each triplet."""
+    seen: set[str] = set()
+    for edit in edits:
+        if edit.id not in seen:
+            seen.add(edit.id)
+            yield edit
+
+
+def _read_emu_edit(path: Path) -> Iterator[HeldEdit]:
+    """`instruction, image, task, idx, input_caption, output_caption` in Parquet; there are no targets."""
+    for where, row in parquet_rows(path):
+        image, instruction = row.get("image"), row.get("instruction")
+        data = image.get("bytes") if isinstance(image, dict) else None
+        if not isinstance(data, bytes) or not 0 < len(data) <= MAX_BYTES or not isinstance(instruction, str):
+            raise DataError(f"{where}: not a row of Emu Edit; it needs `image` and `instruction`")
+        before, after = (str(row.get(n) or "") for n in ("input_caption", "output_caption"))
+        yield HeldEdit(fingerprint("emu", where), instruction, before, after, str(row.get("task") or "other"), data)
+
+
+def _read_pie_bench(path: Path) -> Iterator[HeldEdit]:
+    """`mapping_file.json` beside `annotation_images/`; prompts mark what changes in square brackets."""
+    try:
+        rows: dict[str, Any] = json.loads(read_file(path / "mapping_file.json", path))
+    except ValueError as error:
+        raise DataError(f"{path / 'mapping_file.json'}: not JSON ({error})") from error
+    for key, row in rows.items():
+        try:
+            before, after = (re.sub(r"[\[\]]", "", row[n]) for n in ("original_prompt", "editing_prompt"))
+            instruction, kind, file = row["editing_instruction"], str(row["editing_type_id"]), row["image_path"]
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path / 'mapping_file.json'}: {key} lacks {error}") from error
+        data = read_file(path / "annotation_images" / file, path)
+        yield HeldEdit(f"pie-{key}", instruction, before, after, f"type {kind}", data)

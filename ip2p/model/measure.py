@@ -1,0 +1,161 @@
+"""What is measured of an edited picture, and what the numbers say of a system: means, intervals, paired differences.
+
+CLIP image, direction and text similarity; `l1`, `l2` against the target; `outside`, `shift`, `zoom` against the source; DINO
+similarity to the source by parameter; and where the truth is known: was the edit done, did the rest stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ip2p.clip import image_features, similarities, text_features
+from ip2p.dataset.alignment import align
+from ip2p.errors import ModelError
+from ip2p.model.heldout import HeldOut
+from ip2p.models import Clip, model_source
+from ip2p.world.truth import read_edit
+
+Rows = dict[str, list[float]]
+Edit = Callable[[slice], Tensor]
+
+
+@dataclass
+class Meter:
+    """The models that measure; features of sources and texts are computed once."""
+
+    clip: Clip
+    legacy: bool = False
+    dino: Dino | None = None
+    _known: dict[tuple[str, int, int], tuple[Tensor, ...]] = field(default_factory=dict)
+
+    def rows(self, edited_BCHW: Tensor, held: HeldOut, some: slice) -> Rows:
+        """A value for each edited picture and measure."""
+        sources = held.sources(some)
+        indices = range(*some.indices(len(held.edits)))
+        key = (held.mark, indices.start, indices.stop)
+        if key not in self._known:
+            edits = held.edits[some]
+            texts = [text_features(self.clip, [getattr(e, n) for e in edits]) for n in ("caption", "edited_caption")]
+            self._known[key] = (image_features(self.clip, sources, legacy=self.legacy), *texts)
+        image_0, *texts = self._known[key]
+        scores = similarities(image_0, image_features(self.clip, edited_BCHW, legacy=self.legacy), *texts)
+        rows: Rows = {"image_similarity": scores.image.tolist()}
+        if all(e.edited_caption for e in held.edits):
+            rows |= {"direction_similarity": scores.direction.tolist(), "text_similarity": scores.caption_1.tolist()}
+        aligned = align(sources, edited_BCHW)
+        rows |= {"outside": aligned.outside.tolist(), "shift": aligned.shift.tolist(), "zoom": aligned.zoom.tolist()}
+        if self.dino is not None:
+            rows["dino_similarity"] = (self.dino.features(sources) * self.dino.features(edited_BCHW)).sum(-1).tolist()
+        targets = [held.target(i) for i in indices]
+        if all(t is not None for t in targets):
+            off = [(x - t).abs() for x, t in zip(edited_BCHW, targets, strict=True) if t is not None]
+            rows |= {"l1": [float(d.mean()) for d in off], "l2": [float(d.square().mean()) for d in off]}
+        if held.known:
+            readings = [read_edit(x, truth) for x, i in zip(edited_BCHW, indices, strict=True) if (truth := held.truth(i)) is not None]
+            rows |= {"done": [float(r.done) for r in readings], "stayed": [float(r.stayed) for r in readings]}
+            rows["success"] = [float(r.done and r.stayed) for r in readings]
+        return rows
+
+
+@dataclass(frozen=True)
+class Dino:
+    """A self-supervised vision transformer and the normalisation of its input."""
+
+    model: Any
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    device: torch.device
+
+    @torch.inference_mode()
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        """Unit class-token features `BD` of images in [0, 1]."""
+        x = F.interpolate(images_BCHW.to(self.device), size=(self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
+        mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        return F.normalize(self.model(pixel_values=(x - mean) / std).last_hidden_state[:, 0].float(), dim=-1)
+
+
+def load_dino(name: str, *, device: torch.device) -> Dino:
+    """Load a transformers vision model (folder or Hub id, such as `facebook/dino-vits16`). Raises `ModelError`."""
+    from safetensors import SafetensorError
+    from transformers import AutoImageProcessor, AutoModel
+
+    source = model_source(name, kind="dino", subject="evaluate.dino")
+    try:
+        model = AutoModel.from_pretrained(source, use_safetensors=True)
+        preprocess = AutoImageProcessor.from_pretrained(source)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise ModelError(f"evaluate.dino: {source} cannot be loaded: {str(error).splitlines()[0]}") from error
+    size = preprocess.size.get("shortest_edge") or preprocess.size["height"]
+    return Dino(model.to(device).eval().requires_grad_(False), size, tuple(preprocess.image_mean), tuple(preprocess.image_std), device)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One system at one setting, measured on each held-out edit."""
+
+    system: str
+    setting: dict[str, float]
+    rows: Rows
+
+    def mean(self, name: str) -> float:
+        """The mean of a measure."""
+        return sum(self.rows[name]) / len(self.rows[name])
+
+    def means(self) -> dict[str, float]:
+        """The mean of every measure."""
+        return {name: self.mean(name) for name in self.rows}
+
+    def summary(self, types: Sequence[str] = ()) -> dict[str, Any]:
+        """As it stands in a report: means, 95% bootstrap intervals and, with the edits' types, a table by type."""
+        whole = {"system": self.system, "setting": self.setting, **self.means()}
+        return whole | {"intervals": {n: bootstrap(v) for n, v in self.rows.items()}, "by_type": self._by_type(types)}
+
+    def _by_type(self, types: Sequence[str]) -> dict[str, dict[str, float]]:
+        shown = ("done", "stayed") if "done" in self.rows else ("direction_similarity", "image_similarity")
+        table: dict[str, dict[str, float]] = {}
+        for type in sorted(set(types)):
+            own = {n: [v for v, t in zip(self.rows[n], types, strict=True) if t == type] for n in shown if n in self.rows}
+            table[type] = {"count": len(next(iter(own.values()), []))} | {n: sum(v) / len(v) for n, v in own.items()}
+            for name, values in own.items():
+                table[type][f"{name}_low"], table[type][f"{name}_high"] = bootstrap(values)
+        return table
+
+
+def measure(system: str, setting: dict[str, float], held: HeldOut, meter: Meter, edit: Edit, *, batch: int) -> Point:
+    """Let a system edit all held-out sources, a batch at a time, and measure each picture."""
+    rows: Rows = {}
+    for first in range(0, len(held.edits), batch):
+        some = slice(first, first + batch)
+        for name, values in meter.rows(edit(some).cpu(), held, some).items():
+            rows.setdefault(name, []).extend(values)
+    return Point(system, setting, rows)
+
+
+def judged_by(rows: Rows) -> str:
+    """The one measure by which systems are ranked: success where it can be read, else CLIP's direction similarity."""
+    return next(n for n in ("success", "direction_similarity", "image_similarity") if n in rows)
+
+
+def bootstrap(values: Sequence[float], *, rounds: int = 1000) -> tuple[float, float]:
+    """95% percentile interval of the mean."""
+    generator = torch.Generator().manual_seed(0)
+    picks = torch.randint(0, len(values), (rounds, len(values)), generator=generator)
+    means = torch.tensor(values, dtype=torch.float64)[picks].mean(1)
+    return float(means.quantile(0.025)), float(means.quantile(0.975))
+
+
+def paired(ours: Rows, theirs: Rows) -> dict[str, dict[str, float]]:
+    """Mean difference of each shared measure over the same edits, with its 95% bootstrap interval over edits."""
+    table = {}
+    for name in ours.keys() & theirs.keys():
+        differences = [a - b for a, b in zip(ours[name], theirs[name], strict=True)]
+        low, high = bootstrap(differences)
+        table[name] = {"difference": sum(differences) / len(differences), "low": low, "high": high}
+    return dict(sorted(table.items()))
