@@ -41,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     stages["pairs"].add_argument("-o", "--output", type=Path, default=Path(), help="folder for its two images (default: here)")
     verbs.add_parser("trace", help="where a pair or triplet comes from and what became of it").add_argument("id", help="its id")
     _train_options(stages["train"])
+    _evaluate_options(stages["evaluate"])
     _exchange_options(verbs)
     _edit_options(verbs.add_parser("edit", help="edit a picture by an instruction"))
     _model_options(verbs.add_parser("model", help="an editor folder: find known faults (check), save it for other programs (export)"))
@@ -84,6 +85,7 @@ def _verb(name: str) -> Callable[[argparse.Namespace], int]:
         "pairs": _pairs,
         "filter": _filter,
         "train": _train,
+        "evaluate": _evaluate,
         "trace": _trace,
         "export": _export,
         "import": _import,
@@ -227,6 +229,27 @@ def _train(options: argparse.Namespace) -> int:
     from ip2p.params import load_params
 
     print("\n".join(advise(load_params(options.params), gpu_gb=options.gpu)))
+    return 0
+
+
+def _evaluate_options(parser: argparse.ArgumentParser) -> None:
+    what = "ablate: train editors on other data (unfiltered, a tenth, the truth) and compare them, paper Fig. 10; resumes"
+    parser.add_argument("what", nargs="?", choices=("ablate",), help=what)
+    parser.add_argument(
+        "--variants", nargs="+", default=["filtered", "random", "tenth", "truth"], help="data to train on (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, help="training steps of each editor (default: params)")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    if options.what is None:
+        return _stage(options)
+    from ip2p.model.ablate import run
+    from ip2p.params import load_params
+    from ip2p.stages import DATASET, PAIRS, REPORTS, TRIPLETS, WORK
+
+    paths = {"pairs": PAIRS, "dataset": DATASET, "triplets": TRIPLETS, "out": REPORTS / "ablation", "work": WORK / "ablate"}
+    print("\n".join(run(load_params(options.params), variants=options.variants, steps=options.steps, progress=_bar, **paths)))
     return 0
 
 

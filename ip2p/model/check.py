@@ -86,7 +86,11 @@ def behaviour(editor: Diffusion, teacher: Diffusion, before: Tensor, after: Tens
     spread = float(clean.std())
     return [
         Finding("latents of unit spread", 0.5 < spread < 2.0, f"{spread:.2f} after the autoencoder's scaling factor of {scale:g}"),
-        Finding("source latents unscaled", told <= scaled, f"loss {told:.4f} with the mode as it is, {scaled:.4f} with it scaled"),
+        Finding(
+            "source latents unscaled",
+            None if scale == 1 else told <= scaled,
+            f"loss {told:.4f} with the mode as it is, {scaled:.4f} with it scaled by {scale:g}",
+        ),
         Finding("reads the picture", told < blind, f"loss {told:.4f} with the picture, {blind:.4f} without"),
         Finding(
             "trained without the picture",

@@ -1,0 +1,156 @@
+"""What the data are worth (paper Fig. 10): editors trained alike on other data, over the sweep of guidance scales.
+
+`filtered`: the dataset as it is. `random`: as many pairs, drawn from all that were made. `tenth`: a tenth of its triplets.
+`truth`: in the world, the true edited pictures of the same triplets, which no teacher's pairs can beat.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ip2p.dataset.filter import split_of
+from ip2p.errors import ParamsError
+from ip2p.model import train
+from ip2p.model.edit import load_editor
+from ip2p.model.evaluate import editor_curve, open_bench
+from ip2p.model.heldout import HeldOut, held_out
+from ip2p.model.measure import Point, judged_by, paired
+from ip2p.model.plots import plot_curves
+from ip2p.models import resolve_device, resolve_dtype
+from ip2p.params import Params
+from ip2p.pictures import to_png
+from ip2p.store import digest, fingerprint, read_shard, shards, write_bytes, write_json, write_shard
+from ip2p.world.truth import truth_of
+
+_FACTS = ["pair_id", "triplet_id", "edit_type", "original_prompt", "edit_prompt", "edited_prompt"]
+VARIANTS = ("filtered", "random", "tenth", "truth")
+
+
+def run(
+    params: Params,
+    *,
+    variants: Sequence[str],
+    pairs: Path,
+    dataset: Path,
+    triplets: Path,
+    out: Path,
+    work: Path,
+    steps: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> list[str]:
+    """Train an editor on each variant of the data and compare them; writes `report.json` and `curve.png`. Resumes.
+
+    Returns a Markdown table, a line each.
+    """
+    if unknown := set(variants) - set(VARIANTS):
+        raise ParamsError(f"--variants: {', '.join(sorted(unknown))} unknown; choose among {', '.join(VARIANTS)}")
+    told = params.model_copy(update={"train": params.train.model_copy(update={"steps": steps or params.train.steps})})
+    bench, held, curves = open_bench(told, work / "points"), None, {}
+    for number, name in enumerate(variants):
+        folder = work / name
+        count = _make(name, params, pairs=pairs, dataset=dataset, out=folder / "dataset")
+        write_json(folder / "validated.json", {"dataset": digest(folder / "dataset")})
+        train.run(told, dataset=folder / "dataset", marker=folder / "validated.json", out=folder / "editor", work=folder / "train")
+        device = resolve_device(params.models.device)
+        editor = load_editor(folder / "editor", device=device, dtype=resolve_dtype(params.models.dtype, device))
+        held = held or held_out(params, triplets=triplets, dataset=dataset, size=editor.image_size)
+        curves[name] = (count, editor_curve(bench, editor, digest(folder / "editor"), held, system=name))
+        progress(number + 1, len(variants))
+    report = _report(params, told, curves, held)
+    write_json(out / "report.json", report)
+    write_bytes(out / "curve.png", plot_curves(report["points"]))
+    return _table(report)
+
+
+def _report(params: Params, told: Params, curves: dict[str, tuple[int, list[Point]]], held: HeldOut | None) -> dict[str, Any]:
+    setting = {"text_guidance": params.evaluate.text_guidance, "image_guidance": params.evaluate.image_guidance}
+    heads = {n: next(p for p in points if p.setting == setting) for n, (_, points) in curves.items()}
+    first = next(iter(heads))
+    types = [e.edit_type for e in held.edits] if held else []
+    return {
+        "steps": told.train.steps,
+        "count": len(types),
+        "judged_by": judged_by(heads[first].rows),
+        "pairs": {n: count for n, (count, _) in curves.items()},
+        "headline": {n: p.summary(types) for n, p in heads.items()},
+        "paired": {n: paired(heads[first].rows, p.rows) for n, p in heads.items() if n != first},
+        "points": [p.summary() for _, points in curves.values() for p in points],
+    }
+
+
+def _table(report: dict[str, Any]) -> list[str]:
+    names = [
+        n for n in ("success", "done", "stayed", "direction_similarity", "image_similarity") if n in next(iter(report["headline"].values()))
+    ]
+    lines = ["| data | pairs | " + " | ".join(n.replace("_", " ") for n in names) + " |", "|---" * (len(names) + 2) + "|"]
+    for variant, point in report["headline"].items():
+        numbers = [f"{point[n]:.3f} [{point['intervals'][n][0]:.2f}, {point['intervals'][n][1]:.2f}]" for n in names]
+        lines.append(f"| {variant} | {report['pairs'][variant]} | " + " | ".join(numbers) + " |")
+    return lines
+
+
+def _make(name: str, params: Params, *, pairs: Path, dataset: Path, out: Path) -> int:
+    """Write a variant of the dataset; returns its training pairs."""
+    wanted = sum(len(read_shard(p, columns=["pair_id"])) for p in shards(dataset, "train-"))
+    staging = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    for other in dataset.glob("validation-*.parquet"):
+        shutil.copy(other, staging / other.name)
+    tables = {"filtered": _filtered, "random": _random, "tenth": _tenth, "truth": _truth}[name](params, pairs, dataset, wanted)
+    count = 0
+    for number, table in enumerate(tables):
+        write_shard(staging / f"train-{number:05d}.parquet", table, fingerprint("ablate", name, table["pair_id"].to_pylist()))
+        count += len(table)
+    shutil.rmtree(out, ignore_errors=True)
+    staging.replace(out)
+    return count
+
+
+def _filtered(params: Params, pairs: Path, dataset: Path, wanted: int) -> Iterator[pa.Table]:
+    yield from (read_shard(p) for p in shards(dataset, "train-"))
+
+
+def _random(params: Params, pairs: Path, dataset: Path, wanted: int) -> Iterator[pa.Table]:
+    """Pairs of training triplets, whatever the filter says of them."""
+    ids = []
+    for path in shards(pairs):
+        rows = read_shard(path, columns=["pair_id", "triplet_id"]).to_pylist()
+        ids += [r["pair_id"] for r in rows if split_of(r["triplet_id"], params.filter.splits) == "train"]
+    chosen = set(random.Random(f"ablate/{params.seed}").sample(sorted(ids), min(wanted, len(ids))))
+    for path in shards(pairs):
+        table = read_shard(path)
+        table = table.filter(pa.array([i in chosen for i in table["pair_id"].to_pylist()]))
+        if len(table):
+            yield table
+
+
+def _tenth(params: Params, pairs: Path, dataset: Path, wanted: int) -> Iterator[pa.Table]:
+    paths = shards(dataset, "train-")
+    triplets = {t for p in paths for t in read_shard(p, columns=["triplet_id"])["triplet_id"].to_pylist()}
+    chosen = set(sorted(triplets, key=lambda t: fingerprint("tenth", t))[: max(1, len(triplets) // 10)])
+    for path in paths:
+        table = read_shard(path)
+        table = table.filter(pa.array([t in chosen for t in table["triplet_id"].to_pylist()]))
+        if len(table):
+            yield table
+
+
+def _truth(params: Params, pairs: Path, dataset: Path, wanted: int) -> Iterator[pa.Table]:
+    """Rendered source and true edit of each training triplet. Raises `DataError` if a caption is not the world's."""
+    size = params.pretrain.size
+    for path in shards(dataset, "train-"):
+        rows = read_shard(
+            path, columns=["pair_id", "triplet_id", "edit_type", "original_prompt", "edit_prompt", "edited_prompt"]
+        ).to_pylist()
+        for row in rows:
+            truth = truth_of(row["original_prompt"], row["edit_prompt"], seed=int(row["triplet_id"][:7], 16), size=size)
+            for column, picture in (("original_image", truth.source_CHW), ("edited_image", truth.target_CHW)):
+                row[column] = {"bytes": to_png(picture), "path": f"{row['pair_id']}-{column}.png"}
+        yield pa.Table.from_pylist(rows)

@@ -1,0 +1,49 @@
+import json
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from ip2p.errors import ParamsError
+from ip2p.model import ablate, train
+from ip2p.params import TrackParams
+from ip2p.pictures import from_bytes
+from ip2p.world.truth import truth_of
+
+
+@pytest.fixture
+def setup(tiny, made, tmp_path):
+    small = {"evaluate": tiny.evaluate.model_copy(update={"count": 3, "steps": 2})}
+    params = tiny.model_copy(update={"track": TrackParams(uri=f"sqlite:///{tmp_path}/mlflow.db"), **small})
+    sources = {"pairs": made / "pairs", "dataset": made / "dataset", "triplets": made / "triplets"}
+    return params, sources | {"out": tmp_path / "ablation", "work": tmp_path / "work"}
+
+
+def test_editors_are_trained_on_each_variant_and_compared_on_the_same_edits(setup, monkeypatch):
+    params, paths = setup
+    lines = ablate.run(params, variants=ablate.VARIANTS, steps=2, **paths)
+    assert len(lines) == 6
+    report = json.loads((paths["out"] / "report.json").read_text())
+    assert report["pairs"]["random"] == report["pairs"]["filtered"] == report["pairs"]["truth"]
+    assert report["steps"] == 2
+    assert set(report["paired"]) == {"random", "tenth", "truth"}
+    assert (paths["out"] / "curve.png").stat().st_size > 1000
+    # again: nothing is trained or measured anew
+    monkeypatch.setattr(train.Trainer, "advance", lambda self: pytest.fail("trained again"))
+    assert ablate.run(params, variants=ablate.VARIANTS, steps=2, **paths) == lines
+
+
+def test_the_truth_variant_holds_the_true_pictures(setup, tmp_path):
+    params, paths = setup
+    count = ablate._make("truth", params, pairs=paths["pairs"], dataset=paths["dataset"], out=tmp_path / "truth")
+    rows = [r for p in sorted((tmp_path / "truth").glob("train-*")) for r in pq.read_table(p).to_pylist()]
+    assert len(rows) == count
+    row = rows[0]
+    truth = truth_of(row["original_prompt"], row["edit_prompt"], seed=int(row["triplet_id"][:7], 16), size=96)
+    assert torch.equal(from_bytes(row["edited_image"]["bytes"], where="row"), truth.target_CHW)
+
+
+def test_an_unknown_variant_is_refused(setup):
+    params, paths = setup
+    with pytest.raises(ParamsError, match="half unknown; choose among filtered"):
+        ablate.run(params, variants=["half"], **paths)
