@@ -2,19 +2,21 @@
 
 Text to states, images to latents and back, the UNet's prediction, classifier-free guidance. All take and give float32;
 inside, the arithmetic is the model's `dtype` by autocast. Shapes: B batch, C H W image or latent, L tokens, D width.
+Stable Diffusion XL's second text encoder is carried along: its pooled text is one more row of `text_BLD`, padded to D.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Diffusion:
     scheduler: SchedulerMixin
     device: torch.device
     dtype: torch.dtype = torch.float32
+    text_encoder_2: CLIPTextModelWithProjection | None = None
+    tokenizer_2: CLIPTokenizer | None = None
 
     @property
     def latent_channels(self) -> int:
@@ -51,11 +55,35 @@ class Diffusion:
 
 @torch.no_grad()
 def encode_text(model: Diffusion, texts: list[str]) -> Tensor:
-    """Last hidden states of the text encoder, `text_BLD`, padded to its full context as SD does."""
-    length = model.text_encoder.config.max_position_embeddings
-    tokens = model.tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-    states: Tensor = model.text_encoder(tokens.input_ids.to(model.device)).last_hidden_state
-    return states
+    """States of the text encoder, `text_BLD`, padded to its full context: the last ones, as SD takes them.
+
+    Of an XL model the last but one of both encoders, side by side, and the second's pooled text as one more row.
+    """
+    if model.text_encoder_2 is None:
+        states: Tensor = _encoded(model.text_encoder, model.tokenizer, texts, model.device).last_hidden_state
+        return states
+    first = _encoded(model.text_encoder, model.tokenizer, texts, model.device, output_hidden_states=True)
+    second = _encoded(model.text_encoder_2, model.tokenizer_2, texts, model.device, output_hidden_states=True)
+    both = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+    pooled = F.pad(second.text_embeds, (0, both.shape[-1] - second.text_embeds.shape[-1]))
+    return torch.cat([both, pooled[:, None]], dim=1)
+
+
+def _encoded(encoder: Any, tokenizer: Any, texts: list[str], device: torch.device, **options: bool) -> Any:
+    length = encoder.config.max_position_embeddings
+    tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    return encoder(tokens.input_ids.to(device), **options)
+
+
+def text_arguments(model: Diffusion, text_BLD: Tensor, side: tuple[int, int]) -> dict[str, Any]:
+    """What the UNet is told besides latents (of `side`) and timestep: the text and, for an XL model, pooled text and picture size."""
+    if model.text_encoder_2 is None:
+        return {"encoder_hidden_states": text_BLD}
+    pooled = text_BLD[:, -1, : model.text_encoder_2.config.projection_dim]
+    height, width = (x * model.factor for x in side)
+    sizes = torch.tensor([height, width, 0, 0, height, width], device=text_BLD.device, dtype=text_BLD.dtype)
+    added = {"text_embeds": pooled, "time_ids": sizes.expand(len(text_BLD), -1)}
+    return {"encoder_hidden_states": text_BLD[:, :-1], "added_cond_kwargs": added}
 
 
 @torch.no_grad()
@@ -80,7 +108,8 @@ def run_unet(model: Diffusion, rows_BCHW: Tensor, timestep: Tensor, text_BLD: Te
     """The UNet's prediction for rows of noisy (scaled) latents, with the source's latents beside them for an editor."""
     with model.arithmetic():
         rows = rows_BCHW.contiguous(memory_format=torch.channels_last)
-        prediction: Tensor = model.unet(rows, timestep.to(model.device), text_BLD).sample
+        told = text_arguments(model, text_BLD, (rows.shape[-2], rows.shape[-1]))
+        prediction: Tensor = model.unet(rows, timestep.to(model.device), **told).sample
     return prediction.float()
 
 

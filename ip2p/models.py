@@ -68,15 +68,22 @@ def load_diffusion(
     """
     declare_operators()
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     source = model_source(name, kind="teacher", subject=subject)
     parts: dict[str, Any] = {}
-    for part, load in (("vae", AutoencoderKL), ("unet", UNet2DConditionModel), ("text_encoder", CLIPTextModel)):
-        model = _part(load, source, part, subject, dtype=torch.float32, use_safetensors=True)
-        parts[part] = model.to(device).eval().requires_grad_(False)
+    weights = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    for part, load in weights.items():
+        parts[part] = _part(load, source, part, subject, dtype=torch.float32, use_safetensors=True)
+    if parts["unet"].config.addition_embed_type == "text_time":
+        options = {"dtype": torch.float32, "use_safetensors": True}
+        parts["text_encoder_2"] = _part(CLIPTextModelWithProjection, source, "text_encoder_2", subject, **options)
+    for model in parts.values():
+        model.to(device).eval().requires_grad_(False)
+    if "text_encoder_2" in parts:
+        parts["tokenizer_2"] = _part(CLIPTokenizer, source, "tokenizer_2", subject)
     for part in ("vae", "unet"):
         parts[part].to(memory_format=torch.channels_last)
     if compiled:

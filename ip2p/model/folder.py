@@ -11,6 +11,7 @@ from ip2p.store import write_json
 
 _DIFFUSERS = {"vae": "AutoencoderKL", "unet": "UNet2DConditionModel", "scheduler": "DDIMScheduler"}
 _TRANSFORMERS = {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}
+_SECOND = {"text_encoder_2": "CLIPTextModelWithProjection", "tokenizer_2": "CLIPTokenizer"}
 _ABSENT: list[None] = [None, None]
 
 
@@ -19,19 +20,26 @@ RECORD = "training.json"
 
 
 def save_editor(unet: Any, teacher: Diffusion, out: Path, *, lora: Path | None = None, record: dict[str, Any] | None = None) -> None:
-    """Write a folder that diffusers' `StableDiffusionInstructPix2PixPipeline` loads, the LoRA weights of `lora` beside.
+    """Write a folder that diffusers' InstructPix2Pix pipeline (of SD or SDXL) loads, the LoRA weights of `lora` beside.
 
     With a record of its training comes a model card.
     """
     staging = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
     unet.save_pretrained(staging / "unet", safe_serialization=True)
-    for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
+    large = teacher.text_encoder_2 is not None
+    parts = _TRANSFORMERS | (_SECOND if large else {})
+    for part in ("vae", "scheduler", *parts):
         getattr(teacher, part).save_pretrained(staging / part)
-    index: dict[str, object] = {"_class_name": "StableDiffusionInstructPix2PixPipeline", "requires_safety_checker": False}
-    index |= {part: ["diffusers", name] for part, name in _DIFFUSERS.items()}
-    index |= {part: ["transformers", name] for part, name in _TRANSFORMERS.items()}
-    index |= dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"), _ABSENT)
+    name = "StableDiffusionXLInstructPix2PixPipeline" if large else "StableDiffusionInstructPix2PixPipeline"
+    index: dict[str, object] = {"_class_name": name}
+    index |= {part: ["diffusers", kind] for part, kind in _DIFFUSERS.items()} | {
+        part: ["transformers", kind] for part, kind in parts.items()
+    }
+    if large:
+        index["force_zeros_for_empty_prompt"] = False
+    else:
+        index |= {"requires_safety_checker": False, **dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"), _ABSENT)}
     if record is not None:
         write_json(staging / RECORD, record)
         (staging / "README.md").write_text(model_card(record), encoding="utf-8")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ip2p.diffusion import Diffusion
+from ip2p.diffusion import Diffusion, text_arguments
 from ip2p.errors import ParamsError
 from ip2p.model.data import TrainBatch
 from ip2p.muon import Muon
@@ -23,7 +23,8 @@ def loss_of(unet: Any, batch: TrainBatch, model: Diffusion, *, min_snr: float = 
     noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
     target = noise if prediction == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
     rows = torch.cat([noisy, source], dim=1).contiguous(memory_format=torch.channels_last)
-    errors_B = (unet(rows, batch.timesteps_B.to(device), text).sample.float() - target).square().mean(dim=(1, 2, 3))
+    told = text_arguments(model, text, (rows.shape[-2], rows.shape[-1]))
+    errors_B = (unet(rows, batch.timesteps_B.to(device), **told).sample.float() - target).square().mean(dim=(1, 2, 3))
     if min_snr:
         errors_B = errors_B * snr_weight(alpha.flatten(), prediction, min_snr)
     loss: Tensor = errors_B.mean()

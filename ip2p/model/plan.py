@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ip2p.diffusion import Diffusion
+from ip2p.diffusion import Diffusion, text_arguments
 from ip2p.errors import ParamsError
 from ip2p.model.lora import add_lora
 from ip2p.params import Params, TrainParams
@@ -66,7 +66,8 @@ def estimate(base: Diffusion, section: TrainParams, *, workers: int = 1) -> Memo
     trained = sum(p.numel() for p in unet.parameters() if p.requires_grad) * _FLOAT
     moments = {"adamw": 2.0, "adamw8bit": 0.5, "muon": 1.0}[section.optimizer]
     cast = 0.5 if base.dtype != torch.float32 else 0.0
-    parts = [weights * (1 + cast), _bytes(base.vae) + _bytes(base.text_encoder), trained, moments * trained]
+    frozen = [x for x in (base.vae, base.text_encoder, base.text_encoder_2) if x is not None]
+    parts = [weights * (1 + cast), sum(map(_bytes, frozen)), trained, moments * trained]
     parts += [0.0 if section.ema_on_cpu and base.device.type == "cuda" else trained, activations]
     return Memory(*(x / 1e9 for x in parts))
 
@@ -146,7 +147,7 @@ def _activations(unet: Any, base: Diffusion, batch: int) -> int:
     """Bytes that autograd keeps of a batch for one backward pass."""
     side, context = base.image_size // base.factor, base.text_encoder.config.max_position_embeddings
     rows = torch.empty(batch, unet.config.in_channels, side, side)
-    text = torch.empty(batch, context, unet.config.cross_attention_dim)
+    text = torch.empty(batch, context + (base.text_encoder_2 is not None), unet.config.cross_attention_dim)
     known = {x.untyped_storage()._cdata for x in unet.parameters()}
     kept: list[Tensor] = []
 
@@ -158,7 +159,7 @@ def _activations(unet: Any, base: Diffusion, batch: int) -> int:
 
     low = torch.autocast("cpu", dtype=torch.bfloat16, enabled=base.dtype != torch.float32)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), low:
-        unet(rows, torch.zeros(batch, dtype=torch.long), text)
+        unet(rows, torch.zeros(batch, dtype=torch.long), **text_arguments(base, text, (side, side)))
     return sum(x.untyped_storage().nbytes() for x in kept)
 
 

@@ -40,6 +40,8 @@ _BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|
 
 def save_single_file(editor: Diffusion, path: Path, *, dtype: torch.dtype = torch.float16) -> Path:
     """Write the whole editor to `path`. Raises `ModelError` for an architecture that has no original names."""
+    if editor.text_encoder_2 is not None:
+        raise ModelError("editor: of Stable Diffusion XL's size; its folder loads in diffusers, a single file is not written")
     tensors = {f"model.diffusion_model.{unet_name(k, editor.unet.config)}": v for k, v in editor.unet.state_dict().items()}
     for key, value in editor.vae.state_dict().items():
         name = vae_name(key, len(editor.vae.config.block_out_channels))
