@@ -2,7 +2,7 @@
 
 Losses are means over pairs and evenly spaced timesteps, with one noise for all conditions: an editor that was trained right
 denoises best with its picture as the mode, unscaled; keeps the teacher's loss without picture and text; and is helped by its
-picture when the text is gone. Thresholds were chosen on editors trained with each fault (`benchmarks/faults.py`).
+picture when the text is gone. `benchmarks/faults.py` trains editors with a fault and prints what is found.
 """
 
 from __future__ import annotations

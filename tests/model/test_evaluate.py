@@ -13,7 +13,8 @@ from ip2p.model import evaluate
 from ip2p.model.heldout import HeldOut, held_out, of_benchmark, of_world
 from ip2p.model.measure import Meter, Point, bootstrap, judged_by, measure, paired
 from ip2p.model.sdedit import sdedit
-from ip2p.params import TrackParams
+from ip2p.params import JudgeParams, TrackParams
+from tests.dataset.llm.endpoint import endpoint
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +209,19 @@ def test_the_world_is_rendered_without_loss(made):
     assert isinstance(few, HeldOut)
     truth = few.truth(0)
     assert torch.equal(truth.source_CHW, few.sources(slice(0, 1))[0])
+
+
+def test_a_judge_is_asked_once_about_each_edit_and_its_raw_replies_are_kept(evaluated, made, tmp_path):
+    params, paths = evaluated
+    marks = json.dumps({"why": "I see", "followed": 9, "kept": 4, "quality": 9})
+    with endpoint(reply=lambda asked: marks, faults=0.2) as server:
+        judge = JudgeParams(base_url=server.url, model="eye-1", backoff=0.01, retries=12, timeout=1.5)
+        judged = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"judge": judge})})
+        for _ in range(2):
+            evaluate.run(judged, **{**paths, "out": tmp_path / "judged"})
+        assert len(server.paid) == 5
+        assert max(server.paid.values()) == 1
+    report = json.loads((tmp_path / "judged" / "report.json").read_text())
+    assert report["judge"]["judge mean"].startswith("0.600")
+    replies = json.loads((tmp_path / "judged" / "judgements.json").read_text())
+    assert [r["reply"] for r in replies] == [marks] * 5
