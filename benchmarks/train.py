@@ -97,11 +97,11 @@ def make_dataset(folder: Path, count: int, *, size: int) -> None:
 
 
 def run_ours(params: Params, root: Path) -> tuple[float, list[float]]:
-    with tempfile.TemporaryDirectory(dir=root) as work:
-        places = {"dataset": root / "dataset", "marker": root / "validated.json", "out": Path(work) / "editor", "work": root / "work"}
-        train.run(params, **places)
-        progress = json.loads(next((root / "work").glob("*/progress.json")).read_text())
-        newest = max((root / "work").glob("*/step-*.safetensors"))
+    with tempfile.TemporaryDirectory(dir=root) as folder:
+        work = Path(folder) / "work"
+        train.run(params, dataset=root / "dataset", marker=root / "validated.json", out=Path(folder) / "editor", work=work)
+        progress = json.loads(next(work.glob("*/progress.json")).read_text())
+        newest = max(work.glob("*/step-*.safetensors"))
         return progress["samples_per_second"], load_file(newest)["extra.losses"].tolist()
 
 
