@@ -174,5 +174,5 @@ def test_a_missing_editor_is_named(cpu, tmp_path):
 
 
 def test_a_folder_without_a_part_is_named(cpu, tmp_path):
-    with pytest.raises(ModelError, match="has no `vae` folder"):
+    with pytest.raises(ModelError, match="has no `unet` folder"):
         load_editor(tmp_path, device=cpu)
