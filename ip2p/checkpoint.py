@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ip2p.errors import UserError
+
+_NUMBER = "#"
+"""Ends the name of a state that is a plain number."""
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
@@ -44,7 +48,7 @@ def save_checkpoint(
     tensors |= {f"ema.{k}": v for k, v in (ema or {}).items()}
     tensors |= {f"extra.{k}": v for k, v in (extra or {}).items()}
     for index, state in optimizer.state_dict()["state"].items() if optimizer else ():
-        tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in state.items()}
+        tensors |= _flat(state, f"optimizer.{index}")
     path = folder / f"step-{step:08d}.safetensors"
     temporary = path.with_suffix(".tmp")
     try:
@@ -97,11 +101,27 @@ def _restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.opti
         for name, value in _part(tensors, "ema.").items():
             ema[name].copy_(value)
     if optimizer is not None:
-        state: dict[int, dict[str, Tensor]] = {}
+        state: dict[int, dict[str, Any]] = {}
         for name, value in _part(tensors, "optimizer.").items():
-            index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = value
+            index, *keys, last = name.split(".")
+            inner = state.setdefault(int(index), {})
+            for key in keys:
+                inner = inner.setdefault(key, {})
+            inner[last.removesuffix(_NUMBER)] = value.item() if last.endswith(_NUMBER) else value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _flat(state: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
+    """An optimizer's state of one weight as tensors by dotted name: 8-bit optimizers nest it, and count steps by plain numbers."""
+    flat: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}.{key}")
+        elif isinstance(value, Tensor):
+            flat[f"{prefix}.{key}"] = value
+        elif value is not None:
+            flat[f"{prefix}.{key}{_NUMBER}"] = torch.tensor(value)
+    return flat
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -16,6 +16,9 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from ip2p.errors import UserError
 
+_BUCKET = 2**24
+"""Gradients that are sent at once."""
+
 
 def joined(*, cpu: bool) -> tuple[int, int]:
     """Rank and number of the processes that `accelerate launch` (or torchrun) started, this one among them; alone, 0 and 1."""
@@ -55,11 +58,15 @@ def average_gradients(parameters: list[nn.Parameter], workers: int) -> None:
     if workers == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch._utils._flatten_dense_tensors(gradients)  # type: ignore[no-untyped-call]
-    dist.all_reduce(flat)
-    flat /= workers
-    for target, source in zip(gradients, torch._utils._unflatten_dense_tensors(flat, gradients), strict=True):  # type: ignore[no-untyped-call]
-        target.copy_(source)
+    while gradients:
+        bucket = [gradients.pop()]
+        while gradients and sum(map(torch.numel, bucket)) + gradients[-1].numel() <= _BUCKET:
+            bucket.append(gradients.pop())
+        flat = torch.cat([x.flatten() for x in bucket])
+        dist.all_reduce(flat)
+        flat /= workers
+        for target, source in zip(bucket, flat.split([x.numel() for x in bucket]), strict=True):
+            target.copy_(source.view_as(target))
 
 
 def average(value: torch.Tensor, workers: int) -> float:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,16 @@ def read_shards(folder: Path, prefix: str = "", *, columns: list[str] | None = N
     return pa.concat_tables([read_shard(path, columns=columns) for path in shards(folder, prefix)])
 
 
+def first_rows(folder: Path, prefix: str, count: int) -> list[dict[str, Any]]:
+    """The first rows of a folder's shards, reading no shard beyond them."""
+    rows: list[dict[str, Any]] = []
+    for path in shards(folder, prefix):
+        rows += read_shard(path).slice(0, count - len(rows)).to_pylist()
+        if len(rows) == count:
+            break
+    return rows
+
+
 def read_shard(path: Path, *, columns: list[str] | None = None) -> pa.Table:
     """The rows of a shard. Raises `DataError` if it is truncated."""
     try:
@@ -130,6 +141,14 @@ def digest(folder: Path) -> str:
     total = hashlib.sha256()
     files = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file())
     for path in files:
+        known = path.stat()
         total.update(path.name.encode())
-        total.update(hashlib.sha256(path.read_bytes()).digest())
+        total.update(_sha256(path, known.st_size, known.st_mtime_ns, known.st_ino))
     return total.hexdigest()
+
+
+@lru_cache(maxsize=65_536)
+def _sha256(path: Path, *_identity: int) -> bytes:
+    """The digest of a file's bytes, taken once in a process for as long as the file stays what it is."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

@@ -3,6 +3,7 @@ import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from ip2p.checkpoint import checkpoints, load_newest, save_checkpoint
@@ -62,3 +63,33 @@ def test_a_disk_that_takes_no_more_is_told_and_earlier_checkpoints_stay(tmp_path
         signal.signal(signal.SIGXFSZ, handler)
     assert [p.stem for p in tmp_path.iterdir()] == ["step-00000001"]
     assert load_newest(tmp_path, model, optimizer) == 1
+
+
+class Nested(torch.optim.SGD):
+    """Keeps its state as 8-bit optimizers do: nested, and steps as plain numbers."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state.setdefault(
+                    p, {"step": 0, "quantised": {"absmax": torch.zeros(()), "code": torch.zeros(2, dtype=torch.uint8)}}
+                )
+                state["step"] += 1
+                state["quantised"]["absmax"] += p.grad.abs().max()
+                p -= 0.1 / state["step"] * p.grad / state["quantised"]["absmax"]
+
+
+def test_nested_optimizer_states_are_kept(tmp_path):
+    model = nn.Linear(4, 4)
+    optimizer = Nested(model.parameters(), lr=0.1)
+    model(torch.ones(2, 4)).square().mean().backward()
+    optimizer.step()
+    path = save_checkpoint(tmp_path, 1, model, optimizer)
+    fresh = nn.Linear(4, 4)
+    restored = Nested(fresh.parameters(), lr=0.1)
+    load_newest(tmp_path, fresh, restored)
+    state, kept = restored.state[fresh.weight], optimizer.state[model.weight]
+    assert (type(state["step"]), state["step"]) == (int, 1)
+    assert torch.equal(state["quantised"]["absmax"], kept["quantised"]["absmax"])
+    assert load_file(path)["optimizer.0.quantised.code"].dtype == torch.uint8

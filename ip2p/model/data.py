@@ -31,7 +31,7 @@ from ip2p.errors import ParamsError, UserError
 from ip2p.parallel import barrier
 from ip2p.params import TrainParams
 from ip2p.pictures import from_bytes
-from ip2p.store import code_mark, digest, fingerprint, read_shard, read_shards, shards
+from ip2p.store import code_mark, digest, fingerprint, first_rows, read_shard, read_shards, shards
 
 _ZOOM = 1.125
 _SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
@@ -108,7 +108,9 @@ def load_latents(
     rows = read_shards(dataset, "train-", columns=["triplet_id", "edit_prompt"])
     instructions = rows["edit_prompt"].to_pylist()
     distinct = sorted(set(instructions))
-    how = fingerprint(model_digest, str(model.dtype), section.views, section.flip, seed, code_mark("model/data.py"))
+    how = fingerprint(
+        model_digest, str(model.dtype), section.views, section.flip, seed, code_mark("model/data.py", "diffusion.py", "pictures.py")
+    )
     pictures = {cache / f"latents-{fingerprint(how, digest(p))}.safetensors": p for p in paths}
     texts = {cache / f"texts-{fingerprint(how, c)}.safetensors": c for c in _chunks(distinct, _TEXTS)}
     missing = [p for p in (*pictures, *texts) if not p.exists()]
@@ -228,6 +230,17 @@ def _views(row: dict[str, Any], size: int, section: TrainParams, seed: int) -> T
     mirror = section.flip and not _SIDE.search(row["edit_prompt"])
     own = int.from_bytes(hashlib.sha256(row["pair_id"].encode()).digest()[:4], "big")
     return torch.stack([_view(pair, v, mirror=mirror, seed=seed * 1_000_003 + own) for v in range(section.views)])
+
+
+def example_pairs(dataset: Path, count: int, size: int) -> tuple[list[str], Tensor, Tensor]:
+    """Instructions and both images `BCHW` in [0, 1] of the first pairs of the validation split, or of the training split."""
+    split = "validation-" if any(dataset.glob("validation-*.parquet")) else "train-"
+    rows = first_rows(dataset, split, count)
+    before, after = (
+        torch.stack([_resized(from_bytes(r[c]["bytes"], where=f"{r['pair_id']}.{c}"), size) for r in rows])
+        for c in ("original_image", "edited_image")
+    )
+    return [r["edit_prompt"] for r in rows], before, after
 
 
 def _resized(image_CHW: Tensor, size: int) -> Tensor:

@@ -16,12 +16,17 @@ from torch import Tensor
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv_in"]
 
 
-def add_lora(unet: Any, rank: int) -> None:
-    """Freeze the UNet and put trainable low-rank weights beside its targets; its output is unchanged."""
+def add_lora(unet: Any, rank: int, *, seed: int) -> None:
+    """Freeze the UNet and put trainable low-rank weights beside its targets; its output is unchanged.
+
+    The same seed draws the same weights, in every process of a training.
+    """
     from peft import LoraConfig
 
     unet.requires_grad_(False)
-    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGETS))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGETS))
 
 
 @torch.no_grad()

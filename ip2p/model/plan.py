@@ -6,11 +6,13 @@ estimate leaves out the allocator's gaps and workspaces; `_SLACK` covers them.
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -23,6 +25,7 @@ _SLACK = 1.15
 _FLOAT = 4
 _SMALLEST = 4
 """Samples at once below which a part is too small to be proposed."""
+_GROUP = Path("/sys/fs/cgroup")
 _RECOMPUTED = 1 / 8
 """Share of all activations that is alive at once while checkpointed layers compute theirs again."""
 
@@ -50,8 +53,8 @@ class Memory:
         return [f"{value:8.2f} GB  {name}" for name, value in rows]
 
 
-def estimate(base: Diffusion, section: TrainParams, *, workers: int = 1) -> Memory:
-    """Memory of one process of `workers` that trains `base` as the parameters say, at the model's own picture size."""
+def estimate(base: Diffusion, section: TrainParams, *, gpu: bool, workers: int = 1) -> Memory:
+    """Memory of one process of `workers` that trains `base` as the parameters say, at the model's own picture size; on a GPU, the GPU's."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     part = section.batch // (workers * section.accumulate)
@@ -68,11 +71,11 @@ def estimate(base: Diffusion, section: TrainParams, *, workers: int = 1) -> Memo
     cast = 0.5 if base.dtype != torch.float32 else 0.0
     frozen = [x for x in (base.vae, base.text_encoder, base.text_encoder_2) if x is not None]
     parts = [weights * (1 + cast), sum(map(_bytes, frozen)), trained, moments * trained]
-    parts += [0.0 if section.ema_on_cpu and base.device.type == "cuda" else trained, activations]
+    parts += [0.0 if section.ema_on_cpu and gpu else trained, activations]
     return Memory(*(x / 1e9 for x in parts))
 
 
-def propose(base: Diffusion, section: TrainParams, *, limit_gb: float, workers: int = 1) -> TrainParams | None:
+def propose(base: Diffusion, section: TrainParams, *, limit_gb: float, gpu: bool, workers: int = 1) -> TrainParams | None:
     """The parameters with the least change of speed that fit into `limit_gb`; none if none do. What is learned stays, LoRA apart."""
     for changed in _savings(section):
         share = section.batch // workers
@@ -80,18 +83,19 @@ def propose(base: Diffusion, section: TrainParams, *, limit_gb: float, workers: 
             proposal = changed.model_copy(update={"accumulate": accumulate})
             if share // accumulate < min(_SMALLEST, share):
                 break
-            if estimate(base, proposal, workers=workers).total <= limit_gb:
+            if estimate(base, proposal, gpu=gpu, workers=workers).total <= limit_gb:
                 return proposal
     return None
 
 
 def require_memory(params: Params, base: Diffusion, *, workers: int) -> None:
     """Raise `ParamsError` with a remedy if training cannot fit into the memory that is free."""
-    section, free = params.train, free_gb(base.device) / (workers if base.device.type == "cpu" else 1)
-    need = estimate(base, section, workers=workers)
+    gpu = base.device.type == "cuda"
+    section, free = params.train, free_gb(base.device) / (1 if gpu else workers)
+    need = estimate(base, section, gpu=gpu, workers=workers)
     if need.total <= free:
         return
-    proposal = propose(base, section, limit_gb=free, workers=workers)
+    proposal = propose(base, section, limit_gb=free, gpu=gpu, workers=workers)
     advice = f"set {changes(section, proposal)}" if proposal else "take a smaller teacher or a larger machine"
     raise ParamsError(
         f"train: needs about {need.total:.1f} GB a process, {free:.1f} GB are free; {advice} (`ip2p train plan` shows the parts)"
@@ -103,17 +107,17 @@ def advise(params: Params, *, gpu_gb: float | None = None) -> list[str]:
     from ip2p.model.train import load_base
 
     base, section = load_base(params), params.train
-    here = base.device.type == "cpu" and gpu_gb is None
-    workers = section.workers if here else 1
+    gpu = base.device.type == "cuda" or gpu_gb is not None
+    workers = 1 if gpu else section.workers
     limit = gpu_gb or free_gb(base.device) / workers
-    need = estimate(base, section, workers=workers)
+    need = estimate(base, section, gpu=gpu, workers=workers)
     lines = [f"a process, {section.batch // workers // section.accumulate} samples at once, {base.dtype}:", *need.lines()]
     if need.total <= limit:
         return [*lines, f"fits into {limit:.1f} GB"]
-    proposal = propose(base, section, limit_gb=limit, workers=workers)
+    proposal = propose(base, section, limit_gb=limit, gpu=gpu, workers=workers)
     if proposal is None:
         return [*lines, f"does not fit into {limit:.1f} GB, whatever is saved; take a smaller teacher or a larger machine"]
-    then = estimate(base, proposal, workers=workers).total
+    then = estimate(base, proposal, gpu=gpu, workers=workers).total
     return [*lines, f"does not fit into {limit:.1f} GB; {then:.1f} GB with {changes(section, proposal)}"]
 
 
@@ -124,10 +128,17 @@ def changes(before: TrainParams, after: TrainParams) -> str:
 
 
 def free_gb(device: torch.device) -> float:
-    """Memory that is free on a GPU, or on the machine."""
+    """Memory that can be had on a GPU; or on the machine, within the limit of the container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 1e9
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit, used = (int((_GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        cached = re.search(r"^inactive_file (\d+)", (_GROUP / "memory.stat").read_text(), re.MULTILINE)
+        available = min(available, limit - used + int(cached[1] if cached else 0))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        pass
+    return available / 1e9
 
 
 def _savings(section: TrainParams) -> Iterator[TrainParams]:
@@ -170,7 +181,7 @@ def _unet_without_data(base: Diffusion, section: TrainParams) -> Any:
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config({**base.unet.config, "in_channels": 2 * base.latent_channels}).train()
         if section.lora_rank:
-            add_lora(unet, section.lora_rank)
+            add_lora(unet, section.lora_rank, seed=0)
     if section.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     return unet

@@ -6,6 +6,7 @@ losses. The global batch is drawn alike by all and split over workers, so it doe
 
 from __future__ import annotations
 
+import copy
 import math
 import resource
 import shutil
@@ -23,7 +24,7 @@ from ip2p.attention import Float32Attention
 from ip2p.checkpoint import load_newest, save_checkpoint, trained_state
 from ip2p.diffusion import Diffusion
 from ip2p.errors import DataError, ParamsError, UserError
-from ip2p.model.data import Latents, draw_batch, load_latents
+from ip2p.model.data import Latents, draw_batch, example_pairs, load_latents
 from ip2p.model.edit import edit_batch
 from ip2p.model.folder import save_editor
 from ip2p.model.guidance import EditRequest, edit_options
@@ -33,14 +34,15 @@ from ip2p.model.plan import require_memory
 from ip2p.model.unet import new_editor_unet
 from ip2p.models import load_diffusion, model_digest, resolve_device, resolve_dtype
 from ip2p.parallel import average, average_gradients, barrier, joined, launch
-from ip2p.params import Params, TrainParams
-from ip2p.pictures import from_bytes, grid, to_pillow
+from ip2p.params import Params
+from ip2p.pictures import grid, to_pillow
 from ip2p.records import StageReport
-from ip2p.store import code_mark, digest, fingerprint, read_json, read_shards, write_json
+from ip2p.store import code_mark, digest, fingerprint, read_json, write_json
 from ip2p.track import Run, track
 
 _GRID = 6
-_WITHOUT_EFFECT = {"workers", "log_every", "grid_every", "checkpoint_every", "keep", "cache_gb", "ema_on_cpu"}
+_MEMORY = {"accumulate", "gradient_checkpointing", "compile", "ema_on_cpu"}
+_WITHOUT_EFFECT = {"workers", "log_every", "grid_every", "checkpoint_every", "keep", "cache_gb", *_MEMORY}
 """Parameters that do not change what is learned, up to the order of sums."""
 
 
@@ -74,10 +76,15 @@ class Trainer:
     ema: dict[str, Tensor] = field(init=False)
     step: int = field(init=False)
     losses: list[float] = field(init=False)
+    gradient_norm: Tensor = field(init=False)
+    """Of the last step, before clipping."""
 
     def __post_init__(self) -> None:
         section = self.job.params.train
-        self.unet = new_unet(self.base, section).to(self.base.device, memory_format=torch.channels_last).train()
+        start = self.base.unet
+        self.unet = new_unet(self.base, self.job.params).to(self.base.device, memory_format=torch.channels_last).train()
+        self.base = replace(self.base, unet=self.unet)
+        start.to("meta")  # no longer needed: gives its memory back, whoever still holds it
         if section.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         if self.base.dtype != torch.float32 and self.base.device.type == "cpu":
@@ -110,9 +117,8 @@ class Trainer:
             self.scaler.scale(loss).backward()
             total += loss.detach()
         average_gradients(list(self.unet.parameters()), self.workers)
-        if section.clip_norm:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.unet.parameters(), section.clip_norm)
+        self.scaler.unscale_(self.optimizer)
+        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.unet.parameters(), section.clip_norm or math.inf)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self._average_weights(ema_rate(section, self.step))
@@ -157,15 +163,16 @@ def run(params: Params, *, dataset: Path, marker: Path, out: Path, work: Path) -
         str(resolve_dtype(params.models.dtype, device)),
         data,
         model_digest(section.start or params.models.teacher, "teacher"),
-        code_mark("model/train.py", "model/objective.py", "model/lora.py", "model/data.py", "model/unet.py", "muon.py"),
+        code_mark(*(f"model/{n}.py" for n in ("train", "objective", "lora", "data", "unet")), "muon.py", "diffusion.py", "pictures.py"),
     )
     job = Job(params, dataset, data, work / mark, out)
     job.work.mkdir(parents=True, exist_ok=True)
-    base, _ = _load(job, rank, launched)  # encodes latents once, before several processes want them
-    require_memory(params, base, workers=workers)
-    if launched > 1:
-        _work(rank, launched, job)
+    loaded = _load(job, rank, launched)  # encodes latents once, before several processes want them
+    require_memory(params, loaded[0], workers=workers)
+    if launched > 1 or workers == 1:
+        _work(rank, workers, job, loaded)
     else:
+        del loaded
         launch(workers, _work, job)
     barrier()
     if rank == 0:
@@ -191,11 +198,11 @@ def load_base(params: Params) -> Diffusion:
     return replace(base, scheduler=DDIMScheduler.from_config(base.scheduler.config, prediction_type=section.prediction))
 
 
-def new_unet(base: Diffusion, section: TrainParams) -> Any:
+def new_unet(base: Diffusion, params: Params) -> Any:
     """The UNet to train: all of it, or LoRA weights beside it."""
     unet = new_editor_unet(base.unet, base.latent_channels)
-    if section.lora_rank:
-        add_lora(unet, section.lora_rank)
+    if params.train.lora_rank:
+        add_lora(unet, params.train.lora_rank, seed=params.seed)
     return unet
 
 
@@ -212,8 +219,9 @@ def _told(what: str, done: int, of: int) -> None:
     print(f"{what} {done} of {of}", flush=True)
 
 
-def _work(rank: int, workers: int, job: Job) -> None:
-    trainer = Trainer(job, rank, workers, *_load(job))
+def _work(rank: int, workers: int, job: Job, loaded: tuple[Diffusion, Latents] | None = None) -> None:
+    trainer = Trainer(job, rank, workers, *(loaded or _load(job)))
+    del loaded
     if rank > 0:
         _train(trainer, None)
         return
@@ -226,7 +234,6 @@ def _work(rank: int, workers: int, job: Job) -> None:
     }
     with track(params.track, "train", parameters, resume=job.work / "mlflow-run") as tracked:
         _train(trainer, tracked)
-        _log_grid(trainer, tracked)
         if params.train.lora_rank:
             merge_lora(trainer.unet, trainer.ema, job.work / "lora")
         else:
@@ -239,6 +246,7 @@ def _work(rank: int, workers: int, job: Job) -> None:
             "train": params.train.model_dump(),
         }
         save_editor(trainer.unet, trainer.base, job.out, lora=job.work / "lora" if params.train.lora_rank else None, record=record)
+        _log_grid(trainer, tracked)
 
 
 def _train(trainer: Trainer, tracked: Run | None) -> None:
@@ -269,6 +277,7 @@ def _log(trainer: Trainer, tracked: Run, speed: float) -> None:
         "loss": sum(recent) / len(recent),
         "samples_per_second": speed,
         "lr": learning_rate(section, trainer.step - 1),
+        "gradient_norm": trainer.gradient_norm.item(),
         "memory_gb": memory_gb(trainer.base.device),
     }
     tracked.metrics(values, trainer.step)
@@ -285,14 +294,12 @@ def memory_gb(device: torch.device) -> float:
 
 def _log_grid(trainer: Trainer, tracked: Run) -> None:
     """Log source, the dataset's edit and the editor's edit of a few examples, by the averaged weights and fixed seeds."""
-    dataset, section, base = trainer.job.dataset, trainer.job.params.evaluate, trainer.base
-    split = "validation-" if any(dataset.glob("validation-*.parquet")) else "train-"
-    rows = read_shards(dataset, split).slice(0, _GRID).to_pylist()
-    before, after = (torch.stack([from_bytes(r[c]["bytes"], where=r["pair_id"]) for r in rows]) for c in ("original_image", "edited_image"))
-    averaged = new_unet(base, trainer.job.params.train)
+    section, base = trainer.job.params.evaluate, trainer.base
+    instructions, before, after = example_pairs(trainer.job.dataset, _GRID, base.image_size)
+    averaged = copy.deepcopy(trainer.unet)
     averaged.load_state_dict(trainer.ema, strict=False)
-    editor = replace(base, unet=averaged.to(base.device).eval())
-    requests = [EditRequest(r["edit_prompt"], section.text_guidance, section.image_guidance, i) for i, r in enumerate(rows)]
+    editor = replace(base, unet=averaged.eval())
+    requests = [EditRequest(x, section.text_guidance, section.image_guidance, i) for i, x in enumerate(instructions)]
     edited = edit_batch(editor, before, requests, edit_options(section))
     sheet = grid([[to_pillow(x) for x in trio] for trio in zip(before, after, edited, strict=True)])
     tracked.picture(sheet, f"grids/{trainer.step:06d}.png")

@@ -82,7 +82,7 @@ def test_an_editor_grows_from_it_and_edits(trained, cpu):
 
 
 def test_its_memory_is_planned(folder, tiny, cpu):
-    assert plan.estimate(load_diffusion(str(folder), device=cpu), tiny.train).activations > 0
+    assert plan.estimate(load_diffusion(str(folder), device=cpu), tiny.train, gpu=False).activations > 0
 
 
 def test_a_single_file_of_it_is_refused(trained, cpu, tmp_path):
