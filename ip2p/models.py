@@ -157,6 +157,11 @@ def model_source(name: str, *, kind: str, subject: str) -> str:
     return str(path)
 
 
+def model_label(name: str) -> str:
+    """A model's name for records that leave this machine: of a local folder its last part alone."""
+    return Path(name).name if _is_path(name) else name
+
+
 @lru_cache(maxsize=8)
 def model_digest(name: str, kind: str) -> str:
     """What identifies a model in a fingerprint: the bytes of a local folder, the name of a remote one."""

@@ -10,7 +10,7 @@ import io
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ from ip2p.model.measure import Edit, Meter, Point, judged_by, load_dino, measure
 from ip2p.model.plots import plot_curves, plot_types
 from ip2p.model.sdedit import sdedit
 from ip2p.models import load_clip, load_diffusion, model_digest, resolve_device, resolve_dtype
-from ip2p.params import EvaluateParams, Params
-from ip2p.pictures import grid, to_pillow, to_png
+from ip2p.params import EvaluateParams, JudgeParams, Params
+from ip2p.pictures import from_bytes, grid, to_pillow
 from ip2p.records import SHOWN, StageReport
 from ip2p.store import code_mark, digest, fingerprint, read_json, write_bytes, write_json
 from ip2p.track import track
@@ -36,6 +36,11 @@ from ip2p.track import track
 Progress = Callable[[int, int], None]
 _EXAMPLES = 12
 _EXTREMES = 4
+_CODE = (
+    *(f"model/{n}.py" for n in ("evaluate", "measure", "edit", "guidance", "sdedit")),
+    *(f"{n}.py" for n in ("sampler", "diffusion", "clip", "pictures", "dataset/alignment")),
+)
+"""What decides what is sampled and measured."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +52,22 @@ class Bench:
     teacher: Diffusion
     work: Path
 
+    @cached_property
+    def mark(self) -> str:
+        """What tells whether two evaluations sampled and measured alike: parameters, models that measure, code."""
+        section, models = self.params.evaluate, self.params.models
+        how = section.model_dump(include={"steps", "solver", "guidance_interval", "guidance_every", "protocol"})
+        dino = model_digest(section.dino, "dino") if section.dino else None
+        return fingerprint("measured", how, str(self.teacher.dtype), model_digest(models.clip, "clip"), dino, code_mark(*_CODE))
+
     def point(self, system: str, setting: dict[str, float], held: HeldOut, edit: Edit, *identity: str) -> Point:
-        """Measure, or take what was measured before of the same system and edits."""
-        section = self.params.evaluate
-        how = section.model_dump(include={"steps", "solver", "guidance_interval", "guidance_every", "protocol", "dino"})
-        arithmetic = str(self.teacher.dtype)
-        mark = fingerprint("point", system, setting, held.mark, how, arithmetic, self.params.models.clip, identity, _code())
-        path = self.work / f"{mark}.json"
+        """Measure, or take what was measured before of the same system and edits; at the headline's scales pictures are kept."""
+        folder = self.work / fingerprint("point", system, setting, held.mark, self.mark, identity)
+        keep = folder / "pictures" if setting == _scales(self.params.evaluate) else None
+        path = folder / "rows.json"
         if not path.exists():
-            write_json(path, measure(system, setting, held, self.meter, edit, batch=section.batch).rows)
-        return Point(system, setting, read_json(path))
-
-
-def _code() -> str:
-    return code_mark("model/measure.py", "model/edit.py", "model/guidance.py", "model/sdedit.py", "sampler.py")
+            write_json(path, measure(held, self.meter, edit, batch=self.params.evaluate.batch, keep=keep))
+        return Point(system, setting, read_json(path), keep)
 
 
 def run(
@@ -78,6 +85,7 @@ def run(
     report: dict[str, Any] = {
         "editor": identity,
         "held_out": held.mark,
+        "measured": bench.mark,
         "count": len(held.edits),
         "judged_by": judged_by(headline.rows),
         "protocol": section.protocol,
@@ -90,11 +98,11 @@ def run(
         "benchmarks": {n: _benchmark(bench, model, identity, n, path) for n, path in section.benchmarks.items()},
     }
     if section.judge is not None:
-        report["judge"] = _judge(bench, section, model, held, out)
+        report["judge"] = _judge(section.judge, headline, held, bench.work / "judge.jsonl", out)
     write_json(out / "report.json", report)
     write_bytes(out / "curve.png", plot_curves(report["points"]))
     write_bytes(out / "types.png", plot_types(report["headline"]["by_type"]))
-    _write_examples(bench, model, headline, baselines, held, out)
+    _write_examples(bench, headline, baselines, held, out)
     with track(params.track, "evaluate", {"held_out": held.mark}) as tracked:
         tracked.metrics(headline.means())
         for name in ("curve.png", "types.png", "grid.png", "extremes.png"):
@@ -164,15 +172,10 @@ def _benchmark(bench: Bench, model: Diffusion, identity: str, layout: str, path:
     return {"count": len(types), "editor": editor.summary(types), "source": source.means(), "paired": paired(editor.rows, source.rows)}
 
 
-def _judge(bench: Bench, section: EvaluateParams, model: Diffusion, held: HeldOut, out: Path) -> dict[str, Any]:
+def _judge(section: JudgeParams, headline: Point, held: HeldOut, journal: Path, out: Path) -> dict[str, Any]:
     """Let a vision language model judge the headline's edits; raw replies are kept."""
-    assert section.judge is not None
-    questions = []
-    for first in range(0, len(held.edits), section.batch):
-        some = slice(first, first + section.batch)
-        edited = _edited(bench, model, held, _scales(section), some).cpu()
-        questions += [Question(e.id, e.instruction, e.source, to_png(x)) for e, x in zip(held.edits[some], edited, strict=True)]
-    with Judge(section.judge, bench.work / "judge.jsonl") as judge:
+    questions = [Question(e.id, e.instruction, e.source, headline.picture(i)) for i, e in enumerate(held.edits)]
+    with Judge(section, journal) as judge:
         judge.ask(questions)
     write_json(out / "judgements.json", [asdict(j) for j in judge.judgements])
     return summary(judge.judgements)
@@ -206,15 +209,18 @@ def _by_sdedit(bench: Bench, held: HeldOut, strength: float, some: slice) -> Ten
     return sdedit(bench.teacher, held.sources(some), captions, seeds, strength=strength, solver=section.solver, **how)  # type: ignore[arg-type]
 
 
+def _kept(point: Point, some: slice) -> Tensor:
+    return torch.stack([from_bytes(point.picture(i), where="picture") for i in range(some.start, some.stop)])
+
+
 def _targets(held: HeldOut, some: slice) -> Tensor:
     return torch.stack([t for i in range(*some.indices(len(held.edits))) if (t := held.target(i)) is not None])
 
 
-def _write_examples(bench: Bench, model: Diffusion, headline: Point, baselines: dict[str, Point], held: HeldOut, out: Path) -> None:
+def _write_examples(bench: Bench, headline: Point, baselines: dict[str, Point], held: HeldOut, out: Path) -> None:
     """Pictures for people: the first edits by every system, and the editor's best, median and worst."""
-    setting = headline.setting
     shown = range(min(_EXAMPLES, len(held.edits)))
-    systems: dict[str, Edit] = {"source": held.sources, "editor": partial(_edited, bench, model, held, setting)}
+    systems: dict[str, Edit] = {"source": held.sources, "editor": partial(_kept, headline)}
     if "sdedit" in baselines:
         systems["sdedit"] = partial(_by_sdedit, bench, held, baselines["sdedit"].setting["strength"])
     if all(held.target(i) is not None for i in shown):
@@ -232,7 +238,7 @@ def _write_examples(bench: Bench, model: Diffusion, headline: Point, baselines: 
         trio = []
         for i in indices:
             one = slice(i, i + 1)
-            trio.append([to_pillow(x[0].cpu()) for x in (held.sources(one), _edited(bench, model, held, setting, one))])
+            trio.append([to_pillow(x[0]) for x in (held.sources(one), _kept(headline, one))])
         extremes[name] = [held.edits[i].instruction for i in indices]
         for place, (before, after) in enumerate(trio):
             write_bytes(out / "extremes" / f"{name}-{place}-source.png", _png(before))

@@ -15,6 +15,13 @@ _SECOND = {"text_encoder_2": "CLIPTextModelWithProjection", "tokenizer_2": "CLIP
 _ABSENT: list[None] = [None, None]
 
 
+_MEASURES = {
+    "direction_similarity": "CLIP direction similarity",
+    "image_similarity": "CLIP image similarity to the source",
+    "done": "edit done (read by a checker)",
+    "stayed": "the rest kept (read by a checker)",
+    "success": "both",
+}
 RECORD = "training.json"
 """How the editor was trained; lies beside its model_index.json."""
 
@@ -76,12 +83,12 @@ def model_card(record: dict[str, Any], evaluation: dict[str, Any] | None = None)
     if evaluation is not None:
         head = evaluation["headline"]
         scales = ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in head["setting"].items())
-        lines += [
-            f"## How good it is\nOn {evaluation['count']} held-out edits ({scales}):",
-            f"- CLIP direction similarity {head['direction_similarity']:.3f}, image similarity {head['image_similarity']:.3f}",
-            f"- edit done {head['done']:.2f}, rest kept {head['stayed']:.2f}, both {head['success']:.2f} (read by a checker)",
-            "",
+        measured = [
+            f"- {told}: {head[name]:.3f}, 95% interval {head['intervals'][name][0]:.3f} to {head['intervals'][name][1]:.3f}"
+            for name, told in _MEASURES.items()
+            if name in head
         ]
+        lines += [f"## How good it is\nOn {evaluation['count']} held-out edits ({scales}):", *measured, ""]
     lines += [
         "## Limits",
         "Counting, spatial relations and edits that move things are weak, as for every editor of this kind. It learned from",

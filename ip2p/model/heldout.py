@@ -5,11 +5,13 @@ Pictures are kept as encoded files and decoded a batch at a time, so that 5,000 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,12 @@ class HeldEdit:
     target: bytes | None = None
 
     @property
+    def mark(self) -> str:
+        """What identifies the edit: its texts and pictures."""
+        pictures = [hashlib.sha256(x or b"").hexdigest() for x in (self.source, self.target)]
+        return fingerprint(self.id, self.instruction, self.caption, self.edited_caption, self.edit_type, pictures)
+
+    @property
     def seed(self) -> int:
         """The seed of its noise, the same for every system."""
         return random.Random(f"evaluate/{self.id}").getrandbits(31)
@@ -58,10 +66,10 @@ class HeldOut:
     size: int
     known: bool = False
 
-    @property
+    @cached_property
     def mark(self) -> str:
-        """What tells whether two evaluations are of the same edits."""
-        return fingerprint("held-out", self.name, [(e.id, e.instruction) for e in self.edits], self.size, code_mark("world/truth.py"))
+        """What tells whether two evaluations are of the same edits: every text and picture."""
+        return fingerprint("held-out", self.name, [e.mark for e in self.edits], self.size, code_mark("world/truth.py"))
 
     def sources(self, some: slice) -> Tensor:
         """Source pictures `images_BCHW` in [0, 1], of the editor's size."""
@@ -91,7 +99,7 @@ def held_out(params: Params, *, triplets: Path, dataset: Path, size: int) -> Hel
     section = params.evaluate
     if section.held_out == "world":
         return of_world(count=section.count, stream=f"{params.seed}/evaluate", triplets=triplets, size=size)
-    tests = (_held(e) for e in read_dataset(dataset) if e.split == "test")
+    tests = map(_held, read_dataset(dataset, splits=("test",)))
     edits = tuple(islice(_once(tests), section.count))
     if not edits:
         raise DataError(f"{dataset}: has no test split to evaluate on; raise filter.splits, or set evaluate.held_out to world")
@@ -147,7 +155,8 @@ def _read_emu_edit(path: Path) -> Iterator[HeldEdit]:
         if not isinstance(data, bytes) or not 0 < len(data) <= MAX_BYTES or not isinstance(instruction, str):
             raise DataError(f"{where}: not a row of Emu Edit; it needs `image` and `instruction`")
         before, after = (str(row.get(n) or "") for n in ("input_caption", "output_caption"))
-        yield HeldEdit(fingerprint("emu", where), instruction, before, after, str(row.get("task") or "other"), data)
+        identity = fingerprint("emu", str(row.get("idx", "")), instruction, hashlib.sha256(data).hexdigest())
+        yield HeldEdit(identity, instruction, before, after, str(row.get("task") or "other"), data)
 
 
 def _read_pie_bench(path: Path) -> Iterator[HeldEdit]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from ip2p.dataset.alignment import align
 from ip2p.errors import ModelError
 from ip2p.model.heldout import HeldOut
 from ip2p.models import Clip, model_source
+from ip2p.pictures import to_png
+from ip2p.store import write_bytes
 from ip2p.world.truth import read_edit
 
 Rows = dict[str, list[float]]
@@ -103,6 +106,13 @@ class Point:
     system: str
     setting: dict[str, float]
     rows: Rows
+    pictures: Path | None = None
+    """Folder of its edited pictures, `NNNNN.png`, if they were kept."""
+
+    def picture(self, index: int) -> bytes:
+        """An edited picture that was kept, as a PNG file."""
+        assert self.pictures is not None, "pictures are kept at the headline's scales"
+        return (self.pictures / f"{index:05d}.png").read_bytes()
 
     def mean(self, name: str) -> float:
         """The mean of a measure."""
@@ -128,14 +138,18 @@ class Point:
         return table
 
 
-def measure(system: str, setting: dict[str, float], held: HeldOut, meter: Meter, edit: Edit, *, batch: int) -> Point:
-    """Let a system edit all held-out sources, a batch at a time, and measure each picture."""
+def measure(held: HeldOut, meter: Meter, edit: Edit, *, batch: int, keep: Path | None = None) -> Rows:
+    """Let a system edit all held-out sources, a batch at a time, and measure each picture; `keep` is where pictures are written."""
     rows: Rows = {}
     for first in range(0, len(held.edits), batch):
         some = slice(first, first + batch)
-        for name, values in meter.rows(edit(some).cpu(), held, some).items():
+        edited = edit(some).cpu()
+        for name, values in meter.rows(edited, held, some).items():
             rows.setdefault(name, []).extend(values)
-    return Point(system, setting, rows)
+        if keep is not None:
+            for number, picture in enumerate(edited, first):
+                write_bytes(keep / f"{number:05d}.png", to_png(picture))
+    return rows
 
 
 def judged_by(rows: Rows) -> str:

@@ -32,7 +32,7 @@ from ip2p.model.lora import add_lora, merge_lora
 from ip2p.model.objective import ema_rate, learning_rate, loss_of, new_optimizer
 from ip2p.model.plan import require_memory
 from ip2p.model.unet import new_editor_unet
-from ip2p.models import load_diffusion, model_digest, resolve_device, resolve_dtype
+from ip2p.models import load_diffusion, model_digest, model_label, resolve_device, resolve_dtype
 from ip2p.parallel import average, average_gradients, barrier, joined, launch
 from ip2p.params import Params
 from ip2p.pictures import grid, to_pillow
@@ -238,12 +238,13 @@ def _work(rank: int, workers: int, job: Job, loaded: tuple[Diffusion, Latents] |
             merge_lora(trainer.unet, trainer.ema, job.work / "lora")
         else:
             trainer.unet.load_state_dict(trainer.ema)
+        start = model_label(params.train.start or params.models.teacher)
         record = {
-            "start": params.train.start or params.models.teacher,
+            "start": start,
             "dataset": job.data_digest,
             "pairs": len(trainer.latents),
             "loss": read_json(job.work / "progress.json")["loss"],
-            "train": params.train.model_dump(),
+            "train": params.train.model_dump() | {"start": start if params.train.start else None},
         }
         save_editor(trainer.unet, trainer.base, job.out, lora=job.work / "lora" if params.train.lora_rank else None, record=record)
         _log_grid(trainer, tracked)

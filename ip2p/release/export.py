@@ -27,10 +27,15 @@ def export_editor(folder: Path, to: str, output: str | None, *, evaluation: Path
     if to == "single":
         if Path(output).suffix != ".safetensors":
             raise ParamsError(f"--output: {output} must end with .safetensors")
-        return str(save_single_file(editor, Path(output)))
+        path = save_single_file(editor, Path(output))
+        kind = editor.scheduler.config.prediction_type  # type: ignore[attr-defined]
+        return str(path) if kind == "epsilon" else f"{path} (of {kind}, which the file cannot say: tell its reader, or give it {folder})"
     if to == "diffusers":
-        shutil.copytree(folder, output)
-        _write_card(Path(output), folder, evaluation)
+        staging = Path(output).with_name(f".{Path(output).name}.tmp")
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.copytree(folder, staging)
+        _write_card(staging, folder, evaluation)
+        staging.rename(output)
         return output
     return _push(folder, output, evaluation)
 
@@ -55,7 +60,7 @@ def _push(folder: Path, repository: str, evaluation: Path | None) -> str:
         _write_card(Path(work) / "editor", folder, evaluation)
         try:
             api = HfApi()
-            api.create_repo(repository, exist_ok=True)
+            api.create_repo(repository, private=True, exist_ok=True)
             return str(api.upload_folder(repo_id=repository, folder_path=Path(work) / "editor", commit_message="Editor"))
         except (HfHubHTTPError, OSError, ValueError) as error:
             raise UserError(f"{repository}: cannot be pushed: {str(error).splitlines()[0]}; set HF_TOKEN in the environment") from error

@@ -82,6 +82,9 @@ def _signature(section: EvaluateParams) -> Any:
                 ParamSpec("image_guidance", DataType.double, section.image_guidance),
                 ParamSpec("steps", DataType.long, section.steps),
                 ParamSpec("solver", DataType.string, section.solver),
+                ParamSpec("guidance_from", DataType.double, section.guidance_interval[0]),
+                ParamSpec("guidance_until", DataType.double, section.guidance_interval[1]),
+                ParamSpec("guidance_every", DataType.long, section.guidance_every),
                 ParamSpec("seed", DataType.long, 0),
             ]
         ),

@@ -35,13 +35,16 @@ _UNET_RESNET = {
     "conv_shortcut": "skip_connection",
 }
 _VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+_WIDTH_OF_SD2 = 1024
 _BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
 
 
 def save_single_file(editor: Diffusion, path: Path, *, dtype: torch.dtype = torch.float16) -> Path:
-    """Write the whole editor to `path`. Raises `ModelError` for an architecture that has no original names."""
+    """Write the whole editor to `path`. Raises `ModelError` for an architecture that readers of the form take for another."""
     if editor.text_encoder_2 is not None:
         raise ModelError("editor: of Stable Diffusion XL's size; its folder loads in diffusers, a single file is not written")
+    if editor.unet.config.cross_attention_dim == _WIDTH_OF_SD2:
+        raise ModelError("editor: of Stable Diffusion 2, whose text encoder has other names in a single file; use the folder")
     tensors = {f"model.diffusion_model.{unet_name(k, editor.unet.config)}": v for k, v in editor.unet.state_dict().items()}
     for key, value in editor.vae.state_dict().items():
         name = vae_name(key, len(editor.vae.config.block_out_channels))

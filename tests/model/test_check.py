@@ -73,18 +73,12 @@ def test_the_training_record_tells_of_the_moving_average_and_makes_a_card(record
 
 
 def test_an_exported_folder_carries_the_figures_of_its_own_evaluation(recorded, tmp_path):
-    head = {
-        "setting": {"text_guidance": 1.5},
-        "direction_similarity": 0.4,
-        "image_similarity": 0.8,
-        "done": 0.5,
-        "stayed": 0.9,
-        "success": 0.45,
-    }
+    values = {"direction_similarity": 0.4, "image_similarity": 0.8, "success": 0.45}
+    head = values | {"setting": {"text_guidance": 1.5}, "intervals": {n: (v - 0.1, v + 0.1) for n, v in values.items()}}
     report = tmp_path / "report.json"
     report.write_text(json.dumps({"editor": digest(recorded), "count": 66, "headline": head}))
     export_editor(recorded, "diffusers", str(tmp_path / "mine"), evaluation=report)
-    assert "both 0.45" in (tmp_path / "mine" / "README.md").read_text()
+    assert "both: 0.450, 95% interval 0.350 to 0.550" in (tmp_path / "mine" / "README.md").read_text()
     report.write_text(json.dumps({"editor": "another", "count": 66, "headline": head}))
     export_editor(recorded, "diffusers", str(tmp_path / "other"), evaluation=report)
     assert "How good it is" not in (tmp_path / "other" / "README.md").read_text()

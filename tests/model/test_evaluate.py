@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 from dataclasses import replace
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from ip2p.model import evaluate
 from ip2p.model.heldout import HeldOut, held_out, of_benchmark, of_world
 from ip2p.model.measure import Meter, Point, bootstrap, judged_by, measure, paired
 from ip2p.model.sdedit import sdedit
+from ip2p.models import EMBEDDED
 from ip2p.params import JudgeParams, TrackParams
 from tests.dataset.llm.endpoint import endpoint
 
@@ -31,9 +33,13 @@ def targets(held):
     return lambda some: torch.stack([held.target(i) for i in range(*some.indices(len(held.edits)))])
 
 
+def measured(held, meter, edit, *, batch):
+    return Point("system", {}, measure(held, meter, edit, batch=batch))
+
+
 def test_the_truth_scores_perfectly_and_the_source_does_nothing(held, meter):
-    truth = measure("truth", {}, held, meter, targets(held), batch=4)
-    source = measure("source", {}, held, meter, held.sources, batch=4)
+    truth = measured(held, meter, targets(held), batch=4)
+    source = measured(held, meter, held.sources, batch=4)
     assert (truth.mean("done"), truth.mean("stayed"), truth.mean("l1"), truth.mean("l2")) == (1.0, 1.0, 0.0, 0.0)
     assert (source.mean("done"), source.mean("stayed"), source.mean("outside"), source.mean("shift")) == (0.0, 1.0, 0.0, 0.0)
     assert source.mean("image_similarity") == pytest.approx(1.0, abs=1e-4)
@@ -43,7 +49,7 @@ def test_the_truth_scores_perfectly_and_the_source_does_nothing(held, meter):
 
 
 def test_the_batch_makes_no_difference(held, meter):
-    one, other = (measure("truth", {}, held, meter, targets(held), batch=b) for b in (3, 8))
+    one, other = (measured(held, meter, targets(held), batch=b) for b in (3, 8))
     assert one.rows["l1"] == other.rows["l1"]
     assert one.rows["direction_similarity"] == pytest.approx(other.rows["direction_similarity"], abs=1e-4)
 
@@ -59,7 +65,7 @@ def test_the_test_split_is_held_out_once_a_triplet_and_has_no_single_right_answe
     of_test = held_out(tiny.model_copy(update={"evaluate": section}), triplets=made / "triplets", dataset=made / "dataset", size=96)
     assert of_test.edits
     assert len({e.id for e in of_test.edits}) == len(of_test.edits)
-    rows = measure("source", {}, of_test, Meter(clip), of_test.sources, batch=4).rows
+    rows = measured(of_test, Meter(clip), of_test.sources, batch=4).rows
     assert {"l1", "direction_similarity"} <= rows.keys()
     assert "success" not in rows
     assert judged_by(rows) == "direction_similarity"
@@ -88,13 +94,13 @@ def test_paired_differences_are_surer_than_intervals_apart():
 
 def test_edit_types_are_reported_apart(held, meter):
     types = [e.edit_type for e in held.edits]
-    summary = measure("source", {}, held, meter, held.sources, batch=4).summary(types)
+    summary = measured(held, meter, held.sources, batch=4).summary(types)
     assert set(summary["by_type"]) == set(types)
     assert all(t["done"] == 0.0 and t["done_low"] == 0.0 for t in summary["by_type"].values())
 
 
 def test_the_legacy_protocol_gives_other_figures(held, clip):
-    right, wrong = (measure("t", {}, held, Meter(clip, legacy=x), targets(held), batch=4) for x in (False, True))
+    right, wrong = (measured(held, Meter(clip, legacy=x), targets(held), batch=4) for x in (False, True))
     assert abs(right.mean("image_similarity") - wrong.mean("image_similarity")) > 1e-3
 
 
@@ -166,7 +172,7 @@ def test_benchmarks_of_others_are_read_by_their_layout(benchmarks, layout, has, 
     held = of_benchmark(layout, benchmarks / layout, count=10, size=96)
     assert len(held.edits) == 2
     assert held.sources(slice(0, 2)).shape == (2, 3, 96, 96)
-    rows = measure("source", {}, held, meter, held.sources, batch=2).rows
+    rows = measured(held, meter, held.sources, batch=2).rows
     assert has <= rows.keys()
     assert "success" not in rows
     if layout == "pie_bench":
@@ -200,7 +206,7 @@ def test_dino_reads_a_local_vision_transformer(held, clip, tmp_path):
     ViTModel(config).save_pretrained(tmp_path)
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
     meter = replace(Meter(clip), dino=load_dino(str(tmp_path), device=torch.device("cpu")))
-    rows = measure("source", {}, held, meter, held.sources, batch=4).rows
+    rows = measured(held, meter, held.sources, batch=4).rows
     assert rows["dino_similarity"] == pytest.approx([1.0] * len(held.edits), abs=1e-4)
 
 
@@ -225,3 +231,20 @@ def test_a_judge_is_asked_once_about_each_edit_and_its_raw_replies_are_kept(eval
     assert report["judge"]["judge mean"].startswith("0.600")
     replies = json.loads((tmp_path / "judged" / "judgements.json").read_text())
     assert [r["reply"] for r in replies] == [marks] * 5
+
+
+def test_other_pictures_are_other_edits(benchmarks, held):
+    edits = of_benchmark("emu_edit", benchmarks / "emu_edit", count=10, size=96).edits
+    assert len({e.id for e in edits}) == len({e.seed for e in edits}) == len(edits) > 1
+    changed = replace(held.edits[0], source=held.edits[1].source)
+    assert replace(held, edits=(changed, *held.edits[1:])).mark != held.mark == replace(held).mark
+
+
+def test_other_models_measure_otherwise(tiny, tmp_path):
+    bench = evaluate.open_bench(tiny, tmp_path)
+    legacy = tiny.model_copy(update={"evaluate": tiny.evaluate.model_copy(update={"protocol": "legacy"})})
+    assert bench.mark == replace(bench).mark != replace(bench, params=legacy).mark
+    shutil.copytree(EMBEDDED / "clip", tmp_path / "clip")
+    (tmp_path / "clip" / "note").write_text("another")
+    clip = tiny.model_copy(update={"models": tiny.models.model_copy(update={"clip": str(tmp_path / "clip")})})
+    assert replace(bench, params=clip).mark != bench.mark

@@ -3,6 +3,7 @@ import torch
 from safetensors import safe_open
 
 from benchmarks.sd15 import build
+from ip2p.errors import ModelError
 from ip2p.model.folder import save_editor
 from ip2p.model.unet import grow_unet
 from ip2p.models import load_diffusion
@@ -63,3 +64,10 @@ def test_the_names_are_those_of_stable_diffusion(sd_shaped, cpu, tmp_path):
         "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight",
         "cond_stage_model.transformer.text_model.final_layer_norm.bias",
     } <= names
+
+
+def test_what_readers_would_take_for_another_model_is_refused(sd_shaped, cpu, tmp_path):
+    editor = load_diffusion(str(sd_shaped), device=cpu)
+    editor.unet.register_to_config(cross_attention_dim=1024)
+    with pytest.raises(ModelError, match="Stable Diffusion 2"):
+        save_single_file(editor, tmp_path / "editor.safetensors")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -47,9 +47,9 @@ class Example:
         return replace(self, triplet_id=triplet, pair_id=pair)
 
 
-def read_dataset(folder: Path) -> Iterator[Example]:
+def read_dataset(folder: Path, *, splits: Sequence[str] = SPLITS) -> Iterator[Example]:
     """Examples of our own dataset folder, split by split, one shard in memory at a time."""
-    for split in SPLITS:
+    for split in splits:
         if any(folder.glob(f"{split}-*.parquet")):
             for path in shards(folder, f"{split}-"):
                 yield from (from_row(row, str(path)) for row in pq.read_table(path).to_pylist())
