@@ -1,93 +1,144 @@
 """Edits a second: ours against diffusers' pipeline on the same weights, with what each saving costs in quality.
 
-`python benchmarks/edit.py` after `make run`. Two parts: the same picture, alone and in batches (largest difference of a
-pixel from the pipeline's); then savings that change the picture, each row with its edit success on held-out edits.
-Latency is the median over pictures edited one by one.
+`python -m benchmarks.edit` after `make run`: the same picture first (*differs*: largest difference of a pixel from the pipeline's),
+then savings that change the picture, each with its edit success on held-out edits. `--model sd15` builds a folder of Stable
+Diffusion 1.5's true size with random weights (512 px; quality says nothing there) and wants a GPU; `sd15-small` checks that
+command anywhere. Latency is the median over pictures edited one by one, throughput that of batches. *peak* and *bandwidth* are the
+shares of what the device was measured to do; bytes are those of the operators one by one, unfused.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import time
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from benchmarks.card import Cost, cost_of, seconds
+from benchmarks.sd15 import build
 from ip2p.dataset.world_writer import write_triplets
+from ip2p.diffusion import Diffusion
 from ip2p.model.edit import edit_batch, load_editor
 from ip2p.model.guidance import EditOptions, EditRequest
 from ip2p.model.measure import bootstrap
 from ip2p.models import resolve_device
 from ip2p.params import load_params
 from ip2p.torchvision_cpu import declare_operators
-from ip2p.world.truth import read_edit, truth_of
+from ip2p.world.truth import Truth, read_edit, truth_of
+
+Edit = Callable[[slice], Tensor]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Held-out edits, and the scales and steps at which they are made."""
+
+    folder: Path
+    requests: list[EditRequest]
+    truths: list[Truth]
+    steps: int
+    batch: int
+    device: torch.device
+
+    @property
+    def sources(self) -> Tensor:
+        return torch.stack([t.source_CHW for t in self.truths])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--editor", type=Path, default=Path("models/editor"), help="editor folder (default: %(default)s)")
-    parser.add_argument("--edits", type=int, default=66, help="held-out edits (default: %(default)s)")
+    parser.add_argument("--model", default="models/editor", help="editor folder, sd15 or sd15-small (default: %(default)s)")
+    parser.add_argument("--edits", type=int, default=132, help="edits (default: %(default)s)")
     parser.add_argument("--timed", type=int, default=12, help="edits timed one by one (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=11, help="edits at once for throughput (default: %(default)s)")
+    parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     options = parser.parse_args()
-    section = load_params(Path("params.yaml")).evaluate
+    with tempfile.TemporaryDirectory() as folder:
+        made = options.model in ("sd15", "sd15-small")
+        path = build(Path(folder) / "sd15", small=options.model != "sd15", editor=True) if made else Path(options.model).resolve()
+        work = prepare(path, options, made=made)
+        head = ("", "ms alone", "×", "ms in batches", "×", "differs", *(() if made else ("success", "done", "stayed")), "peak", "bandwidth")
+        print(f"| {' | '.join(head)} |\n{'|---' * len(head)}|", flush=True)
+        first: tuple[float, float] | None = None
+        reference: Tensor | None = None
+        cost = Cost(0, 0)
+        for name, dtype, edit, compiled in ways(work, compiled=options.compile):
+            for size in (1, work.batch):  # warms up
+                edit(slice(0, size))
+            cost = cost if compiled else cost_of(partial(edit, slice(0, work.batch)))  # compiled code cannot be counted: as the row before
+            alone = statistics.median(seconds(partial(edit, slice(i, i + 1)), work.device) for i in range(options.timed))
+            pictures, spent = in_batches(edit, work)
+            together = statistics.median(spent) / work.batch
+            first, reference = first or (alone, together), pictures if reference is None else reference
+            differs = (pictures - reference).abs().max()
+            speed = f"{alone * 1e3:.0f} | {first[0] / alone:.1f} | {together * 1e3:.0f} | {first[1] / together:.1f}"
+            told = [name, speed, f"{differs:.1e}", *([] if made else [quality(pictures, work)])]
+            print(f"| {' | '.join(told)} | {cost.shares(together * work.batch, work.device, dtype)} |", flush=True)
+
+
+def prepare(folder: Path, options: argparse.Namespace, *, made: bool) -> Work:
+    """The world's edits, drawn at the editor's size."""
+    section = load_params(Path("params/sd15.yaml" if made else "params.yaml")).evaluate
     device = resolve_device("auto")
-    triplets = list(write_triplets(count=options.edits, stream="benchmark-edit"))
-    whole, bf16 = (load_editor(options.editor.resolve(), device=device, dtype=d) for d in (torch.float32, torch.bfloat16))
-    truths = [truth_of(t.caption.text, t.instruction, seed=i, size=whole.image_size) for i, t in enumerate(triplets)]
-    sources = torch.stack([t.source_CHW for t in truths])
+    size = load_editor(folder, device=device).image_size
+    triplets = list(write_triplets(count=options.edits // options.batch * options.batch, stream="benchmark-edit"))
+    truths = [truth_of(t.caption.text, t.instruction, seed=i, size=size) for i, t in enumerate(triplets)]
     requests = [EditRequest(t.instruction, section.text_guidance, section.image_guidance, i) for i, t in enumerate(triplets)]
-    steps = section.steps
-    pipeline = load_pipeline(options.editor, device)
+    return Work(folder, requests, truths, section.steps, options.batch, device)
 
-    def theirs(some: slice) -> torch.Tensor:
-        images = pipeline(
-            [r.instruction for r in requests[some]],
-            image=sources[some] * 2 - 1,
-            num_inference_steps=steps,
-            guidance_scale=section.text_guidance,
-            image_guidance_scale=section.image_guidance,
-            generator=[torch.Generator().manual_seed(r.seed) for r in requests[some]],
-            output_type="pt",
-        ).images
-        return images.cpu()
 
-    def ours(editor, how):
-        return lambda some: edit_batch(editor, sources[some], requests[some], how).cpu()
-
+def ways(work: Work, *, compiled: bool) -> Iterator[tuple[str, torch.dtype, Edit, bool]]:
+    """Each way to make the same edits, and the ways that cost quality; a model is loaded when its first way is wanted."""
+    steps, full, half = work.steps, torch.float32, torch.bfloat16
     same = EditOptions(steps, "euler_ancestral")
-    ways = [
-        (f"diffusers' pipeline, {steps} steps", theirs),
-        ("ours, float32", ours(whole, same)),
-        ("ours, bfloat16", ours(bf16, same)),
-        ("+ guidance differences kept for 2 steps", ours(bf16, EditOptions(steps, every=2))),
-        ("+ guidance in the first three quarters only", ours(bf16, EditOptions(steps, interval=(0.0, 0.75), every=2))),
-        ("DPM-Solver++(2M), half of the steps", ours(bf16, EditOptions(steps // 2, "dpmpp_2m"))),
-        ("DPM-Solver++(2M), half of the steps, differences kept", ours(bf16, EditOptions(steps // 2, "dpmpp_2m", every=2))),
-        ("DPM-Solver++(2M), a third of the steps, differences kept", ours(bf16, EditOptions(steps // 3, "dpmpp_2m", every=2))),
-    ]
-    print("| | ms alone | × | ms in batches of 11 | × | differs | success | done | stayed |\n" + "|---" * 9 + "|", flush=True)
-    alone_first = batch_first = None
-    reference = None
-    for name, edit in ways:
-        edit(slice(0, 1))
-        alone = statistics.median(timed(edit, slice(i, i + 1)) for i in range(options.timed)) * 1000
-        began = time.monotonic()
-        pictures = torch.cat([edit(slice(i, i + 11)) for i in range(0, len(triplets), 11)])
-        together = (time.monotonic() - began) / len(triplets) * 1000
-        alone_first, batch_first = alone_first or alone, batch_first or together
-        reference = pictures if reference is None else reference
-        readings = [read_edit(x, t) for x, t in zip(pictures, truths, strict=True)]
-        done, stayed = ([float(getattr(r, n)) for r in readings] for n in ("done", "stayed"))
-        success = [a * b for a, b in zip(done, stayed, strict=True)]
-        low, high = bootstrap(success)
-        differs = (pictures - reference).abs().max()
-        quality = f"{mean(success):.3f} [{low:.2f}, {high:.2f}] | {mean(done):.3f} | {mean(stayed):.3f}"
-        speed = f"{alone:.0f} | {alone_first / alone:.1f} | {together:.0f} | {batch_first / together:.1f}"
-        print(f"| {name} | {speed} | {differs:.1e} | {quality} |", flush=True)
+    for dtype in (full, half):
+        pipeline = load_pipeline(work.folder, work.device, dtype)
+        yield f"diffusers' pipeline, {steps} steps, {told(dtype)}", dtype, lambda some, p=pipeline: by_pipeline(p, work, some), False
+        del pipeline
+    for dtype in (full, half):
+        editor = load_editor(work.folder, device=work.device, dtype=dtype)
+        yield f"ours, {told(dtype)}", dtype, ours(editor, work, same), False
+    if compiled:
+        editor = load_editor(work.folder, device=work.device, dtype=half, compiled=True)
+        yield "+ compiled", half, ours(editor, work, same), True
+    approximations = {
+        "guidance differences kept for 2 steps": EditOptions(steps, every=2),
+        "+ guidance in the first three quarters only": EditOptions(steps, interval=(0.0, 0.75), every=2),
+    }
+    for share, name in ((2, "half"), (3, "a third"), (4, "a quarter")):
+        few = max(2, steps // share)
+        approximations[f"DPM-Solver++(2M), {name} of the steps"] = EditOptions(few, "dpmpp_2m")
+        approximations[f"the same, {name}, differences kept for 2 steps"] = EditOptions(few, "dpmpp_2m", every=2)
+    for name, how in approximations.items():
+        yield name, half, ours(editor, work, how), compiled
 
 
-def load_pipeline(folder: Path, device: torch.device):
+def ours(editor: Diffusion, work: Work, how: EditOptions) -> Edit:
+    sources = work.sources
+    return lambda some: edit_batch(editor, sources[some], work.requests[some], how).cpu()
+
+
+def by_pipeline(pipeline, work: Work, some: slice) -> Tensor:
+    asked = work.requests[some]
+    images = pipeline(
+        [r.instruction for r in asked],
+        image=work.sources[some] * 2 - 1,
+        num_inference_steps=work.steps,
+        guidance_scale=asked[0].text_guidance,
+        image_guidance_scale=asked[0].image_guidance,
+        generator=[torch.Generator().manual_seed(r.seed) for r in asked],
+        output_type="pt",
+    ).images
+    return images.cpu().float()
+
+
+def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype):
     """diffusers' own pipeline with the reference's scheduler, as a user would load it."""
     declare_operators()
     from diffusers import AutoencoderKL, EulerAncestralDiscreteScheduler, StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
@@ -98,19 +149,32 @@ def load_pipeline(folder: Path, device: torch.device):
     scheduler = EulerAncestralDiscreteScheduler.from_pretrained(folder, subfolder="scheduler", timestep_spacing="linspace")
     pipeline = StableDiffusionInstructPix2PixPipeline(
         **loaded, scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    ).to(device)
+    ).to(device, dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def timed(edit, some: slice) -> float:
-    began = time.monotonic()
-    edit(some)
-    return time.monotonic() - began
+def in_batches(edit: Edit, work: Work) -> tuple[Tensor, list[float]]:
+    """All pictures, and the seconds of each batch."""
+    pictures: list[Tensor] = []
+    spent = [
+        seconds(lambda first=first: pictures.append(edit(slice(first, first + work.batch))), work.device)
+        for first in range(0, len(work.requests), work.batch)
+    ]
+    return torch.cat(pictures), spent
 
 
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+def quality(pictures: Tensor, work: Work) -> str:
+    """Edit success with its interval, edits done, rest kept."""
+    readings = [read_edit(x, t) for x, t in zip(pictures, work.truths, strict=True)]
+    success = [float(r.done and r.stayed) for r in readings]
+    low, high = bootstrap(success)
+    done, stayed = (statistics.mean(float(getattr(r, n)) for r in readings) for n in ("done", "stayed"))
+    return f"{statistics.mean(success):.3f} [{low:.2f}, {high:.2f}] | {done:.3f} | {stayed:.3f}"
+
+
+def told(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 if __name__ == "__main__":

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.card import cost_of, seconds
 from ip2p.models import EMBEDDED
 from ip2p.torchvision_cpu import declare_operators
 
 
-def build(folder: Path, *, small: bool, sample_size: int = 64) -> Path:
+def build(folder: Path, *, small: bool, sample_size: int = 64, editor: bool = False) -> Path:
     """A diffusers folder of Stable Diffusion 1.5's configuration (runwayml/stable-diffusion-v1-5's), its weights random."""
     declare_operators()
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -29,6 +29,7 @@ def build(folder: Path, *, small: bool, sample_size: int = 64) -> Path:
     width, channels = (32, (16, 16, 32, 32)) if small else (768, (320, 640, 1280, 1280))
     UNet2DConditionModel(
         sample_size=8 if small else sample_size,
+        in_channels=8 if editor else 4,
         block_out_channels=channels,
         cross_attention_dim=width,
         attention_head_dim=8,
@@ -84,39 +85,16 @@ def main() -> None:
         maker = load_synthesiser(models, section, FilterParams(), 0)
         triplets = list(write_triplets(count=options.pairs, stream="sd15"))
         device = maker.teacher.device
-        work_once(maker, triplets[: min(batch, 2)], section, draw_sample, sample_pairs)  # compiles, warms up
-        with FlopCounterMode(display=False) as counter:
-            work_once(maker, triplets[:1], section, draw_sample, sample_pairs)
-        began = time.monotonic()
-        for first in range(0, len(triplets), batch):
-            work_once(maker, triplets[first : first + batch], section, draw_sample, sample_pairs)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.monotonic() - began
-        achieved = counter.get_total_flops() * len(triplets) / seconds
-        peak = measured_peak(device, maker.teacher.dtype)
-        rate = f"{len(triplets) / seconds:.2f} pairs/s ({options.steps} steps, batch {batch}, {maker.teacher.dtype}, {device})"
-        print(f"{rate}, {achieved / 1e12:.2f} of {peak / 1e12:.2f} TFLOP/s: {achieved / peak:.0%} of the measured peak")
+        one = partial(work_once, maker, section, draw_sample, sample_pairs)
+        cost = cost_of(partial(one, triplets[:batch]))
+        spent = [seconds(partial(one, triplets[i : i + batch]), device) for i in range(0, len(triplets), batch)]
+        rate = f"{len(triplets) / sum(spent):.2f} pairs/s ({options.steps} steps, batch {batch}, {maker.teacher.dtype}, {device})"
+        shares = cost.shares(min(spent), device, maker.teacher.dtype)
+        print(f"| | peak | bandwidth |\n|---|---|---|\n| {rate} | {shares} |")
 
 
-def work_once(maker, triplets, section, draw_sample, sample_pairs) -> None:
+def work_once(maker, section, draw_sample, sample_pairs, triplets) -> None:
     sample_pairs(maker, triplets, [draw_sample(t, 0, section, 0) for t in triplets])
-
-
-def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product, the best of five."""
-    size = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(6):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.sd15 import build, measured_peak
+from benchmarks.card import Cost, cost_of, synchronize
+from benchmarks.sd15 import build
 from ip2p.dataset.world_writer import write_triplets
+from ip2p.diffusion import Diffusion
 from ip2p.model import train
 from ip2p.model.unet import new_editor_unet
 from ip2p.params import Params
@@ -44,7 +45,7 @@ def main() -> None:
         params = parameters(root, teacher, options)
         make_dataset(root / "dataset", options.pairs, size=train.load_base(params).image_size)
         write_json(root / "validated.json", {"dataset": digest(root / "dataset")})
-        print("| | samples/s | × | loss | peak |\n|---|---|---|---|---|", flush=True)
+        print("| | samples/s | × | loss | peak | bandwidth |\n|---|---|---|---|---|---|", flush=True)
         first = None
         for name, loop, dtype, changes in ways(params):
             told = params.model_copy(
@@ -58,8 +59,8 @@ def main() -> None:
             late = losses[len(losses) // 2 :]
             loss = f"{statistics.mean(late):.3f} ± {statistics.stdev(late) / len(late) ** 0.5:.3f}"
             base = train.load_base(told)
-            share = rate * flops_a_sample(base) / measured_peak(base.device, base.dtype)
-            print(f"| {name} | {rate:.1f} | {rate / first:.1f} | {loss} | {share:.0%} |", flush=True)
+            shares = cost_of_step(base, options.batch).shares(options.batch / rate, base.device, base.dtype)
+            print(f"| {name} | {rate:.1f} | {rate / first:.1f} | {loss} | {shares} |", flush=True)
 
 
 def ways(params: Params):
@@ -164,20 +165,19 @@ def augmented(row: dict, size: int, generator: torch.Generator) -> torch.Tensor:
     return pair.flip(-1) if flip < 0.5 and not {"left", "right"} & set(row["edit_prompt"].split()) else pair
 
 
-def flops_a_sample(base) -> float:
-    """Of one forward and backward pass of the editor's UNet."""
-    unet = new_editor_unet(base.unet, base.latent_channels).to(base.device)
+def cost_of_step(base: Diffusion, batch: int) -> Cost:
+    """Of one forward and backward pass of the editor's UNet over a batch; what else a step does is not counted."""
+    unet = new_editor_unet(base.unet, base.latent_channels).to(base.device, memory_format=torch.channels_last)
     side, length = base.image_size // base.factor, base.text_encoder.config.max_position_embeddings
-    rows = torch.zeros(1, unet.config.in_channels, side, side, device=base.device)
-    text = torch.zeros(1, length, unet.config.cross_attention_dim, device=base.device)
-    with FlopCounterMode(display=False) as counter:
-        unet(rows, 500, text).sample.sum().backward()
-    return counter.get_total_flops()
+    rows = torch.zeros(batch, unet.config.in_channels, side, side, device=base.device)
+    text = torch.zeros(batch, length, unet.config.cross_attention_dim, device=base.device)
 
+    def step() -> None:
+        with base.arithmetic():
+            loss = unet(rows, 500, text).sample.float().sum()
+        loss.backward()
 
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    return cost_of(step)
 
 
 if __name__ == "__main__":

@@ -60,9 +60,15 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def load_diffusion(
-    name: str, *, device: torch.device, dtype: torch.dtype = torch.float32, subject: str = "models.teacher", compiled: bool = False
+    name: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    subject: str = "models.teacher",
+    compiled: bool = False,
+    exact: bool = False,
 ) -> Diffusion:
-    """Load a diffusers folder (or Hub id), ready for inference; weights are float32, arithmetic is `dtype`.
+    """Load a diffusers folder (or Hub id) for arithmetic in `dtype`; with `exact`, weights that are to be trained on stay float32.
 
     Raises `ModelError` naming `subject` and what is missing.
     """
@@ -86,8 +92,11 @@ def load_diffusion(
         parts["tokenizer_2"] = _part(CLIPTokenizer, source, "tokenizer_2", subject)
     for part in ("vae", "unet"):
         parts[part].to(memory_format=torch.channels_last)
+        if dtype != torch.float32 and not exact:
+            _cast(parts[part], dtype)
     if compiled:
-        parts["unet"].compile()
+        frozen = device.type == "cpu"  # weights packed once for the operators that read them
+        parts["unet"].compile(dynamic=False if frozen else None, options={"freezing": True} if frozen else None)
     parts["tokenizer"] = _part(CLIPTokenizer, source, "tokenizer", subject)
     parts["scheduler"] = _part(DDIMScheduler, source, "scheduler", subject)
     return Diffusion(**parts, device=device, dtype=dtype)
@@ -171,6 +180,13 @@ def model_digest(name: str, kind: str) -> str:
 
 def _is_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or (os.sep == "\\" and ":" in name)
+
+
+def _cast(model: Any, dtype: torch.dtype) -> None:
+    """Store the weights in `dtype` that autocast would cast to it on every pass: the same bits, sooner."""
+    for module in model.modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+            module.to(dtype)
 
 
 def _part(load: Any, source: str, part: str, subject: str, **options: Any) -> Any:

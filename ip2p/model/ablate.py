@@ -17,12 +17,10 @@ import pyarrow as pa
 from ip2p.dataset.filter import split_of
 from ip2p.errors import ParamsError
 from ip2p.model import train
-from ip2p.model.edit import load_editor
-from ip2p.model.evaluate import editor_curve, open_bench
+from ip2p.model.evaluate import editor_curve, open_bench, open_editor
 from ip2p.model.heldout import HeldOut, held_out
 from ip2p.model.measure import Point, judged_by, paired
 from ip2p.model.plots import plot_curves
-from ip2p.models import resolve_device, resolve_dtype
 from ip2p.params import Params
 from ip2p.pictures import to_png
 from ip2p.store import digest, fingerprint, read_shard, shards, write_bytes, write_json, write_shard
@@ -57,8 +55,7 @@ def run(
         count = _make(name, params, pairs=pairs, dataset=dataset, out=folder / "dataset")
         write_json(folder / "validated.json", {"dataset": digest(folder / "dataset")})
         train.run(told, dataset=folder / "dataset", marker=folder / "validated.json", out=folder / "editor", work=folder / "train")
-        device = resolve_device(params.models.device)
-        editor = load_editor(folder / "editor", device=device, dtype=resolve_dtype(params.models.dtype, device))
+        editor = open_editor(params, folder / "editor")
         held = held or held_out(params, triplets=triplets, dataset=dataset, size=editor.image_size)
         curves[name] = (count, editor_curve(bench, editor, digest(folder / "editor"), held, system=name))
         progress(number + 1, len(variants))

@@ -29,10 +29,10 @@ _FEATHER = 1 / 64
 """Width of a mask's soft inner edge, as a share of the longest side."""
 
 
-def load_editor(folder: Path | str, *, device: torch.device, dtype: torch.dtype = torch.float32) -> Diffusion:
+def load_editor(folder: Path | str, *, device: torch.device, dtype: torch.dtype = torch.float32, compiled: bool = False) -> Diffusion:
     """Load a trained editor. Raises `ModelError` if the folder is missing or holds no editor."""
     name = folder if isinstance(folder, str) else f"./{folder}" if not folder.is_absolute() else str(folder)
-    editor = load_diffusion(name, device=device, dtype=dtype, subject="editor")
+    editor = load_diffusion(name, device=device, dtype=dtype, subject="editor", compiled=compiled)
     require_editor(editor.unet, editor.latent_channels, f"editor: {name}")
     return editor
 

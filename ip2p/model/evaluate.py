@@ -58,7 +58,8 @@ class Bench:
         section, models = self.params.evaluate, self.params.models
         how = section.model_dump(include={"steps", "solver", "guidance_interval", "guidance_every", "protocol"})
         dino = model_digest(section.dino, "dino") if section.dino else None
-        return fingerprint("measured", how, str(self.teacher.dtype), model_digest(models.clip, "clip"), dino, code_mark(*_CODE))
+        arithmetic = (str(self.teacher.dtype), models.compile)
+        return fingerprint("measured", how, arithmetic, model_digest(models.clip, "clip"), dino, code_mark(*_CODE))
 
     def point(self, system: str, setting: dict[str, float], held: HeldOut, edit: Edit, *identity: str) -> Point:
         """Measure, or take what was measured before of the same system and edits; at the headline's scales pictures are kept."""
@@ -76,7 +77,7 @@ def run(
     """Evaluate the editor folder; writes `report.json`, curves and grids to `out`."""
     began = time.monotonic()
     section = params.evaluate
-    model, bench = load_editor(editor, device=resolve_device(params.models.device), dtype=_dtype(params)), open_bench(params, work)
+    model, bench = open_editor(params, editor), open_bench(params, work)
     held = held_out(params, triplets=triplets, dataset=dataset, size=model.image_size)
     identity = digest(editor)
     points = _points(bench, model, identity, held, progress)
@@ -111,6 +112,11 @@ def run(
     return StageReport(stage="evaluate", seen=count, kept=count, seconds=time.monotonic() - began, extra=dict(headline.means()))
 
 
+def open_editor(params: Params, folder: Path) -> Diffusion:
+    """Load an editor as the parameters say."""
+    return load_editor(folder, device=resolve_device(params.models.device), dtype=_dtype(params), compiled=params.models.compile)
+
+
 def open_bench(params: Params, work: Path) -> Bench:
     """Load what measures."""
     models, section = params.models, params.evaluate
@@ -119,7 +125,8 @@ def open_bench(params: Params, work: Path) -> Bench:
         torch.set_num_threads(models.threads)
     dino = load_dino(section.dino, device=device) if section.dino else None
     meter = Meter(load_clip(models.clip, device=device), legacy=section.protocol == "legacy", dino=dino)
-    return Bench(params, meter, load_diffusion(models.teacher, device=device, dtype=_dtype(params)), work)
+    teacher = load_diffusion(models.teacher, device=device, dtype=_dtype(params), compiled=models.compile)
+    return Bench(params, meter, teacher, work)
 
 
 def editor_curve(bench: Bench, model: Diffusion, identity: str, held: HeldOut, *, system: str = "editor") -> list[Point]:
@@ -146,7 +153,7 @@ def _points(bench: Bench, model: Diffusion, identity: str, held: HeldOut, progre
         progress(len(points) - 1 - held.known, total)
     if section.previous:
         setting = _scales(section)
-        before = load_editor(Path(section.previous), device=model.device, dtype=model.dtype)
+        before = open_editor(bench.params, Path(section.previous))
         edit = partial(_edited, bench, before, held, setting)
         points.append(bench.point("previous", setting, held, edit, digest(Path(section.previous))))
         progress(total, total)

@@ -128,7 +128,7 @@ class Point:
         return whole | {"intervals": {n: bootstrap(v) for n, v in self.rows.items()}, "by_type": self._by_type(types)}
 
     def _by_type(self, types: Sequence[str]) -> dict[str, dict[str, float]]:
-        shown = ("done", "stayed") if "done" in self.rows else ("direction_similarity", "image_similarity")
+        shown = ("success", "done", "stayed") if "done" in self.rows else ("direction_similarity", "image_similarity")
         table: dict[str, dict[str, float]] = {}
         for type in sorted(set(types)):
             own = {n: [v for v, t in zip(self.rows[n], types, strict=True) if t == type] for n in shown if n in self.rows}

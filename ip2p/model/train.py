@@ -192,7 +192,9 @@ def load_base(params: Params) -> Diffusion:
     models, section = params.models, params.train
     device = resolve_device(models.device)
     subject = "train.start" if section.start else "models.teacher"
-    base = load_diffusion(section.start or models.teacher, device=device, dtype=resolve_dtype(models.dtype, device), subject=subject)
+    base = load_diffusion(
+        section.start or models.teacher, device=device, dtype=resolve_dtype(models.dtype, device), subject=subject, exact=True
+    )
     if section.prediction is None:
         return base
     return replace(base, scheduler=DDIMScheduler.from_config(base.scheduler.config, prediction_type=section.prediction))

@@ -32,6 +32,7 @@ class ModelsParams(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic of UNet and autoencoder (weights and optimizer stay float32); `auto`: bfloat16 where the hardware has it."""
     compile: bool = False
-    """Whether the UNet is compiled (`torch.compile`) for sampling: minutes at the start, faster steps after, on a GPU."""
+    """Whether the UNet is compiled (`torch.compile`) for sampling: a minute at the start for each size of batch, faster steps after;
+    on a CPU it needs a C++ compiler."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of a single-process stage; 0 leaves it to torch."""

@@ -28,10 +28,12 @@ from ip2p.world.scenes import Scene, sample_scene
 _GATES = {"kind": (0.90, 0.80), "colour": (0.90, 0.70), "count": (0.95, 0.60), "place": (0.95, 0.60)}
 _USUAL_GATE = (0.95, 0.90)
 _STEPS, _GUIDANCE, _BATCH = 12, 4.0, 16
+SECOND = "# What an editor learns in it"
+"""Heading of the second part of the page, which docs/quality.py writes."""
 
 
 def write_report(path: Path, *, count: int) -> Path:
-    """Measure on `count` held-out scenes and write Markdown to `path`, pictures to `img/` beside it."""
+    """Measure on `count` held-out scenes and write Markdown to `path`, pictures to `img/` beside it; the page's second part stays."""
     device = resolve_device("auto")
     clip, teacher = load_clip("world", device=device), load_diffusion("world", device=device)
     scenes = held_out_scenes(count)
@@ -44,7 +46,9 @@ def write_report(path: Path, *, count: int) -> Path:
         _save_sheet(path.parent / "img" / f"{name}.png", left, right)
     table = {n: _readings(clip, x, scenes) for n, x in (("renders", renders), ("reconstructions", decoded), ("samples", samples))}
     facts = {"retrieval": retrieval(clip, renders, captions), "psnr": psnr(renders, decoded)}
-    write_bytes(path, _markdown(table, facts, count).encode())
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    second = before[before.index(SECOND) :] if SECOND in before else ""
+    write_bytes(path, (_markdown(table, facts, count) + (f"\n{second}" if second else "")).encode())
     return path
 
 
