@@ -1,46 +1,90 @@
-"""`python -m benchmarks` runs the benchmarks below, each in a process of its own, and writes docs/benchmarks.md."""
+"""`python -m benchmarks [PART …]` runs benchmarks, each in a process of its own, and writes their parts of docs/benchmarks.md.
+
+Without a name all are run. Parts that are not run stay as they are; each says on what it was measured.
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
+import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 ROOT = Path(__file__).parents[1]
-PARTS = (
-    (
+PAGE = ROOT / "docs" / "benchmarks.md"
+HEAD = "# Benchmarks\n\nWritten by `python -m benchmarks`. A GPU has not been had yet: what is of Stable Diffusion's size says so.\n"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A benchmark: its heading, its command, and what its reader has to know."""
+
+    title: str
+    command: tuple[str, ...]
+    about: str
+
+
+PARTS = {
+    "pairs": Part(
         "Kept pairs an hour",
-        ["benchmarks/pairs.py"],
+        ("-m", "benchmarks.pairs"),
         "Against the reference algorithm written plainly: same models, thresholds and triplets, one run. Each row adds one "
         "ingredient to the row above. *Direction* is the mean CLIP direction similarity of what is kept, *read right* the share of "
         "edited images that prefer their caption to the unedited one and to those of six other edits, *outside* the mean change "
         "outside the edited region. Adaptive sampling keeps the first pairs that pass and not the best of all, which costs some "
         "direction; `pairs.strategy: best_of_n` has the row without it.",
     ),
-    (
+    "calibrate": Part(
         "Filter precision and recall",
-        ["-m", "ip2p.cli", "filter", "calibrate"],
+        ("-m", "ip2p.cli", "filter", "calibrate"),
         "Against the world's truth: of each of 220 triplets a true edit and three that are not one (another edit, no edit, the edit "
         "laid out anew). Thresholds are found on half of the triplets and judged on the other half.",
     ),
-    (
+    "filter": Part(
         "Filtering ten million candidates",
-        ["benchmarks/filter.py"],
+        ("-m", "benchmarks.filter"),
         "The whole chain over scores in shards of 100,000; images are not read.",
     ),
-    (
-        "Stable Diffusion 1.5's shape",
-        ["benchmarks/sd15.py", "--small", "--pairs", "8", "--steps", "8"],
-        "This line only shows that the command runs (few channels, CPU). `python benchmarks/sd15.py` on a GPU builds the true size, "
-        "with random weights, at 512 px; it has not been run on one yet.",
+    "train": Part(
+        "Training",
+        ("-m", "benchmarks.train"),
+        "Against a plain loop that does what diffusers' `train_instruct_pix2pix.py` does: decode, crop and encode in every step. Same "
+        "start, data, loss, optimizer and batch, one run. *Loss*: mean over the later half of the steps, with its standard error.",
     ),
-)
+    "edit": Part(
+        "Editing",
+        ("-m", "benchmarks.edit", "--compile"),
+        "Against diffusers' `StableDiffusionInstructPix2PixPipeline` on the same weights, noise and scheduler. First the same picture "
+        "(*differs*: the largest difference of a pixel from the first row's), then savings that change it, with edit success on "
+        "held-out edits. Latency is the median over pictures edited one by one; batches are of 11.",
+    ),
+    "sd15": Part(
+        "Pairs at Stable Diffusion 1.5's shape",
+        ("-m", "benchmarks.sd15", "--small", "--pairs", "8", "--steps", "8"),
+        "Only shows that the command runs (few channels, CPU). `python -m benchmarks.sd15` on a GPU builds the true size, with random "
+        "weights, at 512 px.",
+    ),
+    "train-sd15": Part(
+        "Training at Stable Diffusion 1.5's shape",
+        ("-m", "benchmarks.train", "--model", "sd15-small", "--pairs", "16", "--batch", "8", "--steps", "6"),
+        "Only shows that the command runs (few channels, CPU). The true size, 256 px, on a GPU: "
+        "`python -m benchmarks.train --model sd15 --compile`.",
+    ),
+    "edit-sd15": Part(
+        "Editing at Stable Diffusion 1.5's shape",
+        ("-m", "benchmarks.edit", "--model", "sd15-small", "--edits", "4", "--batch", "2", "--timed", "2"),
+        "Only shows that the command runs (few channels, CPU). The true size, 512 px, on a GPU: "
+        "`python -m benchmarks.edit --model sd15 --compile`.",
+    ),
+}
 
 
-def run(command: list[str]) -> str:
+def run(command: tuple[str, ...]) -> str:
     """A benchmark's output, shown as it comes."""
     lines = []
     with subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
@@ -52,13 +96,25 @@ def run(command: list[str]) -> str:
     return "".join(lines).strip()
 
 
+def written() -> dict[str, str]:
+    """The parts that the page has, by heading."""
+    page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+    return {title: body.strip() for title, body in re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)}
+
+
 def main() -> None:
-    cores = f"{os.cpu_count()} CPU cores, torch {torch.__version__.split('+')[0]}"
-    parts = [f"# Benchmarks\n\nWritten by `python -m benchmarks` ({cores}, {torch.get_num_threads()} threads).\n"]
-    for title, command, about in PARTS:
-        print(title, flush=True)
-        parts.append(f"## {title}\n{about}\n\n{run(command)}\n")
-    (ROOT / "docs" / "benchmarks.md").write_text("\n".join(parts), encoding="utf-8")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"among {', '.join(PARTS)} (default: all)")
+    chosen = parser.parse_args().parts or list(PARTS)
+    if unknown := set(chosen) - set(PARTS):
+        parser.error(f"{', '.join(sorted(unknown))}: no such part; choose among {', '.join(PARTS)}")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads"
+    for name in chosen:
+        part = PARTS[name]
+        print(part.title, flush=True)
+        parts = written() | {part.title: f"{part.about}\n\n{run(part.command)}\n\n*{device}, torch {torch.__version__.split('+')[0]}*"}
+        order = [p.title for p in PARTS.values() if p.title in parts]
+        PAGE.write_text("\n".join([HEAD, *(f"## {t}\n{parts[t]}\n" for t in order)]), encoding="utf-8")
 
 
 if __name__ == "__main__":
