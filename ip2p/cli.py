@@ -53,6 +53,13 @@ def build_parser() -> argparse.ArgumentParser:
     pretrain = verbs.add_parser("pretrain", help="train the embedded models from rendered scenes (hours; resumes)")
     parts = ("all", "tokenizer", "clip", "autoencoder", "teacher", "export", "adopt")
     pretrain.add_argument("--part", choices=parts, default="all", help="one part; adopt: go on from the shipped weights")
+    serving = verbs.add_parser("serve", help="serve the champion over HTTP: page, OpenAI's and AUTOMATIC1111's interfaces, /api/v1")
+    serving.add_argument("--host", help="address to listen on; any but a loopback address needs IP2P_API_KEYS (default: params)")
+    serving.add_argument("--port", type=int, help="0 takes a free one (default: params)")
+    serving.add_argument("--editor", help="an editor folder in place of the registry's champion")
+    feedback = verbs.add_parser("feedback", help="what people thought of served edits, as a dataset")
+    feedback.add_argument("what", choices=("export",), help="export: preference pairs in Pick-a-Pic's columns, and all votes")
+    feedback.add_argument("-o", "--output", type=Path, default=Path("data/preferences"), help="folder to write (default: %(default)s)")
     verbs.add_parser("doctor", help="versions, device, disk, offline state")
     return parser
 
@@ -94,6 +101,8 @@ def _verb(name: str) -> Callable[[argparse.Namespace], int]:
         "model": _model,
         "world": _world,
         "pretrain": _pretrain,
+        "serve": _serve,
+        "feedback": _feedback,
         "doctor": _doctor,
     }.get(name, _stage)
 
@@ -359,6 +368,25 @@ def _pretrain(options: argparse.Namespace) -> int:
 
     report = run(load_params(options.params), work=Path("work/pretrain"), part=options.part)
     print(f"pretrain: {report.extra}")
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from ip2p.params import load_params
+    from ip2p.serve.app import serve
+
+    params = load_params(options.params)
+    given = {n: v for n in ("host", "port", "editor") if (v := getattr(options, n)) is not None}
+    serve(params.model_copy(update={"serve": params.serve.model_copy(update=given)}))
+    return 0
+
+
+def _feedback(options: argparse.Namespace) -> int:
+    from ip2p.params import load_params
+    from ip2p.serve.preferences import export
+
+    pairs, votes = export(load_params(options.params), options.output)
+    print(f"{pairs} preference pairs and {votes} votes in {options.output}")
     return 0
 
 

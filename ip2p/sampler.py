@@ -7,7 +7,7 @@ CPU, so a seed gives the same picture in any batch and on any device (within flo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -26,6 +26,10 @@ class Schedule:
     timesteps: Tensor
     prediction: str
     solver: str
+
+    def on(self, device: torch.device) -> Schedule:
+        """With its noise levels on a device; timesteps stay where they are."""
+        return replace(self, sigmas=self.sigmas.to(device))
 
 
 def make_schedule(
@@ -70,22 +74,32 @@ def begin(schedule: Schedule, noise_BCHW: Tensor, *, start_BCHW: Tensor | None =
     return State(x, x)
 
 
+def scaled(schedule: Schedule, state: State) -> Tensor:
+    """What the UNet sees of a state: noisy latents brought to unit variance."""
+    return state.x_BCHW / (schedule.sigmas[state.done] ** 2 + 1).sqrt()
+
+
+def take_step(schedule: Schedule, noise_SBCHW: Tensor, state: State, output_BCHW: Tensor) -> State:
+    """The state after one more step, by the UNet's (guided) `output` for it; the schedule lies on the latents' device."""
+    i, sigmas, x = state.done, schedule.sigmas, state.x_BCHW
+    clean = to_clean(x, output_BCHW, sigmas[i], schedule.prediction)
+    if i + 1 == len(schedule.timesteps):
+        x = clean
+    elif schedule.solver == "euler_ancestral":
+        x = _euler_ancestral(x, clean, sigmas[i], sigmas[i + 1], noise_SBCHW[i + 1])
+    else:
+        x = _dpmpp_2m(x, clean, state.clean_BCHW if i else clean, sigmas, i)
+    return State(x, clean, i + 1)
+
+
 @torch.no_grad()
 def advance(predict: Predict, schedule: Schedule, noise_SBCHW: Tensor, state: State, *, until: int) -> State:
     """Take steps until `until` are done; of the clean latents after the last step, `x_BCHW` is a copy."""
-    sigmas = schedule.sigmas.to(noise_SBCHW.device)
-    x, before = state.x_BCHW, state.clean_BCHW
-    for i in range(state.done, until):
-        output = predict(x / (sigmas[i] ** 2 + 1).sqrt(), schedule.timesteps[i], i)
-        clean = to_clean(x, output, sigmas[i], schedule.prediction)
-        if sigmas[i + 1] == 0:
-            x = clean
-        elif schedule.solver == "euler_ancestral":
-            x = _euler_ancestral(x, clean, sigmas[i], sigmas[i + 1], noise_SBCHW[i + 1])
-        else:
-            x = _dpmpp_2m(x, clean, before if i else clean, sigmas, i)
-        before = clean
-    return State(x, before, until)
+    schedule = schedule.on(noise_SBCHW.device)
+    while state.done < until:
+        output = predict(scaled(schedule, state), schedule.timesteps[state.done], state.done)
+        state = take_step(schedule, noise_SBCHW, state, output)
+    return state
 
 
 def sample(predict: Predict, schedule: Schedule, noise_SBCHW: Tensor, *, start_BCHW: Tensor | None = None) -> Tensor:

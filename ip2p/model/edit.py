@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ip2p.diffusion import Diffusion, decode_latents, encode_images, encode_text
 from ip2p.errors import DataError
-from ip2p.model.guidance import EditOptions, EditRequest, guided_predictor
+from ip2p.model.guidance import EditOptions, EditRequest, Guide, guided_predictor
 from ip2p.model.unet import require_editor
 from ip2p.models import load_diffusion
 from ip2p.pictures import from_pillow, on_white, to_pillow
@@ -69,7 +69,7 @@ def edit_batch(
     remembered = remembered or Remembered()
     sources = remembered.encode(editor, images_BCHW)
     texts = remembered.embed(editor, ["", *(r.instruction for r in requests)])
-    predict = guided_predictor(editor, requests, sources, texts[:1], texts[1:], options, on_step)
+    predict = guided_predictor(editor, Guide(requests, sources, texts[:1], texts[1:], options), on_step)
     scheduler: Any = editor.scheduler
     prediction = scheduler.config.prediction_type
     schedule = make_schedule(scheduler.alphas_cumprod, steps=options.steps, prediction=prediction, solver=options.solver)

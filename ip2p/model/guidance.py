@@ -79,32 +79,44 @@ def plan_rows(factors: list[Factors], sources_BCHW: Tensor, empty_1LD: Tensor, t
     )
 
 
-def guided_predictor(
-    editor: Diffusion,
-    requests: list[EditRequest],
-    sources_BCHW: Tensor,
-    empty_1LD: Tensor,
-    texts_BLD: Tensor,
-    options: EditOptions,
-    on_step: Callable[[int], None] = lambda i: None,
-) -> Predict:
+class Guide:
+    """The rows of each step of a batch of requests, and the guided prediction from what the UNet says of them."""
+
+    def __init__(
+        self, requests: list[EditRequest], sources_BCHW: Tensor, empty_1LD: Tensor, texts_BLD: Tensor, options: EditOptions
+    ) -> None:
+        conditioning = (sources_BCHW, empty_1LD, texts_BLD)
+        self._options = options
+        self._guided = plan_rows([factors_of(r) for r in requests], *conditioning, both=options.every > 1)
+        self._plain = plan_rows([(0.0, 0.0, 1.0)] * len(requests), *conditioning, both=False)
+        self._difference: Tensor | None = None
+
+    def rows(self, step: int) -> Rows:
+        """What the UNet is asked at a step."""
+        fresh = step % self._options.every == 0 or self._difference is None
+        return self._guided if self._options.is_guided(step) and fresh else self._plain
+
+    def combine(self, out_RCHW: Tensor, step: int, like_BCHW: Tensor) -> Tensor:
+        """The guided prediction at a step, from the UNet's for `rows(step)`; steps come in order."""
+        rows = self.rows(step)
+        whole = _summed(out_RCHW, rows, rows.factor_R, like_BCHW)
+        if not self._options.is_guided(step) or self._options.every == 1:
+            return whole
+        if rows is self._plain:
+            assert self._difference is not None
+            return whole + self._difference
+        self._difference = whole - _summed(out_RCHW, rows, rows.both_R, like_BCHW)
+        return whole
+
+
+def guided_predictor(editor: Diffusion, guide: Guide, on_step: Callable[[int], None] = lambda i: None) -> Predict:
     """The guided prediction of a batch of requests, for the sampler."""
-    conditioning = (sources_BCHW, empty_1LD, texts_BLD)
-    guided = plan_rows([factors_of(r) for r in requests], *conditioning, both=options.every > 1)
-    plain = plan_rows([(0.0, 0.0, 1.0)] * len(requests), *conditioning, both=False)
-    held: dict[str, Tensor] = {}
 
     def predict(x: Tensor, timestep: Tensor, i: int) -> Tensor:
         on_step(i)
-        rows = guided if options.is_guided(i) and (i % options.every == 0 or "difference" not in held) else plain
+        rows = guide.rows(i)
         out = run_unet(editor, torch.cat([x[rows.request_R], rows.images_RCHW], dim=1), timestep, rows.text_RLD)
-        whole = _summed(out, rows, rows.factor_R, x)
-        if not options.is_guided(i) or options.every == 1:
-            return whole
-        if rows is plain:
-            return whole + held["difference"]
-        held["difference"] = whole - _summed(out, rows, rows.both_R, x)
-        return whole
+        return guide.combine(out, i, x)
 
     return predict
 

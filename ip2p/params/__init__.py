@@ -15,6 +15,7 @@ from ip2p.errors import ParamsError
 from ip2p.params.base import ModelsParams, Section
 from ip2p.params.dataset import FilterParams, JudgeParams, LlmParams, PairsParams, TripletsParams, TypeThresholds, ValidateParams
 from ip2p.params.model import EvaluateParams, PretrainParams, RegisterParams, ReportParams, TrackParams, TrainParams
+from ip2p.params.serve import ServeParams
 
 __all__ = [
     "EvaluateParams",
@@ -27,6 +28,7 @@ __all__ = [
     "PretrainParams",
     "RegisterParams",
     "ReportParams",
+    "ServeParams",
     "TrackParams",
     "TrainParams",
     "TripletsParams",
@@ -49,6 +51,7 @@ class Params(Section):
     evaluate: EvaluateParams = EvaluateParams()
     register_: RegisterParams = Field(default=RegisterParams(), alias="register")
     report: ReportParams = ReportParams()
+    serve: ServeParams = ServeParams()
     track: TrackParams = TrackParams()
     pretrain: PretrainParams = PretrainParams()
 

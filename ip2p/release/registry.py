@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ip2p.errors import ModelError
 from ip2p.params import EvaluateParams, Params
 from ip2p.records import StageReport
 from ip2p.release.gate import Decision, decide
 from ip2p.store import digest, read_json
 from ip2p.track import tracking_uri
+
+_SAFE = {".safetensors", ".json", ".txt", ".md"}
+"""Endings of the files that an editor's folder may hold."""
 
 
 def run(params: Params, *, editor: Path, evaluation: Path, dataset: Path) -> StageReport:
@@ -21,10 +28,7 @@ def run(params: Params, *, editor: Path, evaluation: Path, dataset: Path) -> Sta
     began = time.monotonic()
     import mlflow
 
-    uri = tracking_uri(params.track)
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    client, name = mlflow.MlflowClient(), params.register_.name
+    client, name = _client(params), params.register_.name
     report = read_json(evaluation / "report.json")
     champion = _champion_report(client, name)
     decision = decide(report, champion, margin=params.register_.margin)
@@ -39,6 +43,70 @@ def run(params: Params, *, editor: Path, evaluation: Path, dataset: Path) -> Sta
         dropped_by_reason={} if decision.promoted else dict.fromkeys(decision.reasons, 1),
         extra={"model": name, "version": number, "promoted": str(decision.promoted), **tags},
     )
+
+
+@dataclass(frozen=True, slots=True)
+class EditorVersion:
+    """A registered editor on this machine's disk, and the sampling parameters that it was evaluated with."""
+
+    name: str
+    number: str
+    folder: Path
+    defaults: dict[str, Any]
+
+
+def champion_number(params: Params) -> str | None:
+    """The champion's version number, or None if there is none."""
+    version = _champion(_client(params), params.register_.name)
+    return None if version is None else str(version.version)
+
+
+def version_numbers(params: Params) -> dict[str, tuple[str, ...]]:
+    """All registered versions, newest first, with their aliases."""
+    client, name = _client(params), params.register_.name
+    found = client.search_model_versions(f"name='{name}'")
+    model = client.get_registered_model(name) if found else None
+    aliases: dict[str, list[str]] = {}
+    for alias, number in (model.aliases if model else {}).items():
+        aliases.setdefault(str(number), []).append(alias)
+    numbers = sorted((str(v.version) for v in found), key=int, reverse=True)
+    return {n: tuple(sorted(aliases.get(n, ()))) for n in numbers}
+
+
+def fetch_version(params: Params, number: str, into: Path) -> EditorVersion:
+    """Bring a registered editor to `into/NUMBER`. Raises `ModelError` if it is not there, or holds anything but safetensors and text."""
+    import mlflow
+    import yaml
+
+    _client(params)
+    name, folder = params.register_.name, into / number
+    if not (folder / "MLmodel").exists():
+        staging = into / f".{number}.{os.getpid()}.tmp"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        try:
+            mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{name}/{number}", dst_path=str(staging))
+        except (mlflow.MlflowException, OSError) as error:
+            raise ModelError(f"models:/{name}/{number}: cannot be fetched: {str(error).splitlines()[0]}") from error
+        shutil.rmtree(folder, ignore_errors=True)
+        staging.replace(folder)
+    editor = folder / "artifacts" / "editor"
+    if not editor.is_dir():
+        raise ModelError(f"models:/{name}/{number}: holds no editor folder; register editors with `ip2p register`")
+    if strange := [p.name for p in editor.rglob("*") if p.is_file() and p.suffix not in _SAFE]:
+        raise ModelError(f"models:/{name}/{number}: holds {', '.join(sorted(strange))}; only safetensors, JSON and text are loaded")
+    told = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
+    defaults = json.loads((told.get("signature") or {}).get("params") or "[]")
+    return EditorVersion(name, number, editor, {p["name"]: p["default"] for p in defaults})
+
+
+def _client(params: Params) -> Any:
+    import mlflow
+
+    uri = tracking_uri(params.track)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    return mlflow.MlflowClient()
 
 
 def code_version() -> str:
@@ -91,16 +159,23 @@ def _signature(section: EvaluateParams) -> Any:
     )
 
 
-def _champion_report(client: Any, name: str) -> dict[str, Any] | None:
+def _champion(client: Any, name: str) -> Any:
     from mlflow import MlflowException
-    from mlflow.artifacts import load_dict
 
     try:
-        champion = client.get_model_version_by_alias(name, "champion")
+        return client.get_model_version_by_alias(name, "champion")
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model, no such alias
             return None
         raise
+
+
+def _champion_report(client: Any, name: str) -> dict[str, Any] | None:
+    from mlflow.artifacts import load_dict
+
+    champion = _champion(client, name)
+    if champion is None:
+        return None
     run = client.get_run(champion.run_id)
     report: dict[str, Any] = load_dict(f"{run.info.artifact_uri}/report.json")
     return report

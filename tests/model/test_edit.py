@@ -9,7 +9,7 @@ from ip2p.diffusion import encode_images, encode_text
 from ip2p.errors import DataError, ModelError
 from ip2p.model import edit, guidance
 from ip2p.model.edit import Remembered, edit_batch, edit_pictures, load_editor, working_size
-from ip2p.model.guidance import EditOptions, EditRequest, guided_predictor
+from ip2p.model.guidance import EditOptions, EditRequest, Guide, guided_predictor
 from ip2p.pictures import from_pillow, to_pillow
 
 REQUESTS = [EditRequest("make it winter", 4.0, 1.3, 1), EditRequest("make it night", 2.0, 1.8, 2), EditRequest("add rain", 6.0, 1.0, 3)]
@@ -83,7 +83,7 @@ def test_a_branch_without_weight_is_not_computed_and_the_result_is_the_formulas(
     source, _ = encode_images(editor, images[:1])
     empty, text = encode_text(editor, [""]), encode_text(editor, [request.instruction])
     x, t = torch.randn(source.shape, generator=torch.Generator().manual_seed(0)), torch.tensor(500.0)
-    found = guided_predictor(editor, [request], source, empty, text, THREE)(x, t, 0)
+    found = guided_predictor(editor, Guide([request], source, empty, text, THREE))(x, t, 0)
     assert rows == [branches]
     with torch.no_grad():
         neither, image, both = (

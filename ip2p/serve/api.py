@@ -1,0 +1,292 @@
+"""Our own door, `/api/v1`, which the page uses too: edits as jobs with live progress, history, versions, feedback."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+
+from ip2p.errors import DataError
+from ip2p.serve import metrics
+from ip2p.serve.desk import MAX_INSTRUCTION, MAX_SCALE, Ask, Desk, parameters_of, voter_of
+from ip2p.serve.forms import form_of, number_of, text_of, upload_of, whole_of
+from ip2p.serve.history import REASONS, EditRow
+from ip2p.serve.intake import RefusedError, read_upload, to_png
+from ip2p.serve.jobs import Job
+
+router = APIRouter(prefix="/api/v1", tags=["ip2p"])
+Id = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
+_REMEMBERED = 512
+"""Jobs whose progress can still be asked for."""
+_ONE_CLICK = (
+    ("Season", ("make it spring", "make it summer", "make it autumn", "make it winter")),
+    ("Time", ("make it day", "make it sunset", "make it night")),
+    ("Weather", ("make it rainy", "make it snowy", "make it foggy", "make the sky clear")),
+    ("Style", ("make it a watercolour", "make it a pencil sketch", "make it a mosaic", "make it pixel art")),
+)
+_SCALE = {"type": "number", "minimum": 0, "maximum": MAX_SCALE}
+_FORM = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["image", "instruction"],
+                "properties": {
+                    "image": {"type": "string", "format": "binary"},
+                    "mask": {"type": "string", "format": "binary", "description": "white where to edit"},
+                    "instruction": {"type": "string", "minLength": 1, "maxLength": MAX_INSTRUCTION},
+                    "text_guidance": _SCALE,
+                    "image_guidance": _SCALE,
+                    "steps": {"type": "integer", "minimum": 2},
+                    "seed": {"type": "integer", "minimum": 0},
+                    "version": {"type": "string"},
+                },
+            }
+        }
+    },
+}
+
+
+class Thumb(BaseModel):
+    """What somebody thinks of one edit."""
+
+    model_config = ConfigDict(extra="forbid")
+    kind: Literal["thumb"]
+    edit: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+    value: Literal[1, -1]
+    reason: Literal["instruction", "preservation", "quality", "other"] | None = None
+    comment: Annotated[str, Field(max_length=500)] = ""
+
+
+class Choice(BaseModel):
+    """Which of two edits of one picture by one instruction is better: 1 the first, -1 the other, 0 neither."""
+
+    model_config = ConfigDict(extra="forbid")
+    kind: Literal["pair"]
+    edit: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+    other: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+    value: Literal[1, 0, -1]
+    reason: Literal["instruction", "preservation", "quality", "other"] | None = None
+    comment: Annotated[str, Field(max_length=500)] = ""
+
+
+class Board:
+    """Jobs asked for through this door, the latest of them."""
+
+    def __init__(self) -> None:
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def put(self, job: Job, desk: Desk) -> None:
+        """Follow a job to its end and remember its edit, whether its client is there or not."""
+        self._jobs[job.id] = job
+        while len(self._jobs) > _REMEMBERED:
+            self._jobs.popitem(last=False)
+        task = asyncio.create_task(self._finish(job, desk))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def job(self, id: str) -> Job | None:
+        """A job by its id."""
+        return self._jobs.get(id)
+
+    async def settled(self) -> None:
+        """Wait until all edits that were made are remembered."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def stored(self, job: Job) -> None:
+        """Wait until a job's edit is remembered."""
+        tasks = [t for t in self._tasks if t.get_name() == job.id]
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _finish(self, job: Job, desk: Desk) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.set_name(job.id)
+        try:
+            picture = await desk.ended(job)
+        except RefusedError:
+            return
+        await run_in_threadpool(desk.remember, job, picture, "api")
+
+
+def error_body(error: RefusedError) -> dict[str, Any]:
+    """One message, the field to blame, a code."""
+    return {"error": {"message": str(error), "field": error.field, "code": error.code}}
+
+
+@router.get("/status")
+async def status(request: Request) -> dict[str, Any]:
+    """What is served, with which defaults and limits, and the edits that one click does."""
+    desk: Desk = request.app.state.desk
+    served, section = desk.champion.served, desk.params.serve
+    waiting, running = desk.engine.load
+    told: dict[str, Any] = {"ready": served is not None, "model": desk.params.register_.name, "waiting": waiting, "running": running}
+    told["limits"] = {"pixels": section.max_pixels, "megabytes": section.max_megabytes, "steps": section.max_steps}
+    told["one_click"] = [{"name": name, "instructions": list(texts)} for name, texts in _ONE_CLICK]
+    told["reasons"] = list(REASONS)
+    if served is not None:
+        told["version"] = served.version
+        told["defaults"] = {
+            "text_guidance": served.text_guidance,
+            "image_guidance": served.image_guidance,
+            "steps": served.defaults.steps,
+        }
+    return told
+
+
+@router.get("/versions")
+async def versions(request: Request) -> dict[str, Any]:
+    """All versions with their aliases, newest first."""
+    desk: Desk = request.app.state.desk
+    known = await run_in_threadpool(desk.champion.versions)
+    return {"versions": [{"version": n, "aliases": list(a)} for n, a in known.items()]}
+
+
+@router.post("/edits", status_code=202, openapi_extra={"requestBody": _FORM}, response_model=None)
+async def ask(request: Request) -> Response:
+    """Ask for an edit; `GET /edits/ID/events` tells how far it is."""
+    desk: Desk = request.app.state.desk
+    board: Board = request.app.state.board
+    async with form_of(request) as form:
+        data, cover = await upload_of(form, "image"), await upload_of(form, "mask")
+        if data is None:
+            raise RefusedError(400, "image: missing, send the picture as a file", field="image")
+        most = desk.params.serve.max_pixels
+        asked = Ask(
+            await run_in_threadpool(read_upload, data, field="image", max_pixels=most),
+            text_of(form, "instruction") or "",
+            None if cover is None else (await run_in_threadpool(read_upload, cover, field="mask", max_pixels=most)).convert("L"),
+            text_guidance=number_of(form, "text_guidance"),
+            image_guidance=number_of(form, "image_guidance"),
+            steps=whole_of(form, "steps"),
+            seed=whole_of(form, "seed"),
+            version=text_of(form, "version"),
+            previews=4,
+        )
+    job, *_ = await desk.jobs(asked)
+    desk.submit([job])
+    board.put(job, desk)
+    return JSONResponse(_told(job), status_code=202, headers={"Location": f"/api/v1/edits/{job.id}"})
+
+
+@router.get("/edits")
+async def edits(
+    request: Request,
+    before: Annotated[float | None, Query(ge=0, le=1e12)] = None,
+    count: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> dict[str, Any]:
+    """Edits that were made, newest first."""
+    desk: Desk = request.app.state.desk
+    return {"edits": [_row(r) for r in await run_in_threadpool(lambda: desk.history.edits(before=before, count=count))]}
+
+
+@router.get("/edits/{id}")
+async def edit(request: Request, id: Id) -> dict[str, Any]:
+    """How far an edit is, and what it was asked for with."""
+    job: Job | None = request.app.state.board.job(id)
+    return _told(job) if job is not None else _row(await _known(request, id))
+
+
+@router.delete("/edits/{id}")
+async def cancel(request: Request, id: Id) -> dict[str, Any]:
+    """Give an edit up: it ends at its next step."""
+    desk: Desk = request.app.state.desk
+    job: Job | None = request.app.state.board.job(id)
+    if job is None:
+        return _row(await _known(request, id))
+    desk.engine.cancel(job)
+    return _told(job)
+
+
+@router.get("/edits/{id}/events", response_model=None)
+async def events(request: Request, id: Id) -> Response:
+    """Progress as server-sent events: `progress` (with previews), then `done`, `cancelled` or `failed`."""
+    job: Job | None = request.app.state.board.job(id)
+    if job is None:
+        raise RefusedError(404, "edit: not under way", field="id")
+    return StreamingResponse(_events(request.app.state.desk, request.app.state.board, job), media_type="text/event-stream")
+
+
+@router.get("/edits/{id}/{what}", response_model=None)
+async def picture(request: Request, id: Id, what: Literal["picture", "source"]) -> Response:
+    """The edited picture, with its parameters inside, or its source, as PNG."""
+    desk: Desk = request.app.state.desk
+    row = await _known(request, id)
+    path = desk.history.picture_path(row.picture if what == "picture" else row.source)
+    headers = {"Cache-Control": "private, max-age=31536000, immutable"}
+    if what == "source":
+        return FileResponse(path, media_type="image/png", headers=headers)
+    data = await run_in_threadpool(_with_parameters, path.read_bytes(), parameters_of(row, desk.params.register_.name))
+    return Response(data, media_type="image/png", headers=headers)
+
+
+@router.post("/feedback", status_code=201)
+async def feedback(request: Request, vote: Annotated[Thumb | Choice, Field(discriminator="kind")]) -> dict[str, Any]:
+    """Store a thumb or a choice; it is on disk when the answer comes."""
+    desk: Desk = request.app.state.desk
+    voter = voter_of(request.scope.get("ip2p.key"), request.client.host if request.client else "")
+    told = vote.model_dump() | {"other": getattr(vote, "other", None), "voter": voter}
+    try:
+        row = await run_in_threadpool(lambda: desk.history.vote(**told))
+    except DataError as error:
+        raise RefusedError(404 if "not known" in str(error) else 409, str(error), field="edit") from error
+    metrics.VOTES.labels(vote.kind).inc()
+    return {"id": row.id}
+
+
+async def _known(request: Request, id: str) -> EditRow:
+    desk: Desk = request.app.state.desk
+    row = await run_in_threadpool(desk.history.edit, id)
+    if row is None:
+        raise RefusedError(404, f"edit {id}: not known", field="id")
+    return row
+
+
+def _told(job: Job) -> dict[str, Any]:
+    request = job.request
+    return {
+        "id": job.id,
+        "state": job.state,
+        "step": job.step,
+        "steps": job.options.steps,
+        "version": job.served.version,
+        "instruction": request.instruction,
+        "text_guidance": request.text_guidance,
+        "image_guidance": request.image_guidance,
+        "seed": request.seed,
+    }
+
+
+def _row(row: EditRow) -> dict[str, Any]:
+    names = ("id", "created", "version", "instruction", "text_guidance", "image_guidance", "steps", "seed", "width", "height")
+    return {"state": "done", "step": row.steps, **{n: getattr(row, n) for n in names}}
+
+
+def _with_parameters(png: bytes, parameters: str) -> bytes:
+    from ip2p.pictures import open_picture
+
+    return to_png(open_picture(png, where="picture", alpha=True), parameters)
+
+
+async def _events(desk: Desk, board: Board, job: Job) -> AsyncIterator[str]:
+    async for _, preview in desk.progress(job):
+        told = _told(job)
+        if preview is not None:
+            told["preview"] = base64.b64encode(await run_in_threadpool(to_png, preview)).decode()
+        yield _event("progress", told)
+    await board.stored(job)
+    yield _event(job.state, _told(job))
+
+
+def _event(kind: str, told: dict[str, Any]) -> str:
+    return f"event: {kind}\ndata: {json.dumps(told)}\n\n"

@@ -1,0 +1,142 @@
+"""The server: `ip2p serve`. One app with three doors, the page, metrics and health; it drains on SIGTERM."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from ip2p.errors import ParamsError
+from ip2p.params import Params
+from ip2p.serve import api, automatic, metrics, openai
+from ip2p.serve.desk import Desk
+from ip2p.serve.doors import door_of, refusal
+from ip2p.serve.guard import Guard
+from ip2p.serve.intake import RefusedError
+
+PAGE = Path(__file__).with_name("page")
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_PLAIN = set(vars(logging.makeLogRecord({}))) | {"message", "taskName", "asctime", "color_message"}
+
+
+def make_app(params: Params, *, keys: tuple[str, ...] = (), work: Path = Path("work/serve/versions")) -> FastAPI:
+    """The application; its editor is loaded once it runs."""
+    desk, board = Desk(params, work=work), api.Board()
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        desk.champion.start()
+        yield
+        await desk.close()
+        await board.settled()
+
+    told = "Edits pictures by instructions, through OpenAI's, AUTOMATIC1111's and our own interface."
+    app = FastAPI(title="ip2p", version=version("ip2p"), description=told, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.desk, app.state.board = desk, board
+    for door in (openai, automatic, api):
+        app.include_router(door.router)
+    app.add_middleware(Guard, section=params.serve, keys=keys, engine=desk.engine)
+    app.add_exception_handler(RefusedError, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    _add_service(app, desk)
+    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+    return app
+
+
+def _add_service(app: FastAPI, desk: Desk) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(PAGE / "index.html")
+
+    @app.get("/healthz", include_in_schema=False)
+    async def health() -> Response:
+        return JSONResponse({"alive": desk.engine.alive}, status_code=200 if desk.engine.alive else 500)
+
+    @app.get("/readyz", include_in_schema=False)
+    async def ready() -> Response:
+        served = desk.champion.served
+        return JSONResponse({"version": served and served.version}, status_code=200 if served else 503)
+
+    @app.get("/metrics", include_in_schema=False)
+    async def measured() -> Response:
+        waiting, running = desk.engine.load
+        metrics.WAITING.set(waiting)
+        metrics.RUNNING.set(running)
+        return Response(generate_latest(metrics.REGISTRY), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RefusedError)
+    return refusal(error, door_of(request.url.path))
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    field = ".".join(str(x) for x in first["loc"][1:])
+    return refusal(RefusedError(422, f"{field}: {first['msg']}", field=field), door_of(request.url.path))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    answer = refusal(RefusedError(error.status_code, str(error.detail)), door_of(request.url.path))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+class _JsonLines(logging.Formatter):
+    """A JSON object a line: time, level, event, and what was said of it; no pixels, no texts of clients, no keys."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        told: dict[str, Any] = {"time": round(record.created, 3), "level": record.levelname.lower(), "event": record.getMessage()}
+        told |= {k: v for k, v in vars(record).items() if k not in _PLAIN}
+        if record.exc_info:
+            told["error"] = self.formatException(record.exc_info)
+        return json.dumps(told, default=str)
+
+
+def serve(params: Params) -> None:
+    """Serve until SIGTERM or SIGINT. Raises `ParamsError` for a public address without keys, or one that is taken."""
+    import uvicorn
+
+    section = params.serve
+    keys = tuple(k.strip() for k in os.environ.get("IP2P_API_KEYS", "").split(",") if k.strip())
+    if section.host not in _LOOPBACK and not keys:
+        raise ParamsError(f"serve.host: {section.host} can be reached by others; set IP2P_API_KEYS in the environment, or take 127.0.0.1")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    family = socket.AF_INET6 if ":" in section.host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((section.host, section.port))
+    except OSError as error:
+        listener.close()
+        raise ParamsError(f"serve.port: {section.host}:{section.port} cannot be had ({error.strerror}); name another") from error
+    config = uvicorn.Config(
+        make_app(params, keys=keys),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(section.drain_seconds),
+        h11_max_incomplete_event_size=16_384,
+    )
+    host = f"[{section.host}]" if ":" in section.host else section.host
+    print(f"http://{host}:{listener.getsockname()[1]}/", flush=True)
+    uvicorn.Server(config).run(sockets=[listener])

@@ -1,0 +1,134 @@
+"""Which editor is served: the registry's champion, followed as it changes, or one folder.
+
+A new champion is loaded and has made one edit before it takes over; if it cannot, the old one goes on serving. Other versions
+are loaded on request, to be compared, and the latest few are kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ip2p.errors import ModelError
+from ip2p.model.edit import edit_pictures, load_editor
+from ip2p.model.guidance import EditOptions, EditRequest, edit_options
+from ip2p.models import resolve_device, resolve_dtype
+from ip2p.params import Params
+from ip2p.release.registry import champion_number, fetch_version, version_numbers
+from ip2p.serve import metrics
+from ip2p.serve.jobs import Served
+
+log = logging.getLogger("ip2p.serve")
+_KEPT = 2
+"""Versions kept loaded beside the champion."""
+
+
+class Champion:
+    """Holds the served version; `start` follows the registry from a thread of its own."""
+
+    def __init__(self, params: Params, *, work: Path = Path("work/serve/versions")) -> None:
+        self._params, self._work = params, work
+        self._served: Served | None = None
+        self._refused: str | None = None
+        self._others: OrderedDict[str, Served] = OrderedDict()
+        self._loading = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="champion", daemon=True)
+
+    @property
+    def served(self) -> Served | None:
+        """What is served now; None while there is no champion."""
+        return self._served
+
+    def start(self) -> None:
+        """Load the champion and follow the registry."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Follow no longer."""
+        self._stop.set()
+
+    def versions(self) -> dict[str, tuple[str, ...]]:
+        """Versions that may be asked for, newest first, with their aliases."""
+        if self._params.serve.editor is not None:
+            return {self._served.version: ("champion",)} if self._served else {}
+        return version_numbers(self._params)
+
+    def version(self, number: str) -> Served:
+        """A version by its number, loaded if it must be. Raises `ModelError` if it cannot be had."""
+        with self._loading:
+            served = self._served
+            if served is not None and served.version == number:
+                return served
+            if number not in self._others:
+                if number not in self.versions():
+                    raise ModelError(f"version {number}: not registered")
+                self._others[number] = self._load(number)
+            self._others.move_to_end(number)
+            while len(self._others) > _KEPT:
+                self._others.popitem(last=False)
+            return self._others[number]
+
+    def look(self) -> None:
+        """Ask the registry once, and take over its champion if it is another one."""
+        number = "folder" if self._params.serve.editor is not None else champion_number(self._params)
+        if number is None or (self._served is not None and self._served.version == number) or number == self._refused:
+            return
+        try:
+            served = self._load(number)
+        except Exception:  # whatever is wrong with the new one, the old one goes on
+            log.exception("champion refused", extra={"version": number, "serving": self._served and self._served.version})
+            metrics.SWAPS.labels("refused").inc()
+            self._refused = number
+            return
+        log.info("champion", extra={"version": number, "before": self._served and self._served.version})
+        metrics.SWAPS.labels("taken").inc()
+        self._served, self._refused = served, None
+
+    def _follow(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self.look()
+            except Exception as error:  # the registry is away: serve what there is, ask again
+                log.warning("registry cannot be asked", extra={"error": type(error).__name__})
+            self._stop.wait(self._params.serve.poll_seconds)
+
+    def _load(self, number: str) -> Served:
+        section, models = self._params.evaluate, self._params.models
+        folder = Path(self._params.serve.editor or "")
+        told: Callable[[str, Any], Any] = _identity
+        if self._params.serve.editor is None:
+            version = fetch_version(self._params, number, self._work)
+            folder, told = version.folder, version.defaults.get
+        device = resolve_device(models.device)
+        editor = load_editor(folder, device=device, dtype=resolve_dtype(models.dtype, device), compiled=models.compile)
+        usual = edit_options(section)
+        interval = (told("guidance_from", usual.interval[0]), told("guidance_until", usual.interval[1]))
+        defaults = EditOptions(told("steps", usual.steps), told("solver", usual.solver), interval, told("guidance_every", usual.every))
+        scales = told("text_guidance", section.text_guidance), told("image_guidance", section.image_guidance)
+        served = Served(number, editor, defaults, *scales)
+        _try_out(served)
+        return served
+
+
+def _identity(_name: str, usual: Any) -> Any:
+    return usual
+
+
+def _try_out(served: Served) -> None:
+    """Make one edit of two steps. Raises `ModelError` if no picture comes of it."""
+    side = served.editor.image_size
+    request = EditRequest("make it winter", served.text_guidance, served.image_guidance)
+    seen: Callable[[Image.Image], Any] = Image.Image.getextrema
+    made, *_ = edit_pictures(served.editor, [Image.new("RGB", (side, side), "gray")], [request], EditOptions(2))
+    with torch.inference_mode():
+        weights_are_numbers = all(bool(p.isfinite().all()) for p in served.editor.unet.parameters())
+    if not weights_are_numbers or all(low == high for low, high in seen(made)):
+        raise ModelError(f"version {served.version}: its weights make no picture")

@@ -1,0 +1,185 @@
+"""What all doors share: an edit asked for becomes jobs, the jobs' pictures are waited for, and what was made is remembered."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from PIL import Image
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from ip2p.errors import ModelError
+from ip2p.model.guidance import EditRequest
+from ip2p.params import Params
+from ip2p.sampler import Solver
+from ip2p.serve.champion import Champion
+from ip2p.serve.history import EditRow, History, open_history
+from ip2p.serve.intake import RefusedError, to_png
+from ip2p.serve.jobs import BusyError, CancelledError, Engine, Job
+
+_LOOK = 0.05
+"""Seconds between two looks at a job's progress or at whether its client is still there."""
+MAX_INSTRUCTION = 32_000
+MAX_SCALE = 50.0
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Ask:
+    """An edit as a client asks for it; what is None is the version's own."""
+
+    picture: Image.Image
+    instruction: str
+    mask: Image.Image | None = None
+    text_guidance: float | None = None
+    image_guidance: float | None = None
+    steps: int | None = None
+    seed: int | None = None
+    solver: Solver | None = None
+    version: str | None = None
+    previews: int = 0
+    """Pictures on the way that are wanted."""
+
+
+class Desk:
+    """The engine, the champion and the history behind all doors."""
+
+    def __init__(self, params: Params, *, work: Path = Path("work/serve/versions")) -> None:
+        section = params.serve
+        self.params = params
+        self.engine = Engine(batch=section.batch, queue=section.queue)
+        self.champion = Champion(params, work=work)
+        self.history: History = open_history(section)
+
+    async def jobs(self, ask: Ask, count: int = 1) -> list[Job]:
+        """Jobs for an edit, seeds counting up. Raises `RefusedError` for what cannot be done."""
+        served = self.champion.served
+        if served is None:
+            raise RefusedError(503, "no editor is loaded yet; a champion is registered by `make run` or `ip2p register`")
+        if ask.version is not None and ask.version != served.version:
+            try:
+                served = await run_in_threadpool(self.champion.version, ask.version)
+            except ModelError as error:
+                raise RefusedError(404, str(error), field="version", code="model_not_found") from error
+        _check(ask, self.params.serve.max_steps)
+        usual = served.defaults
+        options = replace(usual, steps=ask.steps or usual.steps, solver=ask.solver or usual.solver)
+        scales = (_or(ask.text_guidance, served.text_guidance), _or(ask.image_guidance, served.image_guidance))
+        first = secrets.randbelow(2**31) if ask.seed is None else ask.seed
+        every = max(1, options.steps // (ask.previews + 1)) if ask.previews else 0
+        requests = [EditRequest(ask.instruction, *scales, (first + i) % (MAX_SEED + 1)) for i in range(count)]
+        return [Job(served, ask.picture, r, options, ask.mask, every) for r in requests]
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queue jobs. Raises `RefusedError` (429) if there is no room."""
+        try:
+            self.engine.submit(*jobs)
+        except BusyError as error:
+            raise RefusedError(429, "too many edits are waiting; come again later", code="rate_limit_exceeded") from error
+
+    async def pictures(self, jobs: Sequence[Job], request: Request, *, door: str) -> list[tuple[EditRow, Image.Image]]:
+        """Run jobs to their end and remember them; they are given up if the client goes away."""
+        self.submit(jobs)
+        gone = asyncio.create_task(self._cancel_when_gone(jobs, request))
+        try:
+            made = [await self.ended(job) for job in jobs]
+        finally:
+            gone.cancel()
+            for job in jobs:
+                self.engine.cancel(job)
+        return [(await run_in_threadpool(self.remember, job, picture, door), picture) for job, picture in zip(jobs, made, strict=True)]
+
+    async def ended(self, job: Job) -> Image.Image:
+        """The edit of a job. Raises `RefusedError` if it was given up or failed."""
+        try:
+            return await asyncio.wrap_future(job.result)
+        except CancelledError as error:
+            raise RefusedError(499, "the edit was given up") from error
+        except Exception as error:
+            raise RefusedError(500, "the edit failed; the server's log says why") from error
+
+    async def progress(self, job: Job) -> AsyncIterator[tuple[int, Image.Image | None]]:
+        """Steps done, with the picture as predicted so far where there is a new one; ends with the job."""
+        told, shown = -1, 0
+        while not job.result.done():
+            fresh = job.preview if job.preview and job.preview[0] > shown else None
+            if fresh or job.step != told:
+                told, shown = job.step, fresh[0] if fresh else shown
+                yield told, fresh[1] if fresh else None
+            await asyncio.sleep(_LOOK)
+
+    def remember(self, job: Job, picture: Image.Image, door: str) -> EditRow:
+        """Store a finished edit."""
+        keep, options, request = self.history.keep_picture, job.options, job.request
+        row = EditRow(
+            id=job.id,
+            created=time.time(),
+            door=door,
+            version=job.served.version,
+            instruction=request.instruction,
+            text_guidance=request.text_guidance,
+            image_guidance=request.image_guidance,
+            steps=options.steps,
+            solver=options.solver,
+            guidance_from=options.interval[0],
+            guidance_until=options.interval[1],
+            guidance_every=options.every,
+            seed=request.seed,
+            width=picture.width,
+            height=picture.height,
+            source=keep(to_png(job.picture)),
+            mask=keep(to_png(job.mask)) if job.mask else None,
+            picture=keep(to_png(picture)),
+        )
+        self.history.add(row)
+        return row
+
+    async def _cancel_when_gone(self, jobs: Sequence[Job], request: Request) -> None:
+        while not await request.is_disconnected():
+            await asyncio.sleep(_LOOK)
+        for job in jobs:
+            self.engine.cancel(job)
+
+    async def close(self) -> None:
+        """Let what is under way end, within bounds."""
+        self.champion.stop()
+        with suppress(asyncio.CancelledError):
+            await run_in_threadpool(self.engine.drain, self.params.serve.drain_seconds)
+
+
+def parameters_of(row: EditRow, name: str) -> str:
+    """What makes an edit again, as JSON: kept in its PNG."""
+    told = ("instruction", "text_guidance", "image_guidance", "steps", "solver", "seed", "version")
+    return json.dumps({"model": name, **{n: getattr(row, n) for n in told}}, ensure_ascii=False)
+
+
+def voter_of(key: str | None, address: str) -> str:
+    """Who votes: a digest of the key, or of the address."""
+    return hashlib.sha256(f"ip2p voter {key or address}".encode()).hexdigest()[:16]
+
+
+def _check(ask: Ask, max_steps: int) -> None:
+    if not ask.instruction.strip() or len(ask.instruction) > MAX_INSTRUCTION:
+        raise RefusedError(400, f"instruction: give 1 to {MAX_INSTRUCTION:,} characters", field="instruction")
+    if ask.steps is not None and not 2 <= ask.steps <= max_steps:
+        raise RefusedError(400, f"steps: {ask.steps} is out of range, give 2 to {max_steps}", field="steps")
+    if ask.seed is not None and not 0 <= ask.seed <= MAX_SEED:
+        raise RefusedError(400, "seed: out of range, give 0 to 2^63 - 1", field="seed")
+    for name in ("text_guidance", "image_guidance"):
+        value = getattr(ask, name)
+        if value is not None and not 0 <= value <= MAX_SCALE:
+            raise RefusedError(400, f"{name}: give 0 to {MAX_SCALE:g}", field=name)
+    if ask.mask is not None and ask.mask.size != ask.picture.size:
+        raise RefusedError(400, f"mask: is {ask.mask.size}, the picture {ask.picture.size}; make them equal", field="mask")
+
+
+def _or(value: float | None, usual: float) -> float:
+    return usual if value is None else value

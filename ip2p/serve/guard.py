@@ -1,0 +1,161 @@
+"""What stands before every door: host and origin, keys and rates, size of bodies, the queue's fullness, headers, one log line.
+
+A request is judged before its body is parsed; a refused one costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import logging
+import time
+from collections import OrderedDict
+from typing import Any
+from uuid import uuid4
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ip2p.params import ServeParams
+from ip2p.serve import metrics
+from ip2p.serve.doors import door_of, refusal
+from ip2p.serve.intake import RefusedError
+from ip2p.serve.jobs import Engine
+
+log = logging.getLogger("ip2p.serve")
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_OPEN = ("/healthz", "/readyz")
+"""Answered without a key: they say nothing of the service but that it is there."""
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "form-action 'none'; frame-ancestors 'none'; base-uri 'none'",
+}
+_EDITS = ("/v1/images/edits", "/sdapi/v1/img2img", "/instruct-pix2pix/img2img", "/api/v1/edits")
+
+
+class Guard:
+    """ASGI middleware; `keys` are those that are accepted, none: everybody on this machine is."""
+
+    def __init__(self, app: ASGIApp, *, section: ServeParams, keys: tuple[str, ...], engine: Engine) -> None:
+        self._app, self._section, self._keys, self._engine = app, section, keys, engine
+        self._hosts = {"localhost", "127.0.0.1", "[::1]", "testserver", section.host, *section.hosts}
+        self._spent: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, request_id, told = time.monotonic(), uuid4().hex[:12], {"status": 500}
+        door = door_of(scope["path"])
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                told["status"] = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+                headers["X-Request-Id"] = request_id
+            await send(message)
+
+        body = _Body(receive, int(self._section.max_megabytes * 1e6))
+        try:
+            headers = Headers(scope=scope)
+            try:
+                self._admit(scope, headers)
+            except RefusedError as error:
+                await body.discard()
+                await refusal(error, door)(scope, receive, answer)
+                return
+            try:
+                await self._app(scope, body.receive, answer)
+            except _TooLargeError:
+                limit = f"{self._section.max_megabytes:g} MB"
+                await refusal(RefusedError(413, f"the request is larger than {limit}"), door)(scope, receive, answer)
+        finally:
+            metrics.REQUESTS.labels(door, told["status"]).inc()
+            spent = round((time.monotonic() - began) * 1000, 1)
+            log.info(
+                "request",
+                extra={"request": request_id, "method": scope["method"], "door": door, "status": told["status"], "ms": spent},
+            )
+
+    def _admit(self, scope: Scope, headers: Headers) -> None:
+        """Raise `RefusedError` for a request that is not to be answered."""
+        host = headers.get("host", "")
+        name = host if host.endswith("]") else host.rpartition(":")[0] or host
+        if name.lower() not in self._hosts:
+            raise RefusedError(400, "this server is not reached under that name; add it to serve.hosts")
+        writes, path = scope["method"] not in _SAFE_METHODS, scope["path"]
+        origin = headers.get("origin")
+        if writes and origin is not None and origin.partition("://")[2] != host:
+            raise RefusedError(403, "writes from other pages are refused")
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > self._section.max_megabytes * 1e6:
+            raise RefusedError(413, f"the request is larger than {self._section.max_megabytes:g} MB")
+        if self._keys and path not in _OPEN and not (path == "/" or path.startswith("/page/")):
+            scope["ip2p.key"] = self._key(headers)
+        if writes and path in _EDITS:
+            client = scope.get("client")
+            self._rate(scope.get("ip2p.key") or (client[0] if client else ""))
+            if self._engine.full:
+                raise RefusedError(429, "too many edits are waiting; come again later", code="rate_limit_exceeded")
+
+    def _key(self, headers: Headers) -> str:
+        """The key that came as Bearer, X-API-Key or the password of HTTP Basic. Raises `RefusedError` (401) if it is not one of ours."""
+        kind, _, value = headers.get("authorization", "").partition(" ")
+        given = headers.get("x-api-key") or (value if kind.lower() == "bearer" else "")
+        if kind.lower() == "basic":
+            try:
+                given = base64.b64decode(value, validate=True).decode().rpartition(":")[2]
+            except (binascii.Error, UnicodeDecodeError):
+                given = ""
+        found = [k for k in self._keys if hmac.compare_digest(k.encode(), given.strip().encode())]
+        if not found:
+            raise RefusedError(401, "give a key of this server: Authorization: Bearer KEY", code="invalid_api_key")
+        return found[0]
+
+    def _rate(self, who: str) -> None:
+        """Spend one of a client's edits of this minute (a bucket that fills steadily). Raises `RefusedError` (429) if none is left."""
+        rate = self._section.rate
+        if not rate:
+            return
+        now = time.monotonic()
+        left, then = self._spent.pop(who, (float(rate), now))
+        left = min(float(rate), left + (now - then) * rate / 60)
+        self._spent[who] = (left - (left >= 1), now)
+        while len(self._spent) > 10_000:
+            self._spent.popitem(last=False)
+        if left < 1:
+            raise RefusedError(429, f"more than {rate} edits a minute", code="rate_limit_exceeded")
+
+
+class _TooLargeError(Exception):
+    """A body without a stated length went over the limit."""
+
+
+class _Body:
+    """Counts what comes of a request's body."""
+
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self._receive, self._limit, self._seen = receive, limit, 0
+
+    async def receive(self) -> Message:
+        """The next message. Raises `_TooLargeError` past the limit."""
+        message = await self._receive()
+        self._seen += len(message.get("body", b""))
+        if self._seen > self._limit:
+            raise _TooLargeError
+        return message
+
+    async def discard(self) -> None:
+        """Take what is still to come, within the limit, so that a client that is sending hears the answer."""
+        more: Any = True
+        while more and self._seen <= self._limit:
+            message = await self._receive()
+            self._seen += len(message.get("body", b""))
+            more = message["type"] == "http.request" and message.get("more_body", False)

@@ -1,0 +1,193 @@
+"""Edits that were made and what people thought of them, in a database (SQLite, or Postgres by URL) and a folder of pictures.
+
+A row holds all that makes its edit again: source, instruction, scales, seed, steps, version. Pictures are files named by their
+bytes. A vote is committed before it is acknowledged. The schema changes by Alembic (`migrations/`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import BigInteger, Engine, ForeignKey, create_engine, delete, event, func, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from ip2p.errors import DataError
+from ip2p.params import ServeParams
+from ip2p.store import write_bytes
+
+REASONS = ("instruction", "preservation", "quality", "other")
+"""What a vote may be about."""
+
+
+class Base(DeclarativeBase):
+    """The tables."""
+
+
+class EditRow(Base):
+    """An edit that was made."""
+
+    __tablename__ = "edits"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    created: Mapped[float] = mapped_column(index=True)
+    door: Mapped[str]
+    version: Mapped[str]
+    instruction: Mapped[str]
+    text_guidance: Mapped[float]
+    image_guidance: Mapped[float]
+    steps: Mapped[int]
+    solver: Mapped[str]
+    guidance_from: Mapped[float]
+    guidance_until: Mapped[float]
+    guidance_every: Mapped[int]
+    seed: Mapped[int] = mapped_column(BigInteger)
+    width: Mapped[int]
+    height: Mapped[int]
+    source: Mapped[str]
+    mask: Mapped[str | None]
+    picture: Mapped[str]
+
+
+class VoteRow(Base):
+    """What somebody thought of an edit, alone (`thumb`, 1 or -1) or beside another (`pair`: 1 better, 0 the same, -1 worse)."""
+
+    __tablename__ = "votes"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    created: Mapped[float]
+    kind: Mapped[str]
+    edit: Mapped[str] = mapped_column(ForeignKey("edits.id"), index=True)
+    other: Mapped[str | None] = mapped_column(ForeignKey("edits.id"), index=True)
+    value: Mapped[int]
+    reason: Mapped[str | None]
+    comment: Mapped[str]
+    voter: Mapped[str]
+
+
+@dataclass(frozen=True)
+class History:
+    """The database and the pictures."""
+
+    engine: Engine
+    pictures: Path
+    keep: int
+
+    def picture_path(self, name: str) -> Path:
+        """Where a picture of that name lies."""
+        return self.pictures / name[:2] / f"{name}.png"
+
+    def keep_picture(self, png: bytes) -> str:
+        """Write a picture, once; returns its name."""
+        name = hashlib.sha256(png).hexdigest()
+        if not self.picture_path(name).exists():
+            write_bytes(self.picture_path(name), png)
+        return name
+
+    def add(self, row: EditRow) -> None:
+        """Store an edit; beyond `keep`, the oldest without a vote go."""
+        with self.session() as session:
+            session.add(row)
+            session.flush()
+            count = session.scalar(select(func.count()).select_from(EditRow)) or 0
+            gone = self._forgettable(session, count - self.keep) if count > self.keep else []
+            session.execute(delete(EditRow).where(EditRow.id.in_([r.id for r in gone])))
+            names = {n for r in gone for n in (r.source, r.mask, r.picture) if n}
+            kept = {n for n in names if self._used(session, n)}
+        for name in names - kept:
+            self.picture_path(name).unlink(missing_ok=True)
+
+    def edit(self, id: str) -> EditRow | None:
+        """An edit by its id."""
+        with self.session() as session:
+            return session.get(EditRow, id)
+
+    def edits(self, *, before: float | None = None, count: int = 50) -> list[EditRow]:
+        """Edits, newest first, made before an instant."""
+        query = select(EditRow).order_by(EditRow.created.desc()).limit(count)
+        with self.session() as session:
+            return list(session.scalars(query if before is None else query.where(EditRow.created < before)))
+
+    def vote(self, *, kind: str, edit: str, other: str | None, value: int, reason: str | None, comment: str, voter: str) -> VoteRow:
+        """Store a vote; it is on disk when this returns. The same voter's earlier vote on the same is replaced.
+
+        Raises `DataError` if an edit is not known, or two are not of one source and instruction.
+        """
+        with self.session() as session:
+            one, two = session.get(EditRow, edit), session.get(EditRow, other) if other else None
+            if one is None or (other and two is None):
+                raise DataError(f"edit {edit if one is None else other}: not known")
+            if two is not None and (one.source, one.instruction, one.mask) != (two.source, two.instruction, two.mask):
+                raise DataError("only edits of one picture by one instruction can be compared")
+            session.execute(
+                delete(VoteRow).where(VoteRow.kind == kind, VoteRow.edit == edit, VoteRow.other == other, VoteRow.voter == voter)
+            )
+            row = VoteRow(
+                id=uuid4().hex,
+                created=time.time(),
+                kind=kind,
+                edit=edit,
+                other=other,
+                value=value,
+                reason=reason,
+                comment=comment,
+                voter=voter,
+            )
+            session.add(row)
+        return row
+
+    def votes(self) -> list[VoteRow]:
+        """All votes, oldest first."""
+        with self.session() as session:
+            return list(session.scalars(select(VoteRow).order_by(VoteRow.created, VoteRow.id)))
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """A transaction."""
+        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def _forgettable(self, session: Session, count: int) -> list[EditRow]:
+        voted = select(VoteRow.edit).union(select(VoteRow.other).where(VoteRow.other.is_not(None)))
+        query = select(EditRow).where(EditRow.id.not_in(voted)).order_by(EditRow.created).limit(count)
+        return list(session.scalars(query))
+
+    def _used(self, session: Session, name: str) -> bool:
+        uses = (EditRow.source == name) | (EditRow.mask == name) | (EditRow.picture == name)
+        return session.scalar(select(EditRow.id).where(uses).limit(1)) is not None
+
+
+def open_history(section: ServeParams) -> History:
+    """Open the database, bringing its schema up to date. Raises `DataError` if it cannot be reached."""
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util.exc import CommandError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    url = os.environ.get("IP2P_DATABASE_URL", section.database)
+    if url.startswith("sqlite:///"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        engine = create_engine(url, pool_pre_ping=True)
+        if engine.dialect.name == "sqlite":
+            event.listen(engine, "connect", _durable)
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    except (SQLAlchemyError, CommandError, ImportError) as error:
+        raise DataError(f"serve.database: cannot be opened ({type(error).__name__}); check its URL and that it is up") from error
+    return History(engine, Path(section.pictures), section.keep)
+
+
+def _durable(connection: Any, _record: object) -> None:
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()

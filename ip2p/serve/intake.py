@@ -1,0 +1,136 @@
+"""What clients send, made safe: one still PNG, JPEG or WebP and nothing behind it, upright, of bounded size, its metadata dropped.
+
+What the name or the MIME type of an upload says means nothing; the bytes decide.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import struct
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ip2p.errors import UserError
+
+_FORMATS = ("PNG", "JPEG", "WEBP")
+_SIDE = 16
+"""Shortest side of a picture, pixels."""
+_RATIO = 32
+"""Greatest ratio of a picture's sides."""
+
+
+class RefusedError(UserError):
+    """What was asked for is refused, with an HTTP status and, where it is to blame, the field."""
+
+    def __init__(self, status: int, message: str, *, field: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.field, self.code = status, field, code
+
+
+def read_upload(data: bytes, *, field: str, max_pixels: int) -> Image.Image:
+    """Decode a picture, in RGB, or RGBA if it has transparency. Raises `RefusedError` (400, 413, 415)."""
+    end = _end(data)
+    if end is None or data[end:].strip(b"\0\r\n "):
+        kinds = "only whole, still PNG, JPEG and WebP pictures with nothing behind them are accepted"
+        raise RefusedError(415, f"{field}: {kinds}", field=field)
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise RefusedError(413, f"{field}: {width}×{height} pixels, at most {max_pixels:,} are accepted", field=field)
+            if min(width, height) < _SIDE or max(width, height) > _RATIO * min(width, height):
+                told = f"{field}: {width}×{height} pixels; at least {_SIDE} a side, and no side {_RATIO} times the other, are accepted"
+                raise RefusedError(400, told, field=field)
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+                raise RefusedError(415, f"{field}: animated; give a still picture", field=field)
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError, struct.error) as error:
+        raise RefusedError(400, f"{field}: not a whole picture; give an intact PNG, JPEG or WebP", field=field) from error
+    clear = "A" in upright.getbands() or "transparency" in upright.info
+    bare = Image.new("RGBA" if clear else "RGB", upright.size)
+    bare.paste(upright.convert(bare.mode))
+    return bare
+
+
+def from_base64(text: object, *, field: str) -> bytes:
+    """Bytes of base64, bare or as a `data:` URL. Raises `RefusedError`; any other URL is refused and never fetched."""
+    if not isinstance(text, str):
+        raise RefusedError(400, f"{field}: give a picture in base64", field=field)
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    elif "://" in text[:64]:
+        raise RefusedError(400, f"{field}: URLs are not fetched; send the picture itself", field=field)
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise RefusedError(400, f"{field}: not base64", field=field) from error
+
+
+def to_png(picture: Image.Image, parameters: str | None = None) -> bytes:
+    """PNG, with the edit's parameters as its text if they are given."""
+    from PIL.PngImagePlugin import PngInfo
+
+    buffer, info = io.BytesIO(), PngInfo()
+    if parameters is not None:
+        info.add_itxt("parameters", parameters)
+    picture.save(buffer, "PNG", compress_level=3, pnginfo=info)
+    return buffer.getvalue()
+
+
+def _end(data: bytes) -> int | None:
+    """Where the picture ends in the bytes; None if they do not begin as one."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _end_of_png(data)
+    if data.startswith(b"\xff\xd8\xff"):
+        return _end_of_jpeg(data)
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        size = int.from_bytes(data[4:8], "little") + 8
+        return size if size <= len(data) else None
+    return None
+
+
+def _end_of_png(data: bytes) -> int | None:
+    at = 8
+    while at + 12 <= len(data):
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if kind == b"acTL":  # animated
+            return None
+        at += 12 + length
+        if kind == b"IEND":
+            return at
+    return None
+
+
+def _end_of_jpeg(data: bytes) -> int | None:
+    """Walks markers; pictures that follow the first, as telephones add them, belong to it."""
+    at = 2
+    while at + 2 <= len(data):
+        if data[at] != 0xFF:
+            return None
+        kind = data[at + 1]
+        if kind == 0xFF:  # filling
+            at += 1
+        elif kind == 0xD9:
+            at += 2
+            if data[at : at + 3] != b"\xff\xd8\xff":
+                return at
+            at += 2
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+            if kind == 0xDA:
+                at = _after_scan(data, at)
+    return None
+
+
+def _after_scan(data: bytes, at: int) -> int:
+    """The first marker after entropy-coded data."""
+    while True:
+        at = data.find(b"\xff", at)
+        if at < 0 or at + 1 >= len(data):
+            return len(data)
+        if data[at + 1] != 0 and not 0xD0 <= data[at + 1] <= 0xD7:
+            return at
+        at += 2

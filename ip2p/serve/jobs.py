@@ -1,0 +1,197 @@
+"""Edits under way: a bounded queue, and one thread that owns the device and steps all of them together (ip2p/model/stream.py).
+
+A job that is cancelled leaves at its next step, or never starts. Each job runs to its end on the editor it began with, so
+that promotion in the middle costs nobody a request.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TypeVar
+from uuid import uuid4
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ip2p.diffusion import Diffusion
+from ip2p.model.edit import Remembered, paste_back, working_size
+from ip2p.model.guidance import EditOptions, EditRequest
+from ip2p.model.stream import Editing, advance_all, begin_editing, pictures_of
+from ip2p.pictures import from_pillow, on_white, to_pillow
+from ip2p.serve import metrics
+
+T = TypeVar("T")
+log = logging.getLogger("ip2p.serve")
+
+
+class BusyError(Exception):
+    """The queue is full; the client is to come again later."""
+
+
+class CancelledError(Exception):
+    """The job was given up before its end."""
+
+
+@dataclass(eq=False)
+class Served:
+    """An editor that is served: its version's name, its model, its sampling defaults, what it remembers of texts and pictures."""
+
+    version: str
+    editor: Diffusion
+    defaults: EditOptions
+    text_guidance: float
+    image_guidance: float
+    remembered: Remembered = field(default_factory=Remembered)
+
+
+@dataclass(eq=False)
+class Job:
+    """One edit asked for, and how far it is. `preview_every` steps the picture as predicted so far is kept, if it is not 0."""
+
+    served: Served
+    picture: Image.Image
+    request: EditRequest
+    options: EditOptions
+    mask: Image.Image | None = None
+    preview_every: int = 0
+    id: str = field(default_factory=lambda: uuid4().hex)
+    step: int = 0
+    preview: tuple[int, Image.Image] | None = None
+    cancelled: bool = False
+    result: Future[Image.Image] = field(default_factory=Future)
+    asked: float = field(default_factory=time.monotonic)
+
+    @property
+    def state(self) -> str:
+        """queued, running, done, cancelled or failed."""
+        if not self.result.done():
+            return "running" if self.step else "queued"
+        error = self.result.exception()
+        return "done" if error is None else "cancelled" if isinstance(error, CancelledError) else "failed"
+
+
+class Engine:
+    """Runs jobs on the device; `submit` from any thread."""
+
+    def __init__(self, *, batch: int, queue: int) -> None:
+        self._batch, self._queue = batch, queue
+        self._waiting: deque[Job] = deque()
+        self._running: list[tuple[Job, Editing]] = []
+        self._change = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def full(self) -> bool:
+        """Whether another job would be refused."""
+        return self._closed or len(self._waiting) >= self._queue
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Jobs that wait, jobs under way."""
+        return len(self._waiting), len(self._running)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread that owns the device is there."""
+        return self._thread.is_alive()
+
+    def submit(self, *jobs: Job) -> None:
+        """Queue jobs, all or none. Raises `BusyError` if there is no room."""
+        with self._change:
+            if self._closed or len(self._waiting) + len(jobs) > self._queue:
+                raise BusyError("all places are taken")
+            self._waiting.extend(jobs)
+            self._change.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Give a job up: at its next step, or at once if it waits."""
+        with self._change:
+            job.cancelled = True
+            if job in self._waiting:
+                self._waiting.remove(job)
+                job.result.set_exception(CancelledError())
+
+    def drain(self, seconds: float) -> bool:
+        """Take no more jobs and wait for those that are here; whether all ended in time."""
+        with self._change:
+            self._closed = True
+            self._change.notify()
+        self._thread.join(timeout=seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while True:
+            with self._change:
+                while not self._waiting and not self._running and not self._closed:
+                    self._change.wait()
+                if self._closed and not self._waiting and not self._running:
+                    return
+                admitted = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._batch - len(self._running)))]
+            self._running += [(job, editing) for job in admitted if (editing := self._guarded([job], _begin, job)) is not None]
+            self._step()
+
+    def _step(self) -> None:
+        """One step of all jobs under way, those of one editor and one size together; then hand out what has ended."""
+        groups: dict[tuple[int, tuple[int, ...]], list[tuple[Job, Editing]]] = {}
+        for job, editing in self._running:
+            if job.cancelled:
+                _fail(job, CancelledError())
+            else:
+                groups.setdefault((id(job.served), editing.shape), []).append((job, editing))
+        for group in groups.values():
+            jobs = [job for job, _ in group]
+            metrics.ROWS.observe(len(group))
+            self._guarded(jobs, advance_all, jobs[0].served.editor, [e for _, e in group])
+            for job in jobs:
+                job.step += not job.result.done()
+            shown = [x for x in group if not x[0].result.done() and (x[1].ended or _wants_preview(x[0]))]
+            pictures = self._guarded([j for j, _ in shown], pictures_of, jobs[0].served.editor, [e for _, e in shown]) if shown else None
+            for (job, editing), x in zip(shown, pictures if pictures is not None else (), strict=False):
+                self._guarded([job], _hand_out, job, editing, x)
+        self._running = [x for x in self._running if not x[0].result.done()]
+
+    def _guarded(self, jobs: list[Job], work: Callable[..., T], *arguments: object) -> T | None:
+        """What `work` gives; if it fails, its jobs fail, and no others."""
+        try:
+            return work(*arguments)
+        except Exception as error:
+            log.exception("edit failed", extra={"jobs": [j.id for j in jobs]})
+            if isinstance(error, torch.OutOfMemoryError):
+                torch.cuda.empty_cache()
+            for job in jobs:
+                _fail(job, error)
+            return None
+
+
+def _begin(job: Job) -> Editing:
+    size = working_size(job.served.editor, job.picture.size)
+    image = from_pillow(on_white(job.picture).resize(size, Image.Resampling.LANCZOS))
+    return begin_editing(job.served.editor, image, job.request, job.options, job.served.remembered)
+
+
+def _wants_preview(job: Job) -> bool:
+    return bool(job.preview_every) and job.step % job.preview_every == 0
+
+
+def _hand_out(job: Job, editing: Editing, image_CHW: Tensor) -> None:
+    picture = paste_back(job.picture, to_pillow(image_CHW), job.mask)
+    if not editing.ended:
+        job.preview = (job.step, picture)
+        return
+    metrics.EDITS.labels(job.served.version).inc()
+    metrics.SECONDS.observe(time.monotonic() - job.asked)
+    job.result.set_result(picture)
+
+
+def _fail(job: Job, error: BaseException) -> None:
+    if not job.result.done():
+        job.result.set_exception(error)

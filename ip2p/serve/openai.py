@@ -1,0 +1,198 @@
+"""The door for OpenAI's clients: `POST /v1/images/edits` (with streaming) and `GET /v1/models`.
+
+Beyond OpenAI's fields it takes those that other servers of editors take: `seed`, `num_inference_steps`, `guidance_scale` (s_T),
+`image_guidance_scale` (s_I). `user`, `quality`, `background`, `input_fidelity` and what is unknown are ignored.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from PIL import Image, ImageOps
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData, UploadFile
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from ip2p.serve.desk import Ask, Desk, parameters_of
+from ip2p.serve.forms import form_of, number_of, text_of, upload_of, whole_of
+from ip2p.serve.intake import RefusedError, read_upload, to_png
+from ip2p.serve.jobs import Job
+
+router = APIRouter(tags=["openai"])
+_FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
+_USAGE = {"total_tokens": 0, "input_tokens": 0, "output_tokens": 0, "input_tokens_details": {"text_tokens": 0, "image_tokens": 0}}
+_FILE = {"type": "string", "format": "binary"}
+_FORM = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["image", "prompt"],
+                "properties": {
+                    "image": _FILE,
+                    "mask": _FILE | {"description": "PNG of the picture's size; transparent: edit here"},
+                    "prompt": {"type": "string", "minLength": 1, "maxLength": 32000},
+                    "model": {"type": "string"},
+                    "n": {"type": "integer", "minimum": 1, "maximum": 10},
+                    "size": {"type": "string"},
+                    "response_format": {"type": "string", "enum": ["b64_json"]},
+                    "output_format": {"type": "string", "enum": list(_FORMATS)},
+                    "output_compression": {"type": "integer", "minimum": 0, "maximum": 100},
+                    "stream": {"type": "boolean"},
+                    "partial_images": {"type": "integer", "minimum": 0, "maximum": 3},
+                    "seed": {"type": "integer"},
+                    "num_inference_steps": {"type": "integer"},
+                    "guidance_scale": {"type": "number"},
+                    "image_guidance_scale": {"type": "number"},
+                },
+            }
+        }
+    },
+}
+
+
+def error_body(error: RefusedError) -> dict[str, Any]:
+    """As OpenAI's clients read errors."""
+    kind = {401: "authentication_error", 429: "rate_limit_error"}.get(error.status)
+    kind = kind or ("server_error" if error.status >= 500 else "invalid_request_error")
+    return {"error": {"message": str(error), "type": kind, "param": error.field, "code": error.code}}
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> dict[str, Any]:
+    """The served versions."""
+    desk: Desk = request.app.state.desk
+    known = await run_in_threadpool(desk.champion.versions)
+    name = desk.params.register_.name
+    ids = ([name] if desk.champion.served else []) + [f"{name}:{number}" for number in known]
+    return {"object": "list", "data": [{"id": i, "object": "model", "created": 0, "owned_by": "ip2p"} for i in ids]}
+
+
+@router.post("/v1/images/edits", openapi_extra={"requestBody": _FORM}, response_model=None)
+async def edits(request: Request) -> Response:
+    """Edit a picture by its prompt."""
+    desk: Desk = request.app.state.desk
+    async with form_of(request) as form:
+        ask, count = await _asked(form, desk)
+        shape, stream = _shape(form), (text_of(form, "stream") or "false").lower() in ("true", "1")
+    if stream and count > 1:
+        raise RefusedError(400, "n: streaming gives one picture", field="n")
+    jobs = await desk.jobs(ask, count)
+    headers = {"X-Model-Version": jobs[0].served.version}
+    if stream:
+        desk.submit(jobs)
+        return StreamingResponse(_events(desk, jobs[0], shape), media_type="text/event-stream", headers=headers)
+    made = await desk.pictures(jobs, request, door="openai")
+    name = desk.params.register_.name
+    encoded = [await run_in_threadpool(_encoded, picture, shape, parameters_of(row, name)) for row, picture in made]
+    told = [{"b64_json": data, "revised_prompt": None} for data in encoded]
+    return JSONResponse({"created": int(time.time()), "data": told, "usage": _USAGE}, headers=headers)
+
+
+async def _asked(form: FormData, desk: Desk) -> tuple[Ask, int]:
+    images = [*form.getlist("image"), *form.getlist("image[]")]
+    if len([x for x in images if isinstance(x, UploadFile)]) > 1:
+        raise RefusedError(400, "image: one picture at a time is edited", field="image")
+    data = await upload_of(form, "image", "image[]")
+    if data is None:
+        raise RefusedError(400, "image: missing, send the picture as a file", field="image", code="missing_required_parameter")
+    prompt = text_of(form, "prompt")
+    if prompt is None:
+        raise RefusedError(400, "prompt: missing, say what to change", field="prompt", code="missing_required_parameter")
+    if (text_of(form, "response_format") or "b64_json") != "b64_json":
+        raise RefusedError(400, "response_format: only b64_json; no links to pictures are given out", field="response_format")
+    most = desk.params.serve.max_pixels
+    picture = await run_in_threadpool(read_upload, data, field="image", max_pixels=most)
+    cover = await upload_of(form, "mask")
+    mask = None if cover is None else _mask(await run_in_threadpool(read_upload, cover, field="mask", max_pixels=most))
+    count = whole_of(form, "n") or 1
+    if not 1 <= count <= 10:
+        raise RefusedError(400, f"n: {count} is out of range, give 1 to 10", field="n")
+    previews = whole_of(form, "partial_images") or 0
+    if not 0 <= previews <= 3:
+        raise RefusedError(400, f"partial_images: {previews} is out of range, give 0 to 3", field="partial_images")
+    ask = Ask(
+        picture,
+        prompt,
+        mask,
+        text_guidance=number_of(form, "guidance_scale"),
+        image_guidance=number_of(form, "image_guidance_scale", "image_cfg_scale"),
+        steps=whole_of(form, "num_inference_steps"),
+        seed=whole_of(form, "seed"),
+        version=_version(text_of(form, "model"), desk.params.register_.name),
+        previews=previews,
+    )
+    return ask, count
+
+
+def _version(model: str | None, name: str) -> str | None:
+    if model is None or model == name:
+        return None
+    if model.startswith(f"{name}:"):
+        return model.removeprefix(f"{name}:")
+    raise RefusedError(404, f"model: {model[:80]!r} is not served; GET /v1/models lists what is", field="model", code="model_not_found")
+
+
+def _mask(picture: Image.Image) -> Image.Image:
+    """Ours is white where to edit, OpenAI's transparent."""
+    if "A" not in picture.getbands():
+        raise RefusedError(400, "mask: has no transparency; where it is transparent is edited", field="mask")
+    return ImageOps.invert(picture.getchannel("A"))
+
+
+def _shape(form: FormData) -> tuple[str, int, tuple[int, int] | None]:
+    """Format, quality and size that the client wants."""
+    kind = (text_of(form, "output_format") or "png").lower()
+    if kind not in _FORMATS:
+        raise RefusedError(400, f"output_format: {kind[:20]!r}; give png, jpeg or webp", field="output_format")
+    quality = whole_of(form, "output_compression")
+    if quality is not None and not 0 <= quality <= 100:
+        raise RefusedError(400, "output_compression: give 0 to 100", field="output_compression")
+    size = text_of(form, "size") or "auto"
+    if size == "auto":
+        return kind, 100 if quality is None else quality, None
+    sides = [int(s) for s in size.split("x") if s.isdecimal() and len(s) <= 4]
+    if len(sides) != 2 or size.count("x") != 1 or not all(16 <= s <= 4096 for s in sides):
+        raise RefusedError(400, f"size: {size[:20]!r}; give auto, or WIDTHxHEIGHT with sides of 16 to 4096", field="size")
+    return kind, 100 if quality is None else quality, (sides[0], sides[1])
+
+
+def _encoded(picture: Image.Image, shape: tuple[str, int, tuple[int, int] | None], parameters: str | None = None) -> str:
+    kind, quality, size = shape
+    sized = picture if size is None else picture.resize(size, Image.Resampling.LANCZOS)
+    if kind == "png":
+        return base64.b64encode(to_png(sized, parameters)).decode()
+    buffer = io.BytesIO()
+    (sized.convert("RGB") if kind == "jpeg" else sized).save(buffer, _FORMATS[kind], quality=max(1, quality))
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+async def _events(desk: Desk, job: Job, shape: tuple[str, int, tuple[int, int] | None]) -> AsyncIterator[str]:
+    facts = {"size": "auto", "quality": "auto", "background": "auto", "output_format": shape[0]}
+    try:
+        number = 0
+        async for _, preview in desk.progress(job):
+            if preview is not None:
+                data = await run_in_threadpool(_encoded, preview, shape)
+                told = {"partial_image_index": number, "b64_json": data, "created_at": int(time.time()), **facts}
+                yield _event("image_edit.partial_image", told)
+                number += 1
+        picture = await desk.ended(job)
+        row = await run_in_threadpool(desk.remember, job, picture, "openai")
+        data = await run_in_threadpool(_encoded, picture, shape, parameters_of(row, desk.params.register_.name))
+        yield _event("image_edit.completed", {"b64_json": data, "created_at": int(time.time()), "usage": _USAGE, **facts})
+    except RefusedError as error:
+        yield _event("error", error_body(error))
+    finally:
+        desk.engine.cancel(job)
+
+
+def _event(kind: str, told: dict[str, Any]) -> str:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **told})}\n\n"

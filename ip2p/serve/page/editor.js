@@ -1,0 +1,287 @@
+// The page: a picture in, an instruction, the edit beside its source, what people think of it. All state is in `now`.
+
+import * as api from "/page/api.js";
+
+const $ = (id) => document.getElementById(id);
+const now = { source: null, edit: null, busy: null, past: null };
+const SETTINGS = ["text_guidance", "image_guidance", "steps"];
+const MAX_DRAWN = 2 ** 31;
+
+function say(text) {
+  $("message").textContent = text ?? "";
+}
+
+function show(image, blob) {
+  if (image.src.startsWith("blob:")) URL.revokeObjectURL(image.src);
+  image.src = URL.createObjectURL(blob);
+  image.hidden = false;
+}
+
+async function trying(work) {
+  say();
+  try {
+    return await work();
+  } catch (error) {
+    say(error instanceof api.ApiError ? error.message : "The server cannot be reached.");
+    return null;
+  }
+}
+
+// --- the picture
+
+function take(blob) {
+  now.source = blob;
+  now.edit = null;
+  now.past = null;
+  show($("before"), blob);
+  $("viewer").hidden = false;
+  for (const id of ["after", "wipe", "verdict", "choice"]) $(id).hidden = true;
+  $("drop").classList.add("small");
+  $("drop").querySelector("strong").textContent = "Another picture";
+  $("caption").textContent = "";
+  say();
+  $("instruction").focus();
+}
+
+function takeFirst(files) {
+  const file = [...(files ?? [])].find((f) => f.type.startsWith("image/"));
+  if (file) take(file);
+}
+
+$("file").addEventListener("change", (e) => takeFirst(e.target.files));
+$("drop").addEventListener("keydown", (e) => (e.key === "Enter" || e.key === " ") && $("file").click());
+for (const kind of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(kind, (e) => {
+    e.preventDefault();
+    $("drop").classList.toggle("over", kind === "dragover");
+    if (kind === "drop") takeFirst(e.dataTransfer.files);
+  });
+}
+document.addEventListener("paste", (e) => takeFirst(e.clipboardData.files));
+$("wipe").addEventListener("input", (e) => $("frame").style.setProperty("--at", `${e.target.value}%`));
+
+// --- an edit
+
+function asked(version) {
+  const form = new FormData();
+  form.set("image", now.source, "picture");
+  form.set("instruction", $("instruction").value.trim());
+  for (const name of SETTINGS) form.set(name, $(name).value);
+  form.set("seed", $("seed").value);
+  if (version) form.set("version", version);
+  return form;
+}
+
+async function follow(job) {
+  now.busy = job.id;
+  $("progress").hidden = false;
+  $("go").disabled = true;
+  try {
+    for await (const { kind, told } of api.events(job.id)) {
+      $("bar").value = told.step / told.steps;
+      $("step").textContent = told.state === "queued" ? "waiting" : `${told.step} of ${told.steps}`;
+      if (told.preview) {
+        $("after").src = `data:image/png;base64,${told.preview}`;
+        $("after").hidden = false;
+        $("frame").classList.add("whole");
+      }
+      if (kind === "failed") throw new api.ApiError("The edit failed; the server's log says why.", 500);
+      if (kind === "cancelled") return null;
+      if (kind === "done") return told;
+    }
+    return null;
+  } finally {
+    now.busy = null;
+    $("progress").hidden = true;
+    $("go").disabled = false;
+  }
+}
+
+async function edit() {
+  if (!now.source) return say("Choose a picture first.");
+  if (!$("instruction").value.trim()) return say("Say what should change.");
+  if (!$("fixed").checked || $("seed").value === "") $("seed").value = Math.floor(Math.random() * MAX_DRAWN);
+  const wanted = $("version").value;
+  const before = now.edit;
+  $("verdict").hidden = $("choice").hidden = true;
+  const done = await trying(async () => follow(await api.ask(asked(wanted))));
+  if (!done) {
+    $("after").hidden = $("wipe").hidden = true;
+    $("frame").classList.remove("whole");
+    return;
+  }
+  await present(done);
+  const champion = $("version").dataset.champion;
+  if ($("beside").checked && wanted && wanted !== champion) {
+    const other = await trying(async () => follow(await api.ask(asked(champion))));
+    if (other) await compare(done, other);
+    await present(done, false);
+  } else if (before && before.instruction === done.instruction && now.past === before.id) {
+    await compare(done, before);
+  }
+  now.past = done.id;
+  await remember();
+}
+
+async function present(told, fresh = true) {
+  now.edit = told;
+  const blob = await api.picture(told.id);
+  show($("after"), blob);
+  $("frame").classList.remove("whole");
+  $("wipe").hidden = $("verdict").hidden = false;
+  if (fresh) {
+    for (const id of ["up", "down"]) $(id).setAttribute("aria-pressed", "false");
+    $("reason").hidden = true;
+    $("reason").value = "";
+  }
+  const scales = `instruction ${told.text_guidance}, picture ${told.image_guidance}, seed ${told.seed}, version ${told.version}`;
+  $("caption").textContent = `${told.instruction} · ${scales}`;
+  if ($("download").href.startsWith("blob:")) URL.revokeObjectURL($("download").href);
+  $("download").href = URL.createObjectURL(blob);
+  $("again").onclick = () => take(blob);
+}
+
+$("form").addEventListener("submit", (e) => {
+  e.preventDefault();
+  if (!now.busy) edit();
+});
+$("instruction").addEventListener("keydown", (e) => {
+  if (e.key === "Enter" && !e.shiftKey) {
+    e.preventDefault();
+    $("form").requestSubmit();
+  }
+});
+$("cancel").addEventListener("click", () => now.busy && trying(() => api.cancel(now.busy)));
+
+// --- what people think of it
+
+function thumb(id, value) {
+  $(id).addEventListener("click", async () => {
+    const told = { kind: "thumb", edit: now.edit.id, value };
+    if (await trying(() => api.vote(told))) {
+      $("up").setAttribute("aria-pressed", String(value === 1));
+      $("down").setAttribute("aria-pressed", String(value === -1));
+      $("reason").hidden = false;
+    }
+  });
+}
+thumb("up", 1);
+thumb("down", -1);
+$("reason").addEventListener("change", () => {
+  const value = $("up").getAttribute("aria-pressed") === "true" ? 1 : -1;
+  const reason = $("reason").value || null;
+  trying(() => api.vote({ kind: "thumb", edit: now.edit.id, value, reason }));
+});
+
+async function compare(first, second) {
+  for (const [id, told] of [["first", first], ["second", second]]) {
+    show($(id).querySelector("img"), await api.picture(told.id));
+  }
+  $("second").querySelector("span").textContent = first.version === second.version ? "The one before" : `Version ${second.version}`;
+  $("first").querySelector("span").textContent = first.version === second.version ? "This one" : `Version ${first.version}`;
+  $("choice").hidden = false;
+  const choose = (value) => async () => {
+    if (await trying(() => api.vote({ kind: "pair", edit: first.id, other: second.id, value }))) $("choice").hidden = true;
+  };
+  $("first").onclick = choose(1);
+  $("second").onclick = choose(-1);
+  $("same").onclick = choose(0);
+}
+
+// --- history
+
+async function remember() {
+  const told = await trying(api.history);
+  if (!told) return;
+  $("history").replaceChildren(
+    ...told.edits.map((e) => {
+      const item = document.createElement("li");
+      const button = document.createElement("button");
+      const image = document.createElement("img");
+      const text = document.createElement("span");
+      text.textContent = e.instruction;
+      image.alt = "";
+      api.picture(e.id).then((blob) => show(image, blob), () => {});
+      button.type = "button";
+      button.title = e.instruction;
+      button.append(image, text);
+      button.addEventListener("click", () => reopen(e));
+      item.append(button);
+      return item;
+    }),
+  );
+}
+
+async function reopen(e) {
+  await trying(async () => {
+    take(await api.picture(e.id, "source"));
+    $("instruction").value = e.instruction;
+    for (const name of SETTINGS) set(name, e[name]);
+    $("seed").value = e.seed;
+    await present(e);
+    now.past = e.id;
+    $("viewer").scrollIntoView({ block: "nearest" });
+  });
+}
+
+// --- settings
+
+function set(name, value) {
+  const input = $(name);
+  input.max = Math.max(Number(input.max), value);
+  input.value = value;
+  document.querySelector(`output[for=${name}]`).value = value;
+}
+for (const name of SETTINGS) $(name).addEventListener("input", (e) => set(name, Number(e.target.value)));
+
+function offer(groups) {
+  $("clicks").replaceChildren(
+    ...groups.map((group) => {
+      const line = document.createElement("div");
+      const name = document.createElement("b");
+      name.textContent = group.name;
+      line.append(name);
+      for (const instruction of group.instructions) {
+        const button = document.createElement("button");
+        button.type = "button";
+        button.textContent = instruction.replace(/^make (it|the sky) (an? )?/, "");
+        button.title = instruction;
+        button.addEventListener("click", () => {
+          $("instruction").value = instruction;
+          if (now.source && !now.busy) edit();
+        });
+        line.append(button);
+      }
+      return line;
+    }),
+  );
+}
+
+async function begin() {
+  const told = await trying(api.status);
+  if (!told) return setTimeout(begin, 3000);
+  offer(told.one_click);
+  if (!told.ready) {
+    $("served").textContent = "No editor is loaded yet";
+    return setTimeout(begin, 3000);
+  }
+  $("served").textContent = `${told.model}, version ${told.version}`;
+  for (const name of SETTINGS) set(name, told.defaults[name]);
+  const { versions } = await api.versions();
+  $("version").dataset.champion = told.version;
+  $("version").replaceChildren(
+    ...versions.map((v) => new Option(v.aliases.length ? `${v.version} (${v.aliases.join(", ")})` : v.version, v.version)),
+  );
+  $("version").value = told.version;
+  await remember();
+  return null;
+}
+
+api.onKeyWanted(
+  () =>
+    new Promise((resolve) => {
+      $("ask-key").addEventListener("close", () => resolve($("key").value || null), { once: true });
+      $("ask-key").showModal();
+    }),
+);
+begin();
