@@ -150,7 +150,7 @@ def draw_batch(latents: Latents, section: TrainParams, *, seed: int, step: int, 
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     triplets = torch.randint(0, len(latents.groups), (whole,), generator=generator).tolist()
     u_B3 = torch.rand(whole, 3, generator=generator)
-    timesteps = (_TIMESTEPS * torch.rand(whole, generator=generator) ** (1 / section.noise_bias)).long().clamp(max=_TIMESTEPS - 1)
+    timesteps = torch.randint(0, _TIMESTEPS, (whole,), generator=generator)
     mine = slice(first, first + count)
     groups = [latents.groups[t] for t in triplets[mine]]
     picks = [g[int(x * len(g))] for g, x in zip(groups, u_B3[mine, 0].tolist(), strict=True)]

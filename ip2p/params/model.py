@@ -36,9 +36,6 @@ class TrainParams(Section):
     """γ of min-SNR weighting, such as 5; 0 weighs all timesteps alike (reference)."""
     prediction: Literal["epsilon", "v_prediction"] | None = None
     """What the UNet predicts; none: what its start does."""
-    noise_bias: Positive = 1.0
-    """How timesteps are drawn: their density is proportional to t^(noise_bias - 1). 1 draws all alike (reference); above 1 more are
-    drawn where there is much noise, where an edit is decided."""
     drop_text: Share = 0.05
     drop_both: Share = 0.05
     drop_image: Share = 0.05

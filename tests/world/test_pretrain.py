@@ -43,5 +43,5 @@ def test_a_leg_resumed_ends_where_an_uninterrupted_one_does(tmp_path):
 def test_orthogonalised_singular_values_are_near_one_whatever_the_shape():
     torch.manual_seed(0)
     for shape in ((32, 100), (100, 32)):
-        values = torch.linalg.svdvals(orthogonalised(torch.randn(shape)))
+        values = torch.linalg.svdvals(orthogonalised(torch.randn(shape)).float())
         assert 0.6 < values.min() < values.max() < 1.3
