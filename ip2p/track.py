@@ -18,14 +18,27 @@ from ip2p.params import TrackParams
 from ip2p.store import write_bytes
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+_VARIABLE = "MLFLOW_TRACKING_URI"
 
 
 def tracking_uri(section: TrackParams) -> str:
     """Where runs are kept; makes the folder of a local database."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI", section.uri)
+    uri = os.environ.get(_VARIABLE, section.uri)
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     return uri
+
+
+def point_mlflow(section: TrackParams) -> Any:
+    """Make MLflow's tracking and registry those of the parameters; returns a client. The environment stays as it was."""
+    import mlflow
+
+    uri, before = tracking_uri(section), os.environ.get(_VARIABLE)
+    mlflow.set_tracking_uri(uri)  # would set the variable, which wins over the parameters of the next
+    mlflow.set_registry_uri(uri)
+    if before is None:
+        os.environ.pop(_VARIABLE, None)
+    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 @dataclass(frozen=True)

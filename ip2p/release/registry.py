@@ -17,7 +17,7 @@ from ip2p.params import EvaluateParams, Params
 from ip2p.records import StageReport
 from ip2p.release.gate import Decision, decide
 from ip2p.store import digest, read_json
-from ip2p.track import tracking_uri
+from ip2p.track import point_mlflow
 
 _SAFE = {".safetensors", ".json", ".txt", ".md"}
 """Endings of the files that an editor's folder may hold."""
@@ -28,7 +28,7 @@ def run(params: Params, *, editor: Path, evaluation: Path, dataset: Path) -> Sta
     began = time.monotonic()
     import mlflow
 
-    client, name = _client(params), params.register_.name
+    client, name = point_mlflow(params.track), params.register_.name
     report = read_json(evaluation / "report.json")
     champion = _champion_report(client, name)
     decision = decide(report, champion, margin=params.register_.margin)
@@ -57,13 +57,13 @@ class EditorVersion:
 
 def champion_number(params: Params) -> str | None:
     """The champion's version number, or None if there is none."""
-    version = _champion(_client(params), params.register_.name)
+    version = _champion(point_mlflow(params.track), params.register_.name)
     return None if version is None else str(version.version)
 
 
 def version_numbers(params: Params) -> dict[str, tuple[str, ...]]:
     """All registered versions, newest first, with their aliases."""
-    client, name = _client(params), params.register_.name
+    client, name = point_mlflow(params.track), params.register_.name
     found = client.search_model_versions(f"name='{name}'")
     model = client.get_registered_model(name) if found else None
     aliases: dict[str, list[str]] = {}
@@ -78,7 +78,7 @@ def fetch_version(params: Params, number: str, into: Path) -> EditorVersion:
     import mlflow
     import yaml
 
-    _client(params)
+    point_mlflow(params.track)
     name, folder = params.register_.name, into / number
     if not (folder / "MLmodel").exists():
         staging = into / f".{number}.{os.getpid()}.tmp"
@@ -90,23 +90,15 @@ def fetch_version(params: Params, number: str, into: Path) -> EditorVersion:
             raise ModelError(f"models:/{name}/{number}: cannot be fetched: {str(error).splitlines()[0]}") from error
         shutil.rmtree(folder, ignore_errors=True)
         staging.replace(folder)
-    editor = folder / "artifacts" / "editor"
-    if not editor.is_dir():
+    told = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
+    artifacts = told.get("flavors", {}).get("python_function", {}).get("artifacts") or {}
+    editor = (folder / artifacts.get("editor", {}).get("path", "editor")).resolve()
+    if not editor.is_dir() or not editor.is_relative_to(folder.resolve()):
         raise ModelError(f"models:/{name}/{number}: holds no editor folder; register editors with `ip2p register`")
     if strange := [p.name for p in editor.rglob("*") if p.is_file() and p.suffix not in _SAFE]:
         raise ModelError(f"models:/{name}/{number}: holds {', '.join(sorted(strange))}; only safetensors, JSON and text are loaded")
-    told = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
     defaults = json.loads((told.get("signature") or {}).get("params") or "[]")
     return EditorVersion(name, number, editor, {p["name"]: p["default"] for p in defaults})
-
-
-def _client(params: Params) -> Any:
-    import mlflow
-
-    uri = tracking_uri(params.track)
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    return mlflow.MlflowClient()
 
 
 def code_version() -> str:

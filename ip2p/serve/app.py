@@ -44,7 +44,9 @@ def make_app(params: Params, *, keys: tuple[str, ...] = (), work: Path = Path("w
         await board.settled()
 
     told = "Edits pictures by instructions, through OpenAI's, AUTOMATIC1111's and our own interface."
-    app = FastAPI(title="ip2p", version=version("ip2p"), description=told, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="ip2p", version=version("ip2p"), description=told, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     app.state.desk, app.state.board = desk, board
     for door in (openai, automatic, api):
         app.include_router(door.router)

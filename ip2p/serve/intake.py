@@ -47,7 +47,9 @@ def read_upload(data: bytes, *, field: str, max_pixels: int) -> Image.Image:
                 raise RefusedError(415, f"{field}: animated; give a still picture", field=field)
             image.load()
             upright = ImageOps.exif_transpose(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError, struct.error) as error:
+    except Image.DecompressionBombError as error:
+        raise RefusedError(413, f"{field}: at most {max_pixels:,} pixels are accepted", field=field) from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, struct.error) as error:
         raise RefusedError(400, f"{field}: not a whole picture; give an intact PNG, JPEG or WebP", field=field) from error
     clear = "A" in upright.getbands() or "transparency" in upright.info
     bare = Image.new("RGBA" if clear else "RGB", upright.size)

@@ -1,0 +1,112 @@
+"""The server follows the registry: promotion under load loses nobody a request, and a broken champion is not taken."""
+
+import json
+import shutil
+import threading
+import time
+
+import mlflow
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ip2p.errors import ModelError
+from ip2p.params import TrackParams
+from ip2p.release import registry
+from tests.serve.conftest import png, ready, running, serving
+
+
+@pytest.fixture
+def home(tiny, made, editor_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    params = tiny.model_copy(update={"track": TrackParams(uri=f"sqlite:///{tmp_path}/mlflow.db")})
+    return serving(params, tmp_path, "", editor=None), made / "dataset", editor_folder
+
+
+def register(params, dataset, editor, root, *, success=0.5):
+    evaluation = root / "evaluation"
+    evaluation.mkdir(exist_ok=True)
+    report = {"held_out": "h", "headline": {"success": success, "done": success}, "baselines": {"source": {"success": 0.1}}}
+    (evaluation / "report.json").write_text(json.dumps(report))
+    return registry.run(params, editor=editor, evaluation=evaluation, dataset=dataset).extra["version"]
+
+
+def wait_until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.timeout(300)
+def test_promotion_under_load_gives_no_errors_and_a_broken_champion_leaves_the_old_one(home, tmp_path):
+    params, dataset, editor = home
+    with running(params, tmp_path) as server:
+        # nothing is registered: alive, not ready
+        assert server.client.get("/healthz").status_code == 200
+        assert server.client.get("/readyz").status_code == 503
+        refused = server.client.post("/v1/images/edits", files={"image": png()}, data={"prompt": "x"})
+        assert refused.status_code == 503 and refused.headers["retry-after"].isdecimal()
+
+        first = register(params, dataset, editor, tmp_path)
+        ready(server)
+        answers, stop = [], threading.Event()
+
+        def ask():
+            while not stop.is_set():
+                data = {"prompt": "make it winter", "num_inference_steps": "3"}
+                told = server.client.post("/v1/images/edits", files={"image": png()}, data=data)
+                answers.append((told.status_code, told.headers.get("x-model-version")))
+
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: len(answers) > 2)
+        second = register(params, dataset, editor, tmp_path)
+        wait_until(lambda: (200, second) in answers)
+
+        # a champion whose weights are no numbers
+        broken = tmp_path / "broken"
+        shutil.copytree(editor, broken)
+        path = broken / "unet" / "diffusion_pytorch_model.safetensors"
+        weights = load_file(path)
+        weights["conv_in.weight"] = torch.full_like(weights["conv_in.weight"], float("nan"))
+        save_file(weights, path, {"format": "pt"})
+        third = register(params, dataset, broken, tmp_path)
+        before = len(answers)
+        wait_until(lambda: server.desk.champion._refused == third)
+        wait_until(lambda: len(answers) > before + 3)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert {code for code, _ in answers} == {200}
+        assert {v for _, v in answers} == {first, second}
+        assert answers[-1][1] == second
+
+        # an older version is still there to compare with; what is not registered is not
+        told = server.edit(version=first)
+        assert told["version"] == first
+        listed = server.client.get("/api/v1/versions").json()["versions"]
+        assert [v["version"] for v in listed] == [third, second, first] and "champion" in listed[0]["aliases"]
+        missing = server.client.post("/api/v1/edits", files={"image": png()}, data={"instruction": "x", "version": "99"})
+        assert missing.status_code == 404
+
+
+def test_a_version_that_holds_a_pickle_is_never_loaded(home, tmp_path):
+    params, dataset, editor = home
+    poisoned = tmp_path / "poisoned"
+    shutil.copytree(editor, poisoned)
+    (poisoned / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
+    number = register(params, dataset, poisoned, tmp_path)
+    with pytest.raises(ModelError, match=r"holds diffusion_pytorch_model\.bin; only safetensors"):
+        registry.fetch_version(params, number, tmp_path / "versions")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_the_defaults_are_those_that_the_version_was_evaluated_with(home, tmp_path):
+    params, dataset, editor = home
+    number = register(params, dataset, editor, tmp_path)
+    fetched = registry.fetch_version(params, number, tmp_path / "versions")
+    assert fetched.defaults["steps"] == params.evaluate.steps
+    assert fetched.defaults["text_guidance"] == params.evaluate.text_guidance
+    assert mlflow.MlflowClient().get_model_version_by_alias("ip2p-editor", "champion").version == int(number)

@@ -1,0 +1,129 @@
+"""What stands before every door, and what the outside world may try."""
+
+import base64
+import io
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ip2p.errors import ParamsError
+from ip2p.serve.app import _JsonLines, serve
+from tests.serve.conftest import png, ready, running, serving
+
+EDIT = {"data": {"instruction": "make it winter", "prompt": "make it winter", "steps": "2"}}
+
+
+def test_a_request_for_another_host_is_refused(server):
+    assert server.client.get("/api/v1/status", headers={"Host": "evil.example"}).status_code == 400
+    assert server.client.get("/api/v1/status", headers={"Host": "localhost:80"}).status_code == 200
+
+
+def test_writes_from_other_pages_are_refused(server):
+    for path in ("/api/v1/edits", "/v1/images/edits", "/sdapi/v1/img2img", "/api/v1/feedback"):
+        assert server.client.post(path, headers={"Origin": "https://evil.example"}).status_code == 403
+    own = server.url.removeprefix("http://")
+    told = server.client.post("/api/v1/edits", files={"image": png()}, headers={"Origin": f"http://{own}"}, **EDIT)
+    assert told.status_code == 202
+
+
+def test_every_answer_forbids_sniffing_and_foreign_code(server):
+    for path in ("/", "/page/editor.js", "/api/v1/status", "/nothing"):
+        headers = server.client.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "script-src 'self'" in headers["content-security-policy"]
+        assert "server" not in headers or headers["server"] == "uvicorn"
+
+
+def test_a_body_over_the_limit_is_refused_told_or_untold(server):
+    big = b"\0" * 3_000_000
+    assert server.client.post("/api/v1/edits", files={"image": big}).status_code == 413
+    untold = (big[:100_000] for _ in range(30))  # chunks, without a length
+    told = server.client.post("/sdapi/v1/img2img", content=untold)
+    assert told.status_code == 413
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"files": [("image", png()) for _ in range(20)]},
+        {"files": {"image": png()}, "data": {f"f{i}": "x" for i in range(200)}},
+        {"files": {"image": png()}, "data": {"instruction": "x" * 300_000}},
+        {"content": b"--x\r\nbroken", "headers": {"Content-Type": "multipart/form-data; boundary=x"}},
+        {"content": b"{}", "headers": {"Content-Type": "application/json"}},
+        {"data": {"image": "http://127.0.0.1:1/x.png", "instruction": "x"}, "files": {"other": b"x"}},
+    ],
+)
+def test_floods_of_parts_and_broken_forms_are_refused(server, form):
+    for path in ("/api/v1/edits", "/v1/images/edits"):
+        assert server.client.post(path, **form).status_code in (400, 413, 415)
+
+
+def test_above_the_queue_requests_are_refused_at_once_and_none_is_lost(server):
+    def ask(i):
+        began = time.monotonic()
+        data = {"prompt": "make it winter", "num_inference_steps": "8"}
+        told = server.client.post("/v1/images/edits", files={"image": png((96, 96))}, data=data)
+        return told.status_code, time.monotonic() - began, told.headers.get("retry-after")
+
+    with ThreadPoolExecutor(60) as pool:
+        told = list(pool.map(ask, range(60)))
+    assert {code for code, _, _ in told} == {200, 429}
+    assert all(after and after.isdecimal() for code, _, after in told if code == 429)
+    assert server.desk.engine.load == (0, 0)
+
+
+@pytest.fixture
+def locked(tiny, editor_folder, tmp_path):
+    with running(serving(tiny, tmp_path, editor_folder, rate=2), tmp_path, keys=("open-sesame", "other-key")) as server:
+        server.client.headers["Authorization"] = "Bearer open-sesame"
+        yield ready(server)
+
+
+def test_with_keys_only_who_has_one_is_answered(locked):
+    import httpx
+
+    assert httpx.get(f"{locked.url}/api/v1/status").status_code == 401
+    assert httpx.get(f"{locked.url}/metrics").status_code == 401
+    assert httpx.get(f"{locked.url}/api/v1/status", headers={"X-API-Key": "wrong"}).status_code == 401
+    assert httpx.get(f"{locked.url}/").status_code == 200  # the page asks for the key
+    basic = base64.b64encode(b"anybody:other-key").decode()
+    assert httpx.get(f"{locked.url}/sdapi/v1/options", headers={"Authorization": f"Basic {basic}"}).status_code == 200
+    # two edits a minute each: the third is refused, another key's is not
+    codes = [locked.client.post("/api/v1/edits", files={"image": png()}, **EDIT).status_code for _ in range(3)]
+    assert codes == [202, 202, 429]
+    other = {"Authorization": "Bearer other-key"}
+    assert locked.client.post("/api/v1/edits", files={"image": png()}, headers=other, **EDIT).status_code == 202
+
+
+def test_neither_keys_nor_texts_nor_pictures_are_logged(locked):
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_JsonLines())
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        data = {"instruction": "sentinel-instruction", "steps": "2"}
+        locked.client.post("/api/v1/edits", files={"image": ("sentinel-name.png", png())}, data=data)
+        time.sleep(0.5)
+    finally:
+        root.removeHandler(handler)
+    said = stream.getvalue()
+    assert '"event": "request"' in said
+    assert "open-sesame" not in said and "sentinel" not in said and "PNG" not in said
+
+
+def test_a_public_address_wants_keys(tiny, tmp_path, editor_folder, monkeypatch):
+    monkeypatch.delenv("IP2P_API_KEYS", raising=False)
+    with pytest.raises(ParamsError, match="set IP2P_API_KEYS"):
+        serve(serving(tiny, tmp_path, editor_folder, host="0.0.0.0"))
+
+
+def test_stored_text_stays_text(server):
+    told = server.edit(instruction="<img src=x onerror=alert(1)>")
+    assert told["state"] == "done"
+    answer = server.client.get("/api/v1/edits?count=1")
+    assert answer.headers["content-type"] == "application/json"
+    assert "innerHTML" not in server.client.get("/page/editor.js").text

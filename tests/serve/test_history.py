@@ -1,0 +1,139 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from ip2p.errors import DataError
+from ip2p.params import ServeParams
+from ip2p.serve.history import EditRow, open_history
+from ip2p.serve.preferences import export
+from tests.serve.conftest import png, serving
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def history(tmp_path):
+    return open_history(ServeParams(database=f"sqlite:///{tmp_path}/edits.db", pictures=str(tmp_path / "pictures"), keep=3))
+
+
+def row(history, number, *, source="teal", instruction="make it winter"):
+    return EditRow(
+        id=f"{number:032x}",
+        created=float(number),
+        door="api",
+        version="1",
+        instruction=instruction,
+        text_guidance=2.0,
+        image_guidance=1.2,
+        steps=2,
+        solver="euler_ancestral",
+        guidance_from=0.0,
+        guidance_until=1.0,
+        guidance_every=1,
+        seed=2**62 + number,
+        width=120,
+        height=90,
+        source=history.keep_picture(png(color=source)),
+        mask=None,
+        picture=history.keep_picture(png(color=(number, 0, 0))),
+    )
+
+
+def thumb(history, number, value):
+    history.vote(kind="thumb", edit=f"{number:032x}", other=None, value=value, reason=None, comment="", voter="me")
+
+
+def test_the_oldest_edits_without_a_vote_are_forgotten_with_their_pictures(history):
+    for number in range(3):
+        history.add(row(history, number))
+    thumb(history, 0, 1)
+    gone = history.edit(f"{1:032x}").picture
+    for number in (3, 4):
+        history.add(row(history, number))
+    assert [int(e.id, 16) for e in history.edits()] == [4, 3, 0]
+    assert not history.picture_path(gone).exists()
+    assert history.picture_path(history.edit(f"{0:032x}").source).exists()  # others have the same source
+
+
+def test_votes_become_preference_pairs_in_the_fields_columns(history, tiny, tmp_path):
+    section = ServeParams(database=f"sqlite:///{tmp_path}/edits.db", pictures=str(tmp_path / "pictures"))
+    kept = open_history(section)
+    for number in range(4):
+        kept.add(row(kept, number))
+    kept.add(row(kept, 9, instruction="make it night"))
+    for number, value in ((0, 1), (1, 1), (2, -1), (9, -1)):
+        thumb(kept, number, value)
+    kept.vote(kind="pair", edit=f"{3:032x}", other=f"{0:032x}", value=-1, reason=None, comment="", voter="me")
+    assert export(tiny.model_copy(update={"serve": section}), tmp_path / "out") == (3, 5)
+    table = pq.read_table(tmp_path / "out" / "train-00000.parquet")
+    assert table.column_names[:5] == ["jpg_0", "jpg_1", "label_0", "label_1", "caption"]
+    rows = table.to_pylist()
+    assert [(r["origin"], r["label_0"], int(r["id_0"], 16), int(r["id_1"], 16)) for r in rows] == [
+        ("choice", 0.0, 3, 0),
+        ("thumbs", 1.0, 0, 2),
+        ("thumbs", 1.0, 1, 2),
+    ]
+    assert rows[0]["source"] == png(color="teal") and rows[0]["seed_0"] == 2**62 + 3
+    assert len(pq.read_table(tmp_path / "out" / "votes.parquet")) == 5
+
+
+def test_a_database_that_is_away_is_told(tmp_path):
+    (tmp_path / "edits.db").write_text("no database")
+    with pytest.raises(DataError, match=r"serve\.database: cannot be opened"):
+        open_history(ServeParams(database=f"sqlite:///{tmp_path}/edits.db"))
+
+
+def start(folder, log):
+    command = [sys.executable, "-m", "ip2p.cli", "serve", "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    with log.open("wb") as out:
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+    for _ in range(600):
+        lines = log.read_text().splitlines()
+        if lines and lines[0].startswith("http://"):
+            client = httpx.Client(base_url=lines[0], timeout=60)
+            try:
+                if client.get("/readyz").status_code == 200:
+                    return server, client
+            except httpx.TransportError:
+                pass
+        assert server.poll() is None, log.read_text()
+        time.sleep(0.1)
+    raise AssertionError(log.read_text())
+
+
+@pytest.mark.timeout(300)
+def test_every_acknowledged_vote_is_there_after_a_kill_and_sigterm_lets_edits_end(tiny, editor_folder, tmp_path):
+    params = serving(tiny, tmp_path, editor_folder.resolve())
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"serve": params.serve.model_dump(mode="json") | {"hosts": []}}))
+    server, client = start(tmp_path, tmp_path / "log")
+    data = {"instruction": "make it winter", "steps": "2"}
+    ids = [client.post("/api/v1/edits", files={"image": png()}, data=data).json()["id"] for _ in range(3)]
+    history = open_history(params.serve)
+    while not all(history.edit(i) for i in ids):
+        time.sleep(0.05)
+    acknowledged = []
+    for number in range(30):
+        told = client.post(
+            "/api/v1/feedback", json={"kind": "thumb", "edit": ids[number % 3], "value": (-1) ** number, "comment": str(number)}
+        )
+        assert told.status_code == 201
+        acknowledged.append(told.json()["id"])
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+    assert set(acknowledged[-3:]) == {v.id for v in history.votes()}  # each edit's latest; earlier ones were replaced
+
+    # started again it has them; SIGTERM lets an edit under way end, and then the server
+    server, client = start(tmp_path, tmp_path / "log2")
+    id = client.post("/api/v1/edits", files={"image": png()}, data=data | {"steps": "40"}).json()["id"]
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(timeout=60) in (0, -signal.SIGTERM)
+    assert history.edit(id).steps == 40

@@ -1,0 +1,78 @@
+import io
+import struct
+import zlib
+
+import pytest
+from PIL import Image
+
+from ip2p.serve.intake import RefusedError, from_base64, read_upload
+from tests.serve.conftest import png
+
+
+def read(data, most=10**6):
+    return read_upload(data, field="image", max_pixels=most)
+
+
+def bomb(width, height):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compress(b"\0" * (height * (width // 8 + 1)), 9)
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def animated(kind):
+    buffer = io.BytesIO()
+    frames = [Image.new("RGB", (32, 32), c) for c in ("red", "blue")]
+    frames[0].save(buffer, kind, save_all=True, append_images=frames[1:])
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_still_pictures_are_read_whatever_they_are_called(kind):
+    assert read(png(format=kind)).size == (120, 90)
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415),
+        (b"GIF89a" + b"\0" * 32, 415),
+        (b"", 415),
+        (png() + b"PK\x03\x04 an archive", 415),
+        (png(format="JPEG") + b"<script>alert(1)</script>", 415),
+        (png(format="WEBP") + b"<html>", 415),
+        (animated("PNG"), 415),
+        (animated("WEBP"), 415),
+        (png()[:-30], 415),
+        (png(format="JPEG")[:300], 415),
+        (png().replace(b"IDAT", b"IDAX"), 400),
+        (bomb(40_000, 40_000), 413),
+        (png((8, 8)), 400),
+        (png((2000, 20)), 400),
+    ],
+)
+def test_everything_else_is_refused(data, status):
+    with pytest.raises(RefusedError) as refused:
+        read(data)
+    assert refused.value.status == status
+
+
+def test_a_picture_is_set_upright_and_its_metadata_is_dropped():
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Secret Camera"
+    picture = read(png((120, 90), format="JPEG", exif=exif))
+    assert picture.size == (90, 120)
+    assert not picture.getexif() and not picture.info
+
+
+def test_transparency_stays():
+    assert read(png(color=(1, 2, 3, 4), mode="RGBA")).getpixel((0, 0))[3] == 4
+
+
+@pytest.mark.parametrize("text", ["http://127.0.0.1/x.png", "https://x/y.png", "file:///etc/passwd", "ftp://x", 5, None, "%%%"])
+def test_urls_and_other_texts_are_no_pictures(text):
+    with pytest.raises(RefusedError) as refused:
+        from_base64(text, field="image")
+    assert refused.value.status == 400
