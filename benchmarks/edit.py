@@ -26,7 +26,7 @@ from ip2p.dataset.world_writer import write_triplets
 from ip2p.diffusion import Diffusion
 from ip2p.model.edit import edit_batch, load_editor
 from ip2p.model.guidance import EditOptions, EditRequest
-from ip2p.model.measure import bootstrap
+from ip2p.model.bootstrap import bootstrap
 from ip2p.models import resolve_device
 from ip2p.params import load_params
 from ip2p.torchvision_cpu import declare_operators

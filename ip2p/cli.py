@@ -53,6 +53,11 @@ def build_parser() -> argparse.ArgumentParser:
     pretrain = verbs.add_parser("pretrain", help="train the embedded models from rendered scenes (hours; resumes)")
     parts = ("all", "tokenizer", "clip", "autoencoder", "teacher", "export", "adopt")
     pretrain.add_argument("--part", choices=parts, default="all", help="one part; adopt: go on from the shipped weights")
+    release = verbs.add_parser("release", help="registered versions: look, promote by hand, roll back, hold")
+    verdicts = "status: all versions and why; promote VERSION; rollback: the champion before; hold: the gate promotes nothing"
+    release.add_argument("what", choices=("status", "promote", "rollback", "hold"), help=verdicts)
+    release.add_argument("version", nargs="?", help="version to promote")
+    release.add_argument("--reason", help="why; recorded with the version (hold without a reason ends the hold)")
     serving = verbs.add_parser("serve", help="serve the champion over HTTP: page, OpenAI's and AUTOMATIC1111's interfaces, /api/v1")
     serving.add_argument("--host", help="address to listen on; any but a loopback address needs IP2P_API_KEYS (default: params)")
     serving.add_argument("--port", type=int, help="0 takes a free one (default: params)")
@@ -101,6 +106,7 @@ def _verb(name: str) -> Callable[[argparse.Namespace], int]:
         "model": _model,
         "world": _world,
         "pretrain": _pretrain,
+        "release": _release,
         "serve": _serve,
         "feedback": _feedback,
         "doctor": _doctor,
@@ -368,6 +374,20 @@ def _pretrain(options: argparse.Namespace) -> int:
 
     report = run(load_params(options.params), work=Path("work/pretrain"), part=options.part)
     print(f"pretrain: {report.extra}")
+    return 0
+
+
+def _release(options: argparse.Namespace) -> int:
+    from ip2p.params import load_params
+    from ip2p.release import people
+
+    params = load_params(options.params)
+    if options.what == "status":
+        print("\n".join(people.status(params)))
+    elif options.what == "promote":
+        print(people.promote(params, options.version, options.reason))
+    else:
+        print({"rollback": people.rollback, "hold": people.hold}[options.what](params, options.reason))
     return 0
 
 

@@ -96,6 +96,7 @@ def run(
         "truth": next((p.means() for p in points if p.system == "truth"), None),
         "points": [p.summary() for p in points],
         "rows": headline.rows,
+        "edit_types": [e.edit_type for e in held.edits],
         "benchmarks": {n: _benchmark(bench, model, identity, n, path) for n, path in section.benchmarks.items()},
     }
     if section.judge is not None:

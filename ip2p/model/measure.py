@@ -18,6 +18,7 @@ from torch import Tensor
 from ip2p.clip import image_features, similarities, text_features
 from ip2p.dataset.alignment import align
 from ip2p.errors import ModelError
+from ip2p.model.bootstrap import bootstrap
 from ip2p.model.heldout import HeldOut
 from ip2p.models import Clip, model_source
 from ip2p.pictures import to_png
@@ -155,14 +156,6 @@ def measure(held: HeldOut, meter: Meter, edit: Edit, *, batch: int, keep: Path |
 def judged_by(rows: Rows) -> str:
     """The one measure by which systems are ranked: success where it can be read, else CLIP's direction similarity."""
     return next(n for n in ("success", "direction_similarity", "image_similarity") if n in rows)
-
-
-def bootstrap(values: Sequence[float], *, rounds: int = 1000) -> tuple[float, float]:
-    """95% percentile interval of the mean."""
-    generator = torch.Generator().manual_seed(0)
-    picks = torch.randint(0, len(values), (rounds, len(values)), generator=generator)
-    means = torch.tensor(values, dtype=torch.float64)[picks].mean(1)
-    return float(means.quantile(0.025)), float(means.quantile(0.975))
 
 
 def paired(ours: Rows, theirs: Rows) -> dict[str, dict[str, float]]:

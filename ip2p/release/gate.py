@@ -1,10 +1,30 @@
-"""The promotion gate: a pure policy over evaluation reports. Better than both baselines, and not worse than the champion."""
+"""The promotion gate: a pure policy over two evaluation reports of the same edits.
+
+A challenger must beat every baseline; and against the champion, edit by edit: be better at editing, not worse at preserving, and
+let no edit type collapse. Every rule leaves its reason, whether it opened the gate or shut it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from ip2p.model.bootstrap import resampled_means
+
+Report = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the gate asks for (params: `register`)."""
+
+    margin: float = 0.0
+    """By how much a challenger must be better than each baseline, and than the champion."""
+    confidence: float = 0.8
+    """Least share of bootstrap resamples in which it is so, against the champion."""
+    preserving: float = 0.02
+    """How much less it may preserve than the champion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,24 +35,63 @@ class Decision:
     reasons: tuple[str, ...]
 
 
-def decide(challenger: Mapping[str, Any], champion: Mapping[str, Any] | None, *, margin: float) -> Decision:
+def decide(challenger: Report, champion: Report | None, policy: Policy) -> Decision:
     """Compare `report.json` contents by the measure that they name (`judged_by`): success where the truth is known.
 
     A champion measured on other edits, or otherwise, cannot be compared and does not block.
     """
-    measure = challenger.get("judged_by", "success")
-    score = challenger["headline"][measure]
-    reasons, promoted = [], True
-    for name, baseline in challenger["baselines"].items():
-        better = score > baseline[measure] + margin
-        promoted &= better
-        reasons.append(f"{name}: {measure} {score:.3f} {'beats' if better else 'does not beat'} {baseline[measure]:.3f}")
-    if champion is not None and all(champion.get(n) == challenger.get(n) for n in ("held_out", "measured")):
-        better = score >= champion["headline"][measure] + margin
-        promoted &= better
-        reasons.append(f"champion: {measure} {score:.3f} {'holds against' if better else 'is below'} {champion['headline'][measure]:.3f}")
-    elif champion is not None:
-        reasons.append("champion: measured on other edits or by other means, not compared")
+    rules = [*_against_baselines(challenger, policy)]
+    if champion is None:
+        rules.append((True, "champion: none yet"))
+    elif any(champion.get(n) != challenger.get(n) for n in ("held_out", "measured")):
+        rules.append((True, "champion: measured on other edits or by other means, not compared"))
     else:
-        reasons.append("champion: none yet")
-    return Decision(promoted, tuple(reasons))
+        rules += _against_champion(challenger, champion, policy)
+    return Decision(all(good for good, _ in rules), tuple(reason for _, reason in rules))
+
+
+def _against_baselines(challenger: Report, policy: Policy) -> Iterator[tuple[bool, str]]:
+    measure = _measure(challenger)
+    score = challenger["headline"][measure]
+    for name, baseline in challenger["baselines"].items():
+        better = score > baseline[measure] + policy.margin
+        yield better, f"{name}: {measure} {score:.3f} {'beats' if better else 'does not beat'} {baseline[measure]:.3f}"
+
+
+def _against_champion(challenger: Report, champion: Report, policy: Policy) -> Iterator[tuple[bool, str]]:
+    measure, ours, theirs = _measure(challenger), challenger["rows"], champion["rows"]
+    gains = _differences(ours[measure], theirs[measure])
+    sure = _share_above(gains, policy.margin)
+    mean, better = sum(gains) / len(gains), sure >= policy.confidence
+    told = f"champion: {measure} {mean:+.3f}, in {sure:.0%} of resamples at least {policy.margin:+.3f} ({policy.confidence:.0%} wanted)"
+    yield better, f"{told}: {'better' if better else 'not surely better'}"
+    kept = "stayed" if "stayed" in ours else "image_similarity"
+    losses = _differences(ours[kept], theirs[kept])
+    lost = sum(losses) / len(losses)
+    yield lost >= -policy.preserving, f"champion: {kept} {lost:+.3f} ({-policy.preserving:+.3f} allowed)"
+    fallen = _collapsed(challenger, champion, measure)
+    yield not fallen, f"edit types: {', '.join(fallen) + ' collapsed' if fallen else 'none collapsed'}"
+
+
+def _collapsed(challenger: Report, champion: Report, measure: str) -> list[str]:
+    """Edit types at which the challenger is worse in (almost) every resample, and by half or more."""
+    types: Sequence[str] = challenger.get("edit_types", ())
+    fallen = []
+    for type in sorted(set(types)):
+        ours, theirs = ([v for v, t in zip(r["rows"][measure], types, strict=True) if t == type] for r in (challenger, champion))
+        surely_worse = _share_above(_differences(theirs, ours), 1e-9) >= 0.975
+        if surely_worse and sum(ours) <= sum(theirs) / 2:
+            fallen.append(type)
+    return fallen
+
+
+def _measure(report: Report) -> str:
+    return str(report.get("judged_by", "success"))
+
+
+def _differences(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    return [a - b for a, b in zip(ours, theirs, strict=True)]
+
+
+def _share_above(values: Sequence[float], least: float) -> float:
+    return float((resampled_means(values) >= least).double().mean())

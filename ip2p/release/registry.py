@@ -15,7 +15,7 @@ from typing import Any
 from ip2p.errors import ModelError
 from ip2p.params import EvaluateParams, Params
 from ip2p.records import StageReport
-from ip2p.release.gate import Decision, decide
+from ip2p.release.gate import Decision, Policy, decide
 from ip2p.store import digest, read_json
 from ip2p.track import point_mlflow
 
@@ -31,10 +31,15 @@ def run(params: Params, *, editor: Path, evaluation: Path, dataset: Path) -> Sta
     client, name = point_mlflow(params.track), params.register_.name
     report = read_json(evaluation / "report.json")
     champion = _champion_report(client, name)
-    decision = decide(report, champion, margin=params.register_.margin)
+    section = params.register_
+    decision = decide(report, champion, Policy(section.margin, section.confidence, section.preserving))
+    if held := hold_of(params):
+        decision = Decision(False, (*decision.reasons, f"held: {held}"))
     tags = {"dataset": digest(dataset)[:16], "code": code_version(), "gate": " | ".join(decision.reasons)}
     number = _register(mlflow, client, params, editor, report, tags)
-    _alias(client, name, number, decision)
+    client.set_registered_model_alias(name, "challenger", number)
+    if decision.promoted:
+        crown(client, name, number, by="gate", reason="the gate opened")
     return StageReport(
         stage="register",
         seen=1,
@@ -53,6 +58,29 @@ class EditorVersion:
     number: str
     folder: Path
     defaults: dict[str, Any]
+
+
+def crown(client: Any, name: str, number: str, *, by: str, reason: str, back: bool = False) -> None:
+    """Make a version champion; it remembers who said so, why, and (unless it comes back) who was champion before."""
+    before = _champion(client, name)
+    tags = {"promoted_by": by, "promotion_reason": reason}
+    if not back and before is not None and str(before.version) != number:
+        tags["previous"] = str(before.version)
+    for key, value in tags.items():
+        client.set_model_version_tag(name, number, key, value)
+    client.set_registered_model_alias(name, "champion", number)
+
+
+def hold_of(params: Params) -> str | None:
+    """Why a person holds promotions back, or None."""
+    from mlflow import MlflowException
+
+    try:
+        return point_mlflow(params.track).get_registered_model(params.register_.name).tags.get("hold") or None
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
 
 
 def champion_number(params: Params) -> str | None:
@@ -124,7 +152,7 @@ def _register(mlflow: Any, client: Any, params: Params, editor: Path, report: di
             pip_requirements=[f"ip2p=={version('ip2p')}"],
         )
         model_version = mlflow.register_model(logged.model_uri, params.register_.name, tags=tags)
-        client.set_model_version_tag(params.register_.name, model_version.version, "report", json.dumps(report["headline"])[:5000])
+        client.set_model_version_tag(params.register_.name, model_version.version, "report", json.dumps(metrics))
     return str(model_version.version)
 
 
@@ -171,9 +199,3 @@ def _champion_report(client: Any, name: str) -> dict[str, Any] | None:
     run = client.get_run(champion.run_id)
     report: dict[str, Any] = load_dict(f"{run.info.artifact_uri}/report.json")
     return report
-
-
-def _alias(client: Any, name: str, number: str, decision: Decision) -> None:
-    client.set_registered_model_alias(name, "challenger", number)
-    if decision.promoted:
-        client.set_registered_model_alias(name, "champion", number)

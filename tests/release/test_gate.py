@@ -1,33 +1,58 @@
-from ip2p.release.gate import decide
+from ip2p.release.gate import Policy, decide
+
+TYPES = ["season"] * 20 + ["count"] * 20
 
 
-def report(success, *, sdedit=0.2, held_out="same"):
+def report(success, *, sdedit=0.2, held_out="same", stayed=0.9, types=TYPES):
+    """An evaluation in which the first edits of each type succeed."""
+    shares = success if isinstance(success, dict) else dict.fromkeys(set(types), success)
+    done = [float(types[:i].count(t) < shares[t] * types.count(t)) for i, t in enumerate(types)]
+    kept = [float(i < stayed * len(types)) for i in range(len(types))]
     return {
-        "headline": {"success": success},
+        "headline": {"success": sum(done) / len(done)},
         "baselines": {"source": {"success": 0.0}, "sdedit": {"success": sdedit}},
         "held_out": held_out,
+        "rows": {"success": done, "stayed": kept},
+        "edit_types": types,
     }
 
 
 def test_a_first_editor_that_beats_both_baselines_is_promoted():
-    decision = decide(report(0.5), None, margin=0.0)
+    decision = decide(report(0.5), None, Policy())
     assert decision.promoted
     assert "champion: none yet" in decision.reasons
 
 
 def test_an_editor_below_a_baseline_is_not_and_the_reason_is_kept():
-    decision = decide(report(0.1), None, margin=0.0)
+    decision = decide(report(0.1), None, Policy())
     assert not decision.promoted
     assert any("does not beat" in r for r in decision.reasons)
 
 
-def test_a_champion_is_only_replaced_by_its_equal_or_better():
-    assert not decide(report(0.4), report(0.5), margin=0.0).promoted
-    assert decide(report(0.5), report(0.5), margin=0.0).promoted
-    assert not decide(report(0.5), report(0.5), margin=0.05).promoted
+def test_a_champion_is_replaced_by_its_equal_or_surely_better_but_not_by_a_lucky_one():
+    assert decide(report(0.5), report(0.5), Policy()).promoted
+    assert decide(report(0.7), report(0.5), Policy()).promoted
+    assert not decide(report(0.4), report(0.5), Policy()).promoted
+    assert not decide(report(0.5), report(0.5), Policy(margin=0.05)).promoted
+    # as many gained as lost, but one: better on average, not surely so
+    lucky = report(0.5)
+    lucky["rows"]["success"] = list(reversed(lucky["rows"]["success"]))
+    assert not decide(lucky, report(0.475), Policy(confidence=0.95)).promoted
+
+
+def test_who_preserves_less_is_not_promoted():
+    decision = decide(report(0.7, stayed=0.5), report(0.5), Policy())
+    assert not decision.promoted
+    assert any("stayed -0.400" in r for r in decision.reasons)
+
+
+def test_an_edit_type_may_not_collapse():
+    decision = decide(report({"season": 1.0, "count": 0.1}), report({"season": 0.2, "count": 0.6}), Policy())
+    assert not decision.promoted
+    assert "edit types: count collapsed" in decision.reasons
 
 
 def test_a_champion_measured_elsewhere_does_not_block_and_that_is_said():
-    decision = decide(report(0.4), report(0.9, held_out="other"), margin=0.0)
+    decision = decide(report(0.4), report(0.9, held_out="other"), Policy())
     assert decision.promoted
     assert "not compared" in decision.reasons[-1]

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ip2p.errors import DataError
+from ip2p.errors import DataError, ParamsError
 from ip2p.params import TrackParams
-from ip2p.release import registry
+from ip2p.release import people, registry
 
 
 @pytest.fixture
@@ -23,6 +23,7 @@ def home(tiny, made, editor_folder, tmp_path, monkeypatch):
 def evaluated(folder, success):
     folder.mkdir(exist_ok=True)
     report = {"held_out": "h", "headline": {"success": success, "done": success}, "baselines": {"source": {"success": 0.1}}}
+    report |= {"rows": {"success": [success] * 20, "stayed": [1.0] * 20}, "edit_types": ["season"] * 20}
     (folder / "report.json").write_text(json.dumps(report))
 
 
@@ -56,3 +57,29 @@ def test_without_an_evaluation_nothing_is_registered(home):
     params, paths = home
     with pytest.raises(DataError, match=r"report\.json: no such file; run the stage"):
         registry.run(params, **paths)
+
+
+def test_people_promote_roll_back_and_hold_and_it_is_recorded(home):
+    params, paths = home
+    evaluated(paths["evaluation"], 0.5)
+    registry.run(params, **paths)
+    evaluated(paths["evaluation"], 0.3)
+    registry.run(params, **paths)  # not promoted by the gate
+    with pytest.raises(ParamsError, match="say why"):
+        people.promote(params, "2", None)
+    with pytest.raises(ParamsError, match="one of 2, 1"):
+        people.promote(params, "7", "x")
+    people.promote(params, "2", "its snow is better")
+    assert registry.champion_number(params) == "2"
+    told = "\n".join(people.status(params))
+    assert "its snow is better" in told and "source: success 0.300 beats 0.100" in told
+    people.rollback(params, "it was not")
+    assert registry.champion_number(params) == "1"
+    with pytest.raises(ParamsError, match="no champion before"):
+        people.rollback(params, None)
+    people.hold(params, "holidays")
+    evaluated(paths["evaluation"], 0.9)
+    report = registry.run(params, **paths)
+    assert report.kept == 0 and "held: holidays" in report.extra["gate"]
+    people.hold(params, None)
+    assert registry.run(params, **paths).kept == 1

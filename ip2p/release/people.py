@@ -1,0 +1,64 @@
+"""What a person says of releases: look, promote, roll back, hold. All of it is recorded with the version."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from typing import Any
+
+from ip2p.errors import ParamsError
+from ip2p.params import Params
+from ip2p.release.registry import champion_number, crown, hold_of, version_numbers
+from ip2p.track import point_mlflow
+
+
+def status(params: Params) -> list[str]:
+    """A line a version, newest first, with aliases, score, and why it is or is not champion."""
+    client, name = point_mlflow(params.track), params.register_.name
+    known = version_numbers(params)
+    if not known:
+        return [f"{name}: no versions; `ip2p register` makes the first"]
+    held = hold_of(params)
+    lines = [f"{name}" + (f": promotions are held ({held})" if held else "")]
+    for number, aliases in known.items():
+        tags = client.get_model_version(name, number).tags
+        head: dict[str, Any] = json.loads(tags.get("report", "{}"))
+        score = f"  success {head['success']:.3f}" if "success" in head else ""
+        by = f"  promoted by {tags['promoted_by']}: {tags['promotion_reason']}" if "promoted_by" in tags else ""
+        lines.append(f"{number:>4}  {', '.join(aliases) or '-'}{score}{by}")
+        lines += [f"        {reason}" for reason in tags.get("gate", "").split(" | ") if reason]
+    return lines
+
+
+def promote(params: Params, number: str | None, reason: str | None) -> str:
+    """Make a version champion, whatever the gate says. Raises `ParamsError` without a version or a reason."""
+    known = version_numbers(params)
+    if number is None or number not in known:
+        raise ParamsError(f"release promote: name a version, one of {', '.join(known) or 'none'}")
+    if not reason:
+        raise ParamsError("release promote: say why with --reason; it is recorded with the version")
+    crown(point_mlflow(params.track), params.register_.name, number, by=getpass.getuser(), reason=reason)
+    return f"version {number} is champion"
+
+
+def rollback(params: Params, reason: str | None) -> str:
+    """Make the champion before this one champion again. Raises `ParamsError` if there was none."""
+    client, name, now = point_mlflow(params.track), params.register_.name, champion_number(params)
+    before = "" if now is None else client.get_model_version(name, now).tags.get("previous", "")
+    if not before:
+        raise ParamsError("release rollback: there was no champion before; `ip2p release status` lists the versions")
+    why = f"rolled back from version {now}: {reason or 'no reason given'}"
+    crown(client, name, before, by=getpass.getuser(), reason=why, back=True)
+    return f"version {before} is champion again, in place of {now}"
+
+
+def hold(params: Params, reason: str | None) -> str:
+    """Let the gate promote nothing until `release`; no reason ends the hold."""
+    client, name = point_mlflow(params.track), params.register_.name
+    if not version_numbers(params):
+        raise ParamsError(f"release hold: {name} has no versions yet")
+    if reason is None:
+        client.delete_registered_model_tag(name, "hold")
+        return "promotions are no longer held"
+    client.set_registered_model_tag(name, "hold", f"{reason} ({getpass.getuser()})")
+    return "promotions are held; `ip2p release hold` without a reason ends it"
