@@ -24,9 +24,9 @@ from benchmarks.card import Cost, cost_of, seconds
 from benchmarks.sd15 import build
 from ip2p.dataset.world_writer import write_triplets
 from ip2p.diffusion import Diffusion
+from ip2p.model.bootstrap import bootstrap
 from ip2p.model.edit import edit_batch, load_editor
 from ip2p.model.guidance import EditOptions, EditRequest
-from ip2p.model.bootstrap import bootstrap
 from ip2p.models import resolve_device
 from ip2p.params import load_params
 from ip2p.torchvision_cpu import declare_operators

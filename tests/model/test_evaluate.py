@@ -11,8 +11,9 @@ from PIL import Image
 
 from ip2p.errors import DataError
 from ip2p.model import evaluate
+from ip2p.model.bootstrap import bootstrap
 from ip2p.model.heldout import HeldOut, held_out, of_benchmark, of_world
-from ip2p.model.measure import Meter, Point, bootstrap, judged_by, measure, paired
+from ip2p.model.measure import Meter, Point, judged_by, measure, paired
 from ip2p.model.sdedit import sdedit
 from ip2p.models import EMBEDDED
 from ip2p.params import JudgeParams, TrackParams
