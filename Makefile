@@ -9,7 +9,7 @@ export MALLOC_TRIM_THRESHOLD_ ?= 17179869184
 export MALLOC_MMAP_MAX_ ?= 0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test check setup pretrain torture clean help
+.PHONY: run test check setup up down pretrain torture clean help
 help:  ## what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -32,6 +32,12 @@ check: setup  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+up: setup  ## the platform on this machine: Postgres, S3, MLflow and Prefect servers, worker, editor service; prints addresses
+	$(BIN)/python -m infra.local up
+
+down: setup  ## end what `make up` started; its data stays in work/infra
+	$(BIN)/python -m infra.local down
 
 pretrain: setup  ## train the embedded models (hours; resumes)
 	$(BIN)/python -m flows.pretrain

@@ -2,7 +2,7 @@
 
 from flows.stage import main, stage_flow
 
-evaluate = stage_flow("evaluate", "Editor against baselines on held-out edits")
+evaluate = stage_flow("evaluate", "Editor against baselines on held-out edits", gpu=True)
 
 if __name__ == "__main__":
     main(evaluate)

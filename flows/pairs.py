@@ -16,7 +16,7 @@ def engine(params: Params) -> Engine | None:
     return make_on_ray
 
 
-pairs = stage_flow("pairs", "Triplets to image pairs by Prompt-to-Prompt", engine)
+pairs = stage_flow("pairs", "Triplets to image pairs by Prompt-to-Prompt", engine, gpu=True)
 
 if __name__ == "__main__":
     main(pairs)

@@ -56,13 +56,25 @@ def stage(name: str) -> Any:
         return Failed(message=str(error), data=error)
 
 
+@task(task_run_name="push", retries=3, retry_delay_seconds=[2, 10, 60])
+def push_data() -> None:
+    """Send the data of this version to DVC's default remote; what is there already is not sent again."""
+    code = subprocess.run(watched([sys.executable, "-m", "dvc", "push"]), start_new_session=True, check=False).returncode
+    if code != 0:
+        raise StageFailedError("dvc push failed (see above); the data are here still, push again when the remote can be reached")
+
+
 @flow(name="pipeline", flow_run_name="pipeline", description="From nothing to a registered editor")
-def pipeline() -> Any:
-    """All stages, in order; stops at the first that fails."""
+def pipeline(push: bool = False) -> Any:
+    """All stages, in order; stops at the first that fails. With `push` the data then go to DVC's default remote."""
     for name in stages():
         state = stage.with_options(name=name, task_run_name=name)(name, return_state=True)
         if not state.is_completed():
             return Failed(message=state.message)
+    if push:
+        state = push_data(return_state=True)
+        if not state.is_completed():
+            return Failed(message="dvc push failed; the data are here still, push again when the remote can be reached")
     return Completed(message="all stages are up to date")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -17,6 +18,7 @@ from prefect import Flow, flow, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.concurrency.sync import concurrency
 from prefect.flow_engine import run_flow
 from prefect.states import Failed, Pending
 
@@ -26,10 +28,14 @@ from ip2p.records import StageReport
 from ip2p.stages import Engine, run_stage
 
 PARENT = "IP2P_PARENT_TASK_RUN"
+_LEASE = 60
+"""Seconds after which the GPU slot of a killed stage is free again."""
 
 
-def stage_flow(name: str, description: str, engine: Callable[[Params], Engine | None] = lambda params: None) -> Flow[[str], Any]:
-    """The flow of a stage; `engine` chooses who makes its units.
+def stage_flow(
+    name: str, description: str, engine: Callable[[Params], Engine | None] = lambda params: None, *, gpu: bool = False
+) -> Flow[[str], Any]:
+    """The flow of a stage; `engine` chooses who makes its units; with `gpu` it waits for one of the slots, if the server limits them.
 
     What the user can mend ends it in a failed state with one line, not in a traceback.
     """
@@ -38,7 +44,8 @@ def stage_flow(name: str, description: str, engine: Callable[[Params], Engine | 
     def work(params_path: str) -> Any:
         try:
             params = load_params(Path(params_path))
-            return run_stage(name, params, progress=_progress(name), engine=engine(params))
+            with concurrency("gpu", occupy=1, lease_duration=_LEASE) if gpu else nullcontext():
+                return run_stage(name, params, progress=_progress(name), engine=engine(params))
         except UserError as error:
             return Failed(message=str(error), data=error)
 

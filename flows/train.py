@@ -2,7 +2,7 @@
 
 from flows.stage import main, stage_flow
 
-train = stage_flow("train", "Dataset to editor")
+train = stage_flow("train", "Dataset to editor", gpu=True)
 
 if __name__ == "__main__":
     main(train)

@@ -1,0 +1,1 @@
+"""Where ip2p runs: plain processes on one machine (`local.py`), compose, Kubernetes, Terraform."""
