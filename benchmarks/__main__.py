@@ -63,6 +63,12 @@ PARTS = {
         "(*differs*: the largest difference of a pixel from the first row's), then savings that change it, with edit success on "
         "held-out edits. Latency is the median over pictures edited one by one; batches are of 11.",
     ),
+    "serve": Part(
+        "Serving",
+        ("-m", "benchmarks.serve"),
+        "A server of its own and its clients on the same cores. Eight clients ask one after the other; then requests come at ten times "
+        "that rate, whether answered or not. Edits under way share the UNet's calls, each at its own step.",
+    ),
     "sd15": Part(
         "Pairs at Stable Diffusion 1.5's shape",
         ("-m", "benchmarks.sd15", "--small", "--pairs", "8", "--steps", "8"),

@@ -48,7 +48,21 @@ def test_the_embedded_weights_fit_and_are_safetensors():
 
 def test_every_verb_is_in_the_readme():
     readme = (ROOT / "README.md").read_text()
-    for verb in (*STAGES, "trace", "export", "import", "lint", "edit", "world show", "world report", "pretrain", "doctor"):
+    for verb in (
+        *STAGES,
+        "trace",
+        "export",
+        "import",
+        "lint",
+        "edit",
+        "world show",
+        "world report",
+        "pretrain",
+        "doctor",
+        "serve",
+        "feedback export",
+        "release status",
+    ):
         assert f"`ip2p {verb}" in readme, verb
 
 

@@ -1,0 +1,60 @@
+"""What a machine without Docker can tell of infra/: it reads, names what exists, and holds no secret."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from infra.local import Topology, services
+from ip2p.params import ServeParams
+from ip2p.stages import STAGES
+
+ROOT = Path(__file__).parents[1]
+COMPOSE = yaml.safe_load((ROOT / "infra/compose.yaml").read_text())
+DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+
+
+def test_compose_runs_the_services_that_run_on_one_machine(tmp_path):
+    local = {s.name for s in services(Topology.new(tmp_path / "infra"))}
+    assert local <= set(COMPOSE["services"])
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_each_service_waits_for_services_that_are_there_and_publishes_on_loopback_alone(name):
+    service = COMPOSE["services"][name]
+    for other, how in service.get("depends_on", {}).items():
+        awaited = COMPOSE["services"][other]
+        assert how["condition"] == "service_completed_successfully" or "healthcheck" in awaited
+    assert all(p.startswith("127.0.0.1:") for p in service.get("ports", []))
+    assert "image" in service
+
+
+def test_secrets_come_from_the_environment_alone():
+    text = (ROOT / "infra/compose.yaml").read_text()
+    for line in text.splitlines():
+        if re.search(r"(PASSWORD|SECRET|_KEY|API_KEYS)\w*:", line) and "${" not in line:
+            raise AssertionError(line)
+    assert not re.search(r":[^/$@\s]+@", text)
+
+
+def test_the_image_copies_files_that_are_there():
+    for line in (ROOT / "infra/images/Dockerfile").read_text().splitlines():
+        if line.startswith("COPY "):
+            *sources, _ = line.split()[1:]
+            assert all((ROOT / s).exists() for s in sources), line
+
+
+def test_deployments_name_flows_that_are_there():
+    import importlib
+
+    for deployment in DEPLOYMENTS:
+        path, name = deployment["entrypoint"].split(":")
+        flow = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), name)
+        assert flow.name == deployment["name"]
+        assert set(deployment.get("parameters", {})) <= set(flow.parameters.properties)
+    assert {d["name"] for d in DEPLOYMENTS} == {"pipeline", *STAGES} - {"report"}
+
+
+def test_out_of_the_box_only_this_machine_is_served():
+    assert ServeParams().host == "127.0.0.1"
