@@ -61,7 +61,7 @@ PARTS = {
         ("-m", "benchmarks.edit", "--compile"),
         "Against diffusers' `StableDiffusionInstructPix2PixPipeline` on the same weights, noise and scheduler. First the same picture "
         "(*differs*: the largest difference of a pixel from the first row's), then savings that change it, with edit success on "
-        "held-out edits. Latency is the median over pictures edited one by one; batches are of 11.",
+        "held-out edits. Latency is the median over pictures edited one by one; batches are of 12.",
     ),
     "serve": Part(
         "Serving",
@@ -83,7 +83,7 @@ PARTS = {
     ),
     "edit-sd15": Part(
         "Editing at Stable Diffusion 1.5's shape",
-        ("-m", "benchmarks.edit", "--model", "sd15-small", "--edits", "4", "--batch", "2", "--timed", "2"),
+        ("-m", "benchmarks.edit", "--model", "sd15-small", "--steps", "6", "--edits", "4", "--batch", "2", "--timed", "2"),
         "Only shows that the command runs (few channels, CPU). The true size, 512 px, on a GPU: "
         "`python -m benchmarks.edit --model sd15 --compile`.",
     ),

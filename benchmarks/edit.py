@@ -54,9 +54,10 @@ class Work:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="models/editor", help="editor folder, sd15 or sd15-small (default: %(default)s)")
-    parser.add_argument("--edits", type=int, default=132, help="edits (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=16, help="of the editing that others are compared with (default: %(default)s)")
+    parser.add_argument("--edits", type=int, default=264, help="edits (default: %(default)s)")
     parser.add_argument("--timed", type=int, default=12, help="edits timed one by one (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=11, help="edits at once for throughput (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=12, help="edits at once for throughput (default: %(default)s)")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +91,7 @@ def prepare(folder: Path, options: argparse.Namespace, *, made: bool) -> Work:
     triplets = list(write_triplets(count=options.edits // options.batch * options.batch, stream="benchmark-edit"))
     truths = [truth_of(t.caption.text, t.instruction, seed=i, size=size) for i, t in enumerate(triplets)]
     requests = [EditRequest(t.instruction, section.text_guidance, section.image_guidance, i) for i, t in enumerate(triplets)]
-    return Work(folder, requests, truths, section.steps, options.batch, device)
+    return Work(folder, requests, truths, options.steps, options.batch, device)
 
 
 def ways(work: Work, *, compiled: bool) -> Iterator[tuple[str, torch.dtype, Edit, bool]]:
@@ -107,14 +108,17 @@ def ways(work: Work, *, compiled: bool) -> Iterator[tuple[str, torch.dtype, Edit
     if compiled:
         editor = load_editor(work.folder, device=work.device, dtype=half, compiled=True)
         yield "+ compiled", half, ours(editor, work, same), True
+    half_steps, third = max(2, steps // 2), max(2, steps // 3)
     approximations = {
         "guidance differences kept for 2 steps": EditOptions(steps, every=2),
         "+ guidance in the first three quarters only": EditOptions(steps, interval=(0.0, 0.75), every=2),
+        f"{half_steps} steps": EditOptions(half_steps),
+        f"{half_steps} steps, differences kept for 2": EditOptions(half_steps, every=2),
+        f"{third} steps": EditOptions(third),
+        f"{third} steps, differences kept for 2": EditOptions(third, every=2),
+        f"DPM-Solver++(2M), {half_steps} steps": EditOptions(half_steps, "dpmpp_2m"),
+        f"DPM-Solver++(2M), {third} steps": EditOptions(third, "dpmpp_2m"),
     }
-    for share, name in ((2, "half"), (3, "a third"), (4, "a quarter")):
-        few = max(2, steps // share)
-        approximations[f"DPM-Solver++(2M), {name} of the steps"] = EditOptions(few, "dpmpp_2m")
-        approximations[f"the same, {name}, differences kept for 2 steps"] = EditOptions(few, "dpmpp_2m", every=2)
     for name, how in approximations.items():
         yield name, half, ours(editor, work, how), compiled
 

@@ -21,8 +21,8 @@ PAGE, IMAGES, OUT = Path("docs/world.md"), Path("docs/img"), Path("reports/quali
 COUNT = 264
 WIDER = {
     "count": COUNT,
-    "image_guidance_sweep": (1.0, 1.1, 1.2, 1.4, 1.6, 2.0),
-    "text_guidance_sweep": (1.0, 2.0, 3.0, 5.0),
+    "image_guidance_sweep": (1.0, 1.2, 1.4, 1.6, 2.0),
+    "text_guidance_sweep": (1.0, 3.0, 5.0),
     "sdedit_strengths": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
 }
 MEASURES = ("success", "done", "stayed", "l1", "direction_similarity", "image_similarity")
@@ -66,7 +66,7 @@ def markdown(params: Params, report: dict[str, Any], ablation: dict[str, Any]) -
     section, training = params.evaluate, params.train
     systems = {"the editor": report["headline"], **{f"{n} (baseline)": p for n, p in report["baselines"].items()}}
     systems["the truth, as rendered"] = report["truth"]
-    strength = report["baselines"]["sdedit"]["strength"]
+    sdedit = report["baselines"]["sdedit"]
     return f"""Written by `python docs/quality.py` after `make run`. {report["count"]} held-out edits, seeds fixed; the editor has seen
 {ablation["pairs"]["filtered"]} pairs in {training.steps} steps of {training.batch}. An edit is *done* if where it belongs the picture
 is nearer the truth than the source; the rest *stayed* if its structure did; *success* is both, read in pixels by a checker whose
@@ -77,7 +77,7 @@ Scales: s_T {section.text_guidance:g}, s_I {section.image_guidance:g}.
 {"|---" * (len(MEASURES) + 1)}|
 {rows(systems)}
 
-SDEdit stands at its best strength ({strength:g}) and is told the whole edited caption, the editor the instruction alone. Paired over the
+SDEdit stands at its best strength ({sdedit["strength"]:g} of {sdedit["steps"]:g} steps) and is told the whole edited caption, the editor the instruction alone. Paired over the
 same edits, the editor's success exceeds SDEdit's by {difference(report["paired"]["sdedit"]["success"])}.
 
 ## By edit type

@@ -149,7 +149,7 @@ def _points(bench: Bench, model: Diffusion, identity: str, held: HeldOut, progre
         progress(len(points) - 1 - held.known, total)
     teacher = model_digest(bench.params.models.teacher, "teacher")
     for strength in section.sdedit_strengths:
-        setting = {"strength": strength, "guidance": section.sdedit_guidance}
+        setting = {"strength": strength, "guidance": section.sdedit_guidance, "steps": float(section.sdedit_steps or section.steps)}
         points.append(bench.point("sdedit", setting, held, partial(_by_sdedit, bench, held, strength), teacher))
         progress(len(points) - 1 - held.known, total)
     if section.previous:
@@ -213,7 +213,7 @@ def _edited(bench: Bench, model: Diffusion, held: HeldOut, setting: dict[str, fl
 def _by_sdedit(bench: Bench, held: HeldOut, strength: float, some: slice) -> Tensor:
     section, edits = bench.params.evaluate, held.edits[some]
     captions, seeds = [e.edited_caption or e.instruction for e in edits], [e.seed for e in edits]
-    how = {"steps": section.steps, "guidance": section.sdedit_guidance}
+    how = {"steps": section.sdedit_steps or section.steps, "guidance": section.sdedit_guidance}
     return sdedit(bench.teacher, held.sources(some), captions, seeds, strength=strength, solver=section.solver, **how)  # type: ignore[arg-type]
 
 

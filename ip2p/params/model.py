@@ -103,6 +103,8 @@ class EvaluateParams(Section):
     """Shares of the noise schedule that the SDEdit baseline runs."""
     sdedit_guidance: Positive = 7.5
     """Guidance scale of the SDEdit baseline."""
+    sdedit_steps: Annotated[int, Field(ge=2, le=1000)] | None = None
+    """Steps of the whole schedule, of which SDEdit runs its strength's share; none: `steps`."""
     batch: Count = 16
 
 
