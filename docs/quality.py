@@ -77,8 +77,9 @@ Scales: s_T {section.text_guidance:g}, s_I {section.image_guidance:g}.
 {"|---" * (len(MEASURES) + 1)}|
 {rows(systems)}
 
-SDEdit stands at its best strength ({sdedit["strength"]:g} of {sdedit["steps"]:g} steps) and is told the whole edited caption, the editor the instruction alone. Paired over the
-same edits, the editor's success exceeds SDEdit's by {difference(report["paired"]["sdedit"]["success"])}.
+SDEdit stands at its best strength ({sdedit["strength"]:g} of {sdedit["steps"]:g} steps) and is told the whole edited caption, the
+editor the instruction alone. Paired over the same edits, the editor's success exceeds SDEdit's by
+{difference(report["paired"]["sdedit"]["success"])}.
 
 ## By edit type
 Counting and moving are what the method is known to be bad at. `truth` is the editor trained alike on true pairs: the upper bound

@@ -61,6 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
     serving = verbs.add_parser("serve", help="serve the champion over HTTP: page, OpenAI's and AUTOMATIC1111's interfaces, /api/v1")
     serving.add_argument("--host", help="address to listen on; any but a loopback address needs IP2P_API_KEYS (default: params)")
     serving.add_argument("--port", type=int, help="0 takes a free one (default: params)")
+    serving.add_argument(
+        "--name", action="append", dest="hosts", help="a name under which it is reached too; may be repeated"
+    )
     serving.add_argument("--editor", help="an editor folder in place of the registry's champion")
     feedback = verbs.add_parser("feedback", help="what people thought of served edits, as a dataset")
     feedback.add_argument("what", choices=("export",), help="export: preference pairs in Pick-a-Pic's columns, and all votes")
@@ -396,7 +399,7 @@ def _serve(options: argparse.Namespace) -> int:
     from ip2p.serve.app import serve
 
     params = load_params(options.params)
-    given = {n: v for n in ("host", "port", "editor") if (v := getattr(options, n)) is not None}
+    given: dict[str, Any] = {n: v for n in ("host", "port", "hosts", "editor") if (v := getattr(options, n)) is not None}
     serve(params.model_copy(update={"serve": params.serve.model_copy(update=given)}))
     return 0
 

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import hcl2
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -43,6 +45,44 @@ def test_the_image_copies_files_that_are_there():
         if line.startswith("COPY "):
             *sources, _ = line.split()[1:]
             assert all((ROOT / s).exists() for s in sources), line
+
+
+def documents():
+    for path in sorted((ROOT / "infra/kubernetes").rglob("*.yaml")):
+        for told in yaml.safe_load_all(path.read_text()):
+            if isinstance(told, dict):
+                yield path, told
+
+
+def test_manifests_are_what_kubernetes_reads_and_name_files_that_are_there():
+    kinds = set()
+    for path, told in documents():
+        if told["kind"] == "Kustomization":
+            wanted = [*told["resources"], *(p["path"] for p in told.get("patches", ()))]
+            wanted += [e for c in told.get("configMapGenerator", ()) for e in c["envs"]]
+            assert all((path.parent / w).exists() for w in wanted)
+        elif told["apiVersion"] != "ray.io/v1":  # of KubeRay's operator, not Kubernetes'
+            kubernetes_validate.validate(told, kubernetes_validate.latest_version(), strict=True)
+        kinds.add(told["kind"])
+    assert {"Deployment", "StatefulSet", "Service", "RayCluster"} <= kinds
+
+
+def test_no_container_runs_as_root_or_gains_rights():
+    for _, told in documents():
+        if told["kind"] in ("Deployment", "StatefulSet"):
+            pod = told["spec"]["template"]["spec"]
+            assert pod["securityContext"]["runAsNonRoot"] and not pod["automountServiceAccountToken"]
+            assert all(c["securityContext"]["allowPrivilegeEscalation"] is False for c in pod["containers"])
+
+
+def test_terraform_reads_names_what_it_makes_and_makes_nothing_public():
+    text = (ROOT / "infra/terraform/main.tf").read_text()
+    made = {f"{kind}.{name}".replace('"', "") for r in hcl2.loads(text)["resource"] for kind, named in r.items() for name in named}
+    assert {f"{kind}.{name}" for kind, name in re.findall(r"\b(aws_\w+)\.(\w+)\.", text)} <= made | {
+        f"aws_iam_policy_document.{n}" for n in ("data", "trust")
+    }
+    assert re.search(r"publicly_accessible\s+= false", text) and "0.0.0.0/0" not in text
+    assert not re.search(r"password\s*=\s*\"", text)
 
 
 def test_deployments_name_flows_that_are_there():

@@ -80,7 +80,7 @@ class Choice(BaseModel):
 
 
 class Board:
-    """Jobs asked for through this door, the latest of them."""
+    """Jobs asked for through this door that are under way, and the latest that failed; those that are done are in the history."""
 
     def __init__(self) -> None:
         self._jobs: OrderedDict[str, Job] = OrderedDict()
@@ -114,9 +114,10 @@ class Board:
         task.set_name(job.id)
         try:
             picture = await desk.ended(job)
+            await run_in_threadpool(desk.remember, job, picture, "api")
+            self._jobs.pop(job.id, None)
         except RefusedError:
-            return
-        await run_in_threadpool(desk.remember, job, picture, "api")
+            job.forget_pictures()
 
 
 def error_body(error: RefusedError) -> dict[str, Any]:
@@ -213,7 +214,7 @@ async def events(request: Request, id: Id) -> Response:
     """Progress as server-sent events: `progress` (with previews), then `done`, `cancelled` or `failed`."""
     job: Job | None = request.app.state.board.job(id)
     if job is None:
-        raise RefusedError(404, "edit: not under way", field="id")
+        return Response(_event("done", _row(await _known(request, id))), media_type="text/event-stream")
     return StreamingResponse(_events(request.app.state.desk, request.app.state.board, job), media_type="text/event-stream")
 
 

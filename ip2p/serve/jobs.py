@@ -76,6 +76,10 @@ class Job:
         error = self.result.exception()
         return "done" if error is None else "cancelled" if isinstance(error, CancelledError) else "failed"
 
+    def forget_pictures(self) -> None:
+        """Let go of what takes memory, once nobody needs it."""
+        self.picture, self.mask, self.preview = Image.new("RGB", (1, 1)), None, None
+
 
 class Engine:
     """Runs jobs on the device; `submit` from any thread."""

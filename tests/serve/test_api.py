@@ -26,6 +26,9 @@ def test_events_tell_progress_with_previews_and_the_end(server):
     assert kinds[-1] == "done" and set(kinds[:-1]) == {"progress"}
     assert any('"preview"' in x for x in lines)
     assert server.client.get(f"/api/v1/edits/{id}/picture").status_code == 200  # there as soon as its end is told
+    late = server.client.get(f"/api/v1/edits/{id}/events")  # who asks later hears of the end
+    assert late.text.startswith("event: done") and late.headers["content-type"].startswith("text/event-stream")
+    assert server.app.state.board.job(id) is None  # its pictures are on disk, not in memory
 
 
 def test_a_cancelled_edit_ends_at_its_next_step(server):
