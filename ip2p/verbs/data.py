@@ -1,0 +1,137 @@
+"""Verbs of the dataset half: triplets, pairs, filter, trace, export, import, lint."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ip2p.errors import UserError
+from ip2p.verbs.stage import bar, stage
+
+
+def _triplets_options(parser: argparse.ArgumentParser) -> None:
+    what = "plan: requests, tokens and cost of a language model, nothing is sent; finetune: train one on hand-written triplets"
+    parser.add_argument("what", nargs="?", choices=("plan", "finetune"), help=what)
+    seed = Path("captions/seed.jsonl")
+    parser.add_argument("data", nargs="?", type=Path, default=seed, help="hand-written triplets to fine-tune on (default: %(default)s)")
+    parser.add_argument("--base", default="gpt-4o-mini-2024-07-18", help="model to fine-tune (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=1, help="passes over the triplets (default: %(default)s, the reference's)")
+
+
+def _triplets(options: argparse.Namespace) -> int:
+    from ip2p.params import load_params
+
+    if options.what is None:
+        return stage(options)
+    params = load_params(options.params)
+    if options.what == "plan":
+        from ip2p.dataset.triplets import plan
+
+        print("\n".join(plan(params).lines()))
+        return 0
+    from ip2p.dataset.llm.finetune import finetune
+
+    model = finetune(params.triplets.llm, options.data, work=Path("work/triplets"), base=options.base, epochs=options.epochs)
+    print(f"set triplets.llm.model to {model}")
+    return 0
+
+
+def _pairs(options: argparse.Namespace) -> int:
+    if options.what is None:
+        return stage(options)
+    if options.id is None:
+        raise UserError("pairs regenerate: name the pair's id; `ip2p trace TRIPLET` lists those of a triplet")
+    from ip2p.dataset.trace import regenerate
+    from ip2p.params import load_params
+    from ip2p.stages import PAIRS, TRIPLETS
+
+    files = regenerate(options.id, load_params(options.params), triplets=TRIPLETS, pairs=PAIRS, out=options.output)
+    print("\n".join(map(str, files)))
+    return 0
+
+
+def _filter(options: argparse.Namespace) -> int:
+    if options.what is None:
+        return stage(options)
+    from ip2p.dataset.calibrate import run
+    from ip2p.params import load_params
+    from ip2p.stages import PAIRS, REPORTS
+
+    params = load_params(options.params)
+    print("\n".join(run(params, labels=options.labels, pairs=PAIRS, out=REPORTS / "calibration", progress=bar)))
+    return 0
+
+
+def _trace(options: argparse.Namespace) -> int:
+    from ip2p.dataset.trace import trace
+    from ip2p.stages import DATASET, PAIRS, TRIPLETS
+
+    print("\n".join(trace(options.id, triplets=TRIPLETS, pairs=PAIRS, dataset=DATASET)))
+    return 0
+
+
+def _exchange_options(verbs: Any) -> None:
+    from ip2p.dataset.exchange import LAYOUTS
+
+    export = verbs.add_parser("export", help="write the dataset in another layout")
+    export.add_argument("--to", choices=LAYOUTS, required=True, help="hf: datasets.load_dataset reads it; reference: InstructPix2Pix's own")
+    export.add_argument("-o", "--output", type=Path, required=True, help="folder to write; must not exist")
+    export.set_defaults(run=_export)
+    bring = verbs.add_parser("import", help="bring pairs of your own: read, score, and lay them where filter finds them")
+    bring.add_argument("--from", dest="layout", choices=LAYOUTS, required=True, help="layout of the folder")
+    bring.add_argument("source", type=Path, help="folder to read")
+    bring.add_argument("-o", "--output", type=Path, default=Path("data/pairs"), help="folder to write (default: %(default)s)")
+    bring.set_defaults(run=_import)
+    lint = verbs.add_parser("lint", help="what a trainer would stumble over in a dataset folder")
+    lint.add_argument("--as", dest="layout", choices=LAYOUTS, required=True, help="layout of the folder")
+    lint.add_argument("source", type=Path, help="folder to read")
+    lint.set_defaults(run=_lint)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from ip2p.dataset.exchange.move import export_dataset
+    from ip2p.stages import DATASET
+
+    print(f"{export_dataset(DATASET, options.to, options.output)} examples in {options.output}")
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from ip2p.dataset.exchange.move import import_pairs
+    from ip2p.params import load_params
+
+    count = import_pairs(options.source, options.layout, options.output, load_params(options.params))
+    print(f"{count} pairs in {options.output}; `ip2p filter` comes next")
+    return 0
+
+
+def _lint(options: argparse.Namespace) -> int:
+    from ip2p.dataset.exchange.move import lint
+
+    problems = lint(options.source, options.layout)
+    print("\n".join(problems) or "nothing to complain of")
+    return 2 if problems else 0
+
+
+def add_to_stages(stages: dict[str, argparse.ArgumentParser]) -> None:
+    """Options of the stages' own verbs."""
+    _triplets_options(stages["triplets"])
+    stages["triplets"].set_defaults(run=_triplets)
+    calibrate = "calibrate: find thresholds by edit type from labelled pairs"
+    stages["filter"].add_argument("what", nargs="?", choices=("calibrate",), help=calibrate)
+    labels = "JSONL of a person's verdicts on pairs of data/pairs (default: the world's truth)"
+    stages["filter"].add_argument("--labels", type=Path, help=labels)
+    stages["filter"].set_defaults(run=_filter)
+    stages["pairs"].add_argument("what", nargs="?", choices=("regenerate",), help="regenerate: make a pair's pixels again")
+    stages["pairs"].add_argument("id", nargs="?", help="id of the pair to regenerate")
+    stages["pairs"].add_argument("-o", "--output", type=Path, default=Path(), help="folder for its two images (default: here)")
+    stages["pairs"].set_defaults(run=_pairs)
+
+
+def add_verbs(verbs: Any) -> None:
+    """Verbs that use what the stages made."""
+    trace = verbs.add_parser("trace", help="where a pair or triplet comes from and what became of it")
+    trace.add_argument("id", help="its id")
+    trace.set_defaults(run=_trace)
+    _exchange_options(verbs)

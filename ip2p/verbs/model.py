@@ -1,0 +1,184 @@
+"""Verbs of the model half: train, evaluate, edit, model, world, pretrain."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ip2p.errors import UserError
+from ip2p.verbs.stage import bar, stage
+
+
+def _train_options(parser: argparse.ArgumentParser) -> None:
+    what = "plan: how much memory training would take, nothing is trained"
+    parser.add_argument("what", nargs="?", choices=("plan",), help=what)
+    parser.add_argument("--gpu", type=float, metavar="GB", help="propose settings for a card of this memory (default: what is free here)")
+
+
+def _train(options: argparse.Namespace) -> int:
+    if options.what is None:
+        return stage(options)
+    from ip2p.model.plan import advise
+    from ip2p.params import load_params
+
+    print("\n".join(advise(load_params(options.params), gpu_gb=options.gpu)))
+    return 0
+
+
+def _evaluate_options(parser: argparse.ArgumentParser) -> None:
+    what = "ablate: train editors on other data (unfiltered, a tenth, the truth) and compare them, paper Fig. 10; resumes"
+    parser.add_argument("what", nargs="?", choices=("ablate",), help=what)
+    parser.add_argument(
+        "--variants", nargs="+", default=["filtered", "random", "tenth", "truth"], help="data to train on (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, help="training steps of each editor (default: params)")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    if options.what is None:
+        return stage(options)
+    from ip2p.model.ablate import run
+    from ip2p.params import load_params
+    from ip2p.stages import DATASET, PAIRS, REPORTS, TRIPLETS, WORK
+
+    paths = {"pairs": PAIRS, "dataset": DATASET, "triplets": TRIPLETS, "out": REPORTS / "ablation", "work": WORK / "ablate"}
+    print("\n".join(run(load_params(options.params), variants=options.variants, steps=options.steps, progress=bar, **paths)))
+    return 0
+
+
+def _edit_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("picture", type=Path, help="PNG, JPEG or WebP, any size")
+    parser.add_argument("instruction", help='what to change, such as "make it winter"')
+    parser.add_argument("-o", "--output", type=Path, required=True, help="where to write the edited picture")
+    parser.add_argument("--mask", type=Path, help="picture of the same size, white where to edit; the rest stays bit for bit")
+    parser.add_argument("--model", default="models/editor", help="editor folder (default: %(default)s)")
+    parser.add_argument("--text-guidance", type=float, help="how strongly to follow the instruction, s_T (default: params)")
+    parser.add_argument("--image-guidance", type=float, help="how strongly to keep the picture, s_I (default: params)")
+    parser.add_argument("--steps", type=int, help="sampling steps (default: params)")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same picture (default: %(default)s)")
+
+
+def _edit(options: argparse.Namespace) -> int:
+    from ip2p.errors import ParamsError
+    from ip2p.params import load_params
+    from ip2p.pictures import on_white, read_picture
+
+    params = load_params(options.params)
+    picture = read_picture(options.picture, alpha=True)
+    mask = read_picture(options.mask) if options.mask else None
+    section = params.evaluate
+    steps = section.steps if options.steps is None else options.steps
+    if steps < 2:
+        raise ParamsError(f"--steps: {steps} is too few, give at least 2")
+    if not 0 <= options.seed < 2**63:
+        raise ParamsError(f"--seed: {options.seed} is out of range, give 0 to 2^63 - 1")
+    _require_writable(options.output)
+    from ip2p.model.edit import edit_pictures, load_editor
+    from ip2p.model.guidance import EditOptions, EditRequest
+    from ip2p.models import resolve_device, resolve_dtype
+
+    device = resolve_device(params.models.device)
+    editor = load_editor(Path(options.model), device=device, dtype=resolve_dtype(params.models.dtype, device))
+    s_text = section.text_guidance if options.text_guidance is None else options.text_guidance
+    s_image = section.image_guidance if options.image_guidance is None else options.image_guidance
+    request = EditRequest(options.instruction, s_text, s_image, options.seed)
+    how = EditOptions(steps, section.solver, section.guidance_interval, section.guidance_every)
+    edited, *_ = edit_pictures(editor, [picture], [request], how, masks=[mask], on_step=lambda i: bar(i + 1, steps))
+    (on_white(edited) if options.output.suffix.lower() in (".jpg", ".jpeg") else edited).save(options.output)
+    print(options.output)
+    return 0
+
+
+def _model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("check", "export"), help="check: look for known faults; export: save it for other programs")
+    parser.add_argument("folder", nargs="?", default="models/editor", help="editor folder or Hub id (default: %(default)s)")
+    parser.add_argument("--dataset", type=Path, default=Path("data/dataset"), help="pairs to check it on (default: %(default)s)")
+    forms = "diffusers: folder with model card; single: one file with the original key names; hub: push the folder (HF_TOKEN)"
+    parser.add_argument("--to", choices=("diffusers", "single", "hub"), default="single", help=f"{forms} (default: %(default)s)")
+    parser.add_argument("-o", "--output", help="folder, file or Hub repository to write (export)")
+
+
+def _model(options: argparse.Namespace) -> int:
+    from ip2p.model.edit import load_editor
+    from ip2p.models import load_diffusion, resolve_device
+    from ip2p.params import load_params
+
+    params = load_params(options.params)
+    if options.what == "export":
+        from ip2p.release.export import export_editor
+
+        print(export_editor(Path(options.folder), options.to, options.output, evaluation=Path("reports/evaluation/report.json")))
+        return 0
+    from ip2p.model.check import check
+
+    device = resolve_device(params.models.device)
+    local = Path(options.folder).is_dir()
+    editor = load_editor(Path(options.folder) if local else options.folder, device=device)
+    teacher = load_diffusion(params.models.teacher, device=device)
+    findings = check(editor, teacher, options.dataset, Path(options.folder) if local else None)
+    print("\n".join(f.line() for f in findings))
+    return int(any(f.good is False for f in findings))
+
+
+def _require_writable(path: Path) -> None:
+    from ip2p.errors import ParamsError
+
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise ParamsError(f"--output: {path.name!r} has no picture's ending; name it .png, .jpg or .webp")
+    if not path.resolve().parent.is_dir():
+        raise ParamsError(f"--output: no folder {path.resolve().parent}; make it first")
+
+
+def _world(options: argparse.Namespace) -> int:
+    if options.what == "show":
+        from ip2p.world.show import contact_sheet
+
+        path = options.output or Path("world.png")
+        _require_writable(path)
+        if options.size < 16:
+            raise UserError(f"--size: {options.size} is too small to draw a scene, give at least 16")
+        contact_sheet(size=options.size).save(path)
+        print(path)
+        return 0
+    from ip2p.world.report import write_report
+
+    print(write_report(options.output or Path("docs/world.md"), count=options.count))
+    return 0
+
+
+def _pretrain(options: argparse.Namespace) -> int:
+    from ip2p.params import load_params
+    from ip2p.world.pretrain.pretrain import run
+
+    report = run(load_params(options.params), work=Path("work/pretrain"), part=options.part)
+    print(f"pretrain: {report.extra}")
+    return 0
+
+
+def add_to_stages(stages: dict[str, argparse.ArgumentParser]) -> None:
+    """Options of the stages' own verbs."""
+    _train_options(stages["train"])
+    stages["train"].set_defaults(run=_train)
+    _evaluate_options(stages["evaluate"])
+    stages["evaluate"].set_defaults(run=_evaluate)
+
+
+def add_verbs(verbs: Any) -> None:
+    """Verbs that use what the stages made."""
+    edit = verbs.add_parser("edit", help="edit a picture by an instruction")
+    _edit_options(edit)
+    edit.set_defaults(run=_edit)
+    model = verbs.add_parser("model", help="an editor folder: find known faults (check), save it for other programs (export)")
+    _model_options(model)
+    model.set_defaults(run=_model)
+    world = verbs.add_parser("world", help="look at the illustrated world (show) and measure its models (report)")
+    world.add_argument("what", choices=("show", "report"))
+    world.add_argument("-o", "--output", type=Path, help="picture to write (show) or Markdown file to write (report)")
+    world.add_argument("--size", type=int, default=128, help="side of each picture, pixels (show; default: %(default)s)")
+    world.add_argument("--count", type=int, default=256, help="held-out scenes (report; default: %(default)s)")
+    world.set_defaults(run=_world)
+    pretrain = verbs.add_parser("pretrain", help="train the embedded models from rendered scenes (hours; resumes)")
+    parts = ("all", "tokenizer", "clip", "autoencoder", "teacher", "export", "adopt")
+    pretrain.add_argument("--part", choices=parts, default="all", help="one part; adopt: go on from the shipped weights")
+    pretrain.set_defaults(run=_pretrain)

@@ -1,0 +1,69 @@
+"""Verbs of operation: release, serve, feedback, doctor."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def _release(options: argparse.Namespace) -> int:
+    from ip2p.params import load_params
+    from ip2p.release import people
+
+    params = load_params(options.params)
+    if options.what == "status":
+        print("\n".join(people.status(params)))
+    elif options.what == "promote":
+        print(people.promote(params, options.version, options.reason))
+    else:
+        print({"rollback": people.rollback, "hold": people.hold}[options.what](params, options.reason))
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from ip2p.params import load_params
+    from ip2p.serve.app import serve
+
+    params = load_params(options.params)
+    given: dict[str, Any] = {n: v for n in ("host", "port", "hosts", "editor") if (v := getattr(options, n)) is not None}
+    serve(params.model_copy(update={"serve": params.serve.model_copy(update=given)}))
+    return 0
+
+
+def _feedback(options: argparse.Namespace) -> int:
+    from ip2p.params import load_params
+    from ip2p.serve.preferences import export
+
+    pairs, votes = export(load_params(options.params), options.output)
+    print(f"{pairs} preference pairs and {votes} votes in {options.output}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from ip2p.doctor import diagnose
+
+    lines, healthy = diagnose(options.params)
+    print("\n".join(lines))
+    return 0 if healthy else 2
+
+
+def add_verbs(verbs: Any) -> None:
+    """Verbs that use what the stages made."""
+    release = verbs.add_parser("release", help="registered versions: look, promote by hand, roll back, hold")
+    verdicts = "status: all versions and why; promote VERSION; rollback: the champion before; hold: the gate promotes nothing"
+    release.add_argument("what", choices=("status", "promote", "rollback", "hold"), help=verdicts)
+    release.add_argument("version", nargs="?", help="version to promote")
+    release.add_argument("--reason", help="why; recorded with the version (hold without a reason ends the hold)")
+    release.set_defaults(run=_release)
+    serving = verbs.add_parser("serve", help="serve the champion over HTTP: page, OpenAI's and AUTOMATIC1111's interfaces, /api/v1")
+    serving.add_argument("--host", help="address to listen on; any but a loopback address needs IP2P_API_KEYS (default: params)")
+    serving.add_argument("--port", type=int, help="0 takes a free one (default: params)")
+    serving.add_argument("--name", action="append", dest="hosts", help="a name under which it is reached too; may be repeated")
+    serving.add_argument("--editor", help="an editor folder in place of the registry's champion")
+    serving.set_defaults(run=_serve)
+    feedback = verbs.add_parser("feedback", help="what people thought of served edits, as a dataset")
+    feedback.add_argument("what", choices=("export",), help="export: preference pairs in Pick-a-Pic's columns, and all votes")
+    feedback.add_argument("-o", "--output", type=Path, default=Path("data/preferences"), help="folder to write (default: %(default)s)")
+    feedback.set_defaults(run=_feedback)
+    verbs.add_parser("doctor", help="versions, device, disk, offline state").set_defaults(run=_doctor)

@@ -1,0 +1,26 @@
+"""The verb of a stage: run it on the project's own paths and tell what it saw, kept and dropped."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def bar(done: int, of: int) -> None:
+    """Tell on standard error how far it is, over and over on one line."""
+    print(f"\r{done}/{of}", end="\n" if done == of else "", file=sys.stderr, flush=True)
+
+
+def stage(options: argparse.Namespace) -> int:
+    """Run the stage that the verb names; returns the exit code."""
+    from ip2p.params import load_params
+    from ip2p.stages import run_stage
+
+    report = run_stage(options.verb, load_params(options.params), progress=bar)
+    print(f"{report.stage}: kept {report.kept} of {report.seen} in {report.seconds:.1f} s")
+    for reason, count in report.dropped_by_reason.items():
+        print(f"  {count:6d}  {reason}")
+    if "path" in report.extra:
+        print(Path(str(report.extra["path"])).resolve())
+    return 0
