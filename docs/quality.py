@@ -38,6 +38,7 @@ def main() -> None:
         narrow,
         variants=ablate.VARIANTS,
         pairs=PAIRS,
+        trained=EDITOR,
         out=OUT / "ablation",
         work=WORK / "ablate",
         progress=progress("ablate"),

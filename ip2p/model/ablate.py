@@ -18,12 +18,13 @@ from ip2p.dataset.filter import split_of
 from ip2p.errors import ParamsError
 from ip2p.model import train
 from ip2p.model.evaluate import editor_curve, open_bench, open_editor
+from ip2p.model.folder import RECORD
 from ip2p.model.heldout import HeldOut, held_out
 from ip2p.model.measure import Point, judged_by, paired
 from ip2p.model.plots import plot_curves
 from ip2p.params import Params
 from ip2p.pictures import to_png
-from ip2p.store import digest, fingerprint, read_shard, shards, write_bytes, write_json, write_shard
+from ip2p.store import digest, fingerprint, read_json, read_shard, shards, write_bytes, write_json, write_shard
 from ip2p.world.truth import truth_of
 
 _FACTS = ["pair_id", "triplet_id", "edit_type", "original_prompt", "edit_prompt", "edited_prompt"]
@@ -39,10 +40,13 @@ def run(
     triplets: Path,
     out: Path,
     work: Path,
+    trained: Path | None = None,
     steps: int | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[str]:
     """Train an editor on each variant of the data and compare them; writes `report.json` and `curve.png`. Resumes.
+
+    An editor that was `trained` on the dataset itself with the same parameters is taken for `filtered` as it is.
 
     Returns a Markdown table, a line each.
     """
@@ -54,15 +58,27 @@ def run(
         folder = work / name
         count = _make(name, params, pairs=pairs, dataset=dataset, out=folder / "dataset")
         write_json(folder / "validated.json", {"dataset": digest(folder / "dataset")})
-        train.run(told, dataset=folder / "dataset", marker=folder / "validated.json", out=folder / "editor", work=folder / "train")
-        editor = open_editor(params, folder / "editor")
+        out_of = folder / "editor"
+        if name == "filtered" and trained is not None and _is_trained_so(trained, told, dataset):
+            out_of = trained
+        else:
+            train.run(told, dataset=folder / "dataset", marker=folder / "validated.json", out=out_of, work=folder / "train")
+        editor = open_editor(params, out_of)
         held = held or held_out(params, triplets=triplets, dataset=dataset, size=editor.image_size)
-        curves[name] = (count, editor_curve(bench, editor, digest(folder / "editor"), held, system=name))
+        curves[name] = (count, editor_curve(bench, editor, digest(out_of), held, system=name))
         progress(number + 1, len(variants))
     report = _report(params, told, curves, held)
     write_json(out / "report.json", report)
     write_bytes(out / "curve.png", plot_curves(report["points"]))
     return _table(report)
+
+
+def _is_trained_so(editor: Path, params: Params, dataset: Path) -> bool:
+    """Whether an editor's record says that it was trained on this dataset with these parameters."""
+    if not (editor / RECORD).exists():
+        return False
+    record = read_json(editor / RECORD)
+    return bool(record["dataset"] == digest(dataset) and record["train"] == params.train.model_dump())
 
 
 def _report(params: Params, told: Params, curves: dict[str, tuple[int, list[Point]]], held: HeldOut | None) -> dict[str, Any]:

@@ -40,9 +40,10 @@ def _evaluate(options: argparse.Namespace) -> int:
         return stage(options)
     from ip2p.model.ablate import run
     from ip2p.params import load_params
-    from ip2p.stages import DATASET, PAIRS, REPORTS, TRIPLETS, WORK
+    from ip2p.stages import DATASET, EDITOR, PAIRS, REPORTS, TRIPLETS, WORK
 
-    paths = {"pairs": PAIRS, "dataset": DATASET, "triplets": TRIPLETS, "out": REPORTS / "ablation", "work": WORK / "ablate"}
+    paths = {"pairs": PAIRS, "dataset": DATASET, "triplets": TRIPLETS, "trained": EDITOR}
+    paths |= {"out": REPORTS / "ablation", "work": WORK / "ablate"}
     print("\n".join(run(load_params(options.params), variants=options.variants, steps=options.steps, progress=bar, **paths)))
     return 0
 

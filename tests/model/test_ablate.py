@@ -8,6 +8,7 @@ from ip2p.errors import ParamsError
 from ip2p.model import ablate, train
 from ip2p.params import TrackParams
 from ip2p.pictures import from_bytes
+from ip2p.store import digest
 from ip2p.world.truth import truth_of
 
 
@@ -31,6 +32,17 @@ def test_editors_are_trained_on_each_variant_and_compared_on_the_same_edits(setu
     # again: nothing is trained or measured anew
     monkeypatch.setattr(train.Trainer, "advance", lambda self: pytest.fail("trained again"))
     assert ablate.run(params, variants=ablate.VARIANTS, steps=2, **paths) == lines
+
+
+def test_an_editor_that_was_trained_on_the_dataset_is_not_trained_again(setup, tmp_path, monkeypatch):
+    params, paths = setup
+    marker, editor = tmp_path / "validated.json", tmp_path / "editor"
+    marker.write_text(json.dumps({"dataset": digest(paths["dataset"])}))
+    train.run(params, dataset=paths["dataset"], marker=marker, out=editor, work=tmp_path / "train")
+    monkeypatch.setattr(train.Trainer, "advance", lambda self: pytest.fail("trained again"))
+    assert len(ablate.run(params, variants=("filtered",), trained=editor, **paths)) == 3
+    with pytest.raises(pytest.fail.Exception):  # with other parameters it is another editor
+        ablate.run(params, variants=("filtered",), trained=editor, steps=2, **paths)
 
 
 def test_the_truth_variant_holds_the_true_pictures(setup, tmp_path):
