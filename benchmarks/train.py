@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -27,7 +28,7 @@ from ip2p.model import train
 from ip2p.model.unet import new_editor_unet
 from ip2p.params import Params
 from ip2p.pictures import from_bytes, to_png
-from ip2p.store import digest, write_json, write_shard
+from ip2p.store import digest, read_shards, write_json, write_shard
 from ip2p.world.truth import truth_of
 
 
@@ -45,7 +46,9 @@ def main() -> None:
         params = parameters(root, teacher, options)
         make_dataset(root / "dataset", options.pairs, size=train.load_base(params).image_size)
         write_json(root / "validated.json", {"dataset": digest(root / "dataset")})
-        print("| | samples/s | × | loss | peak | bandwidth |\n|---|---|---|---|---|---|", flush=True)
+        table = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)  # what training tells on its way is not part of the table
+        print("| | samples/s | × | loss | peak | bandwidth |\n|---|---|---|---|---|---|", file=table, flush=True)
         first = None
         for name, loop, dtype, changes in ways(params):
             told = params.model_copy(
@@ -60,7 +63,7 @@ def main() -> None:
             loss = f"{statistics.mean(late):.3f} ± {statistics.stdev(late) / len(late) ** 0.5:.3f}"
             base = train.load_base(told)
             shares = cost_of_step(base, options.batch).shares(options.batch / rate, base.device, base.dtype)
-            print(f"| {name} | {rate:.1f} | {rate / first:.1f} | {loss} | {shares} |", flush=True)
+            print(f"| {name} | {rate:.1f} | {rate / first:.1f} | {loss} | {shares} |", file=table, flush=True)
 
 
 def ways(params: Params):
@@ -117,7 +120,7 @@ def run_plain(params: Params, root: Path) -> tuple[float, list[float]]:
         unet.compile()
     ema = EMAModel(unet.parameters(), decay=section.ema, use_ema_warmup=True)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=section.lr, weight_decay=section.weight_decay)
-    rows = train.read_shards(root / "dataset", "train-").to_pylist()
+    rows = read_shards(root / "dataset", "train-").to_pylist()
     generator = torch.Generator().manual_seed(0)
     alphas, losses, began = base.scheduler.alphas_cumprod.to(device), [], 0.0
     for step in range(section.steps):
