@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -48,18 +49,20 @@ class _Traffic(TorchDispatchMode):
         return out
 
 
+@lru_cache(maxsize=8)
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product, the best of six."""
+    """FLOP/s of a large matrix product, the best of many, once a run."""
     size = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return 2 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(6))
+    return 2 * size**3 / min(seconds(lambda: a @ b, device) for _ in range(40))
 
 
+@lru_cache(maxsize=8)
 def measured_bandwidth(device: torch.device) -> float:
-    """Bytes a second of copying a large tensor (read and written), the best of six."""
+    """Bytes a second of copying a large tensor (read and written), the best of many, once a run."""
     source = torch.zeros(2**28 if device.type == "cuda" else 2**26, device=device)
     target = torch.empty_like(source)
-    return 2 * source.numel() * source.element_size() / min(seconds(lambda: target.copy_(source), device) for _ in range(6))
+    return 2 * source.numel() * source.element_size() / min(seconds(lambda: target.copy_(source), device) for _ in range(20))
 
 
 def seconds(call: Callable[[], Any], device: torch.device) -> float:
