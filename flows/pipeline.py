@@ -33,17 +33,20 @@ def stages(path: Path = Path("dvc.yaml")) -> list[str]:
     return list(yaml.safe_load(path.read_text(encoding="utf-8"))["stages"])
 
 
-def reproduce(stage: str, parent: str) -> None:
-    """`dvc repro --single-item STAGE` in a process group of its own, which ends with this process. Raises on failure."""
-    command = watched([sys.executable, "-m", "dvc", "repro", "--single-item", stage])
-    child = subprocess.Popen(command, env={**os.environ, PARENT: parent}, start_new_session=True)
+def call_dvc(*arguments: str, **environment: str) -> int:
+    """DVC in a process group of its own, which ends with this process; its exit code."""
+    child = subprocess.Popen(watched([sys.executable, "-m", "dvc", *arguments]), env={**os.environ, **environment}, start_new_session=True)
     try:
-        code = child.wait()
+        return child.wait()
     except BaseException:
         os.killpg(child.pid, signal.SIGTERM)
         child.wait()
         raise
-    if code != 0:
+
+
+def reproduce(stage: str, parent: str) -> None:
+    """`dvc repro --single-item STAGE`. Raises on failure."""
+    if call_dvc("repro", "--single-item", stage, **{PARENT: parent}) != 0:
         raise StageFailedError(f"stage {stage} failed (see above); what was made is kept, run again to resume there")
 
 
@@ -59,8 +62,7 @@ def stage(name: str) -> Any:
 @task(task_run_name="push", retries=3, retry_delay_seconds=[2, 10, 60])
 def push_data() -> None:
     """Send the data of this version to DVC's default remote; what is there already is not sent again."""
-    code = subprocess.run(watched([sys.executable, "-m", "dvc", "push"]), start_new_session=True, check=False).returncode
-    if code != 0:
+    if call_dvc("push") != 0:
         raise StageFailedError("dvc push failed (see above); the data are here still, push again when the remote can be reached")
 
 

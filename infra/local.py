@@ -24,6 +24,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).parents[1]
 POOL, BUCKET = "ip2p", "ip2p"
 PORTS = {"postgres": 5433, "s3": 8333, "mlflow": 5000, "prefect": 4200, "editor": 8000}
@@ -192,12 +194,12 @@ def _start(topology: Topology, service: Service) -> None:
             start_new_session=True,
             user=service.user,
         )
-    (topology.home / f"{service.name}.pid").write_text(str(process.pid))
+    (topology.home / f"{service.name}.pid").write_text(f"{process.pid} {_started(process.pid)}")
 
 
 def _wait(topology: Topology, service: Service, *, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
-    while not service.ready():
+    while _pid(topology, service.name) is None or not service.ready():
         if _pid(topology, service.name) is None or time.monotonic() > deadline:
             raise TopologyError(f"{service.name}: did not start; see {topology.home / f'{service.name}.log'}")
         time.sleep(0.2)
@@ -206,13 +208,17 @@ def _wait(topology: Topology, service: Service, *, seconds: float = 120) -> None
 def _pid(topology: Topology, name: str) -> int | None:
     """The process of a service, if it lives and is the one that was started."""
     try:
-        pid = int((topology.home / f"{name}.pid").read_text())
+        pid, started = (topology.home / f"{name}.pid").read_text().split()
         with suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
-        os.kill(pid, 0)
-    except (OSError, ValueError):
+            os.waitpid(int(pid), os.WNOHANG)
+        return int(pid) if _started(int(pid)) == started else None  # after a reboot the number may be another's
+    except (OSError, ValueError, psutil.Error):
         return None
-    return pid
+
+
+def _started(pid: int) -> str:
+    """When a process started."""
+    return f"{psutil.Process(pid).create_time():.2f}"
 
 
 def _end(pid: int, sign: signal.Signals) -> None:

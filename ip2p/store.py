@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -32,7 +33,7 @@ def fingerprint(*parts: Any) -> str:
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file so that it is either there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
+import tempfile
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -102,22 +102,24 @@ def version_numbers(params: Params) -> dict[str, tuple[str, ...]]:
 
 
 def fetch_version(params: Params, number: str, into: Path) -> EditorVersion:
-    """Bring a registered editor to `into/NUMBER`. Raises `ModelError` if it is not there, or holds anything but safetensors and text."""
+    """Bring a registered editor into a folder of its own. Raises `ModelError` if it is none, or holds anything but safetensors and text;
+    what fails for now (registry, storage) raises what it raises.
+    """
     import mlflow
     import yaml
 
-    point_mlflow(params.track)
-    name, folder = params.register_.name, into / number
+    client, name = point_mlflow(params.track), params.register_.name
+    made_by = client.get_model_version(name, number).run_id  # of another registry a version has the same number, not the same run
+    folder = into / f"{name}-{number}-{made_by[:12]}"
     if not (folder / "MLmodel").exists():
-        staging = into / f".{number}.{os.getpid()}.tmp"
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
+        into.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{number}-", dir=into))
         try:
             mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{name}/{number}", dst_path=str(staging))
-        except (mlflow.MlflowException, OSError) as error:
-            raise ModelError(f"models:/{name}/{number}: cannot be fetched: {str(error).splitlines()[0]}") from error
-        shutil.rmtree(folder, ignore_errors=True)
-        staging.replace(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            staging.replace(folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
     told = yaml.safe_load((folder / "MLmodel").read_text(encoding="utf-8"))
     artifacts = told.get("flavors", {}).get("python_function", {}).get("artifacts") or {}
     editor = (folder / artifacts.get("editor", {}).get("path", "editor")).resolve()

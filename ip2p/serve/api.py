@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
@@ -24,6 +25,8 @@ from ip2p.serve.jobs import Job
 
 router = APIRouter(prefix="/api/v1", tags=["ip2p"])
 Id = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
+_TEXT = r"^[^\x00-\x08\x0b-\x1f]*$"
+log = logging.getLogger("ip2p.serve")
 _REMEMBERED = 512
 """Jobs whose progress can still be asked for."""
 _ONE_CLICK = (
@@ -64,7 +67,7 @@ class Thumb(BaseModel):
     edit: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     value: Literal[1, -1]
     reason: Literal["instruction", "preservation", "quality", "other"] | None = None
-    comment: Annotated[str, Field(max_length=500)] = ""
+    comment: Annotated[str, Field(max_length=500, pattern=_TEXT)] = ""
 
 
 class Choice(BaseModel):
@@ -76,7 +79,7 @@ class Choice(BaseModel):
     other: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     value: Literal[1, 0, -1]
     reason: Literal["instruction", "preservation", "quality", "other"] | None = None
-    comment: Annotated[str, Field(max_length=500)] = ""
+    comment: Annotated[str, Field(max_length=500, pattern=_TEXT)] = ""
 
 
 class Board:
@@ -99,9 +102,10 @@ class Board:
         """A job by its id."""
         return self._jobs.get(id)
 
-    async def settled(self) -> None:
-        """Wait until all edits that were made are remembered."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+    async def settled(self, seconds: float) -> None:
+        """Wait until all edits that were made are remembered, but not for ever."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=seconds)
 
     async def stored(self, job: Job) -> None:
         """Wait until a job's edit is remembered."""
@@ -117,7 +121,11 @@ class Board:
             await run_in_threadpool(desk.remember, job, picture, "api")
             self._jobs.pop(job.id, None)
         except RefusedError:
-            job.forget_pictures()
+            pass
+        except Exception:
+            log.exception("edit not stored", extra={"job": job.id})
+            job.lost = True
+        job.forget()
 
 
 def error_body(error: RefusedError) -> dict[str, Any]:
@@ -260,7 +268,7 @@ def _told(job: Job) -> dict[str, Any]:
         "state": job.state,
         "step": job.step,
         "steps": job.options.steps,
-        "version": job.served.version,
+        "version": job.version,
         "instruction": request.instruction,
         "text_guidance": request.text_guidance,
         "image_guidance": request.image_guidance,

@@ -27,6 +27,8 @@ from ip2p.serve.doors import door_of, refusal
 from ip2p.serve.guard import Guard
 from ip2p.serve.intake import RefusedError
 
+_STORING = 5.0
+"""Seconds that edits which were made have to be stored at the end."""
 PAGE = Path(__file__).with_name("page")
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _PLAIN = set(vars(logging.makeLogRecord({}))) | {"message", "taskName", "asctime", "color_message"}
@@ -40,8 +42,8 @@ def make_app(params: Params, *, keys: tuple[str, ...] = (), work: Path = Path("w
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         desk.champion.start()
         yield
-        await desk.close()
-        await board.settled()
+        await desk.close(params.serve.drain_seconds)
+        await board.settled(_STORING)
 
     told = "Edits pictures by instructions, through OpenAI's, AUTOMATIC1111's and our own interface."
     app = FastAPI(
@@ -128,6 +130,7 @@ def serve(params: Params) -> None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((section.host, section.port))
+        listener.listen()
     except OSError as error:
         listener.close()
         raise ParamsError(f"serve.port: {section.host}:{section.port} cannot be had ({error.strerror}); name another") from error
@@ -136,7 +139,8 @@ def serve(params: Params) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=int(section.drain_seconds),
+        proxy_headers=False,  # anybody on this machine could name any address
+        timeout_graceful_shutdown=1 + int(section.drain_seconds),
         h11_max_incomplete_event_size=16_384,
     )
     host = f"[{section.host}]" if ":" in section.host else section.host

@@ -22,6 +22,8 @@ from ip2p.serve.intake import RefusedError, from_base64, read_upload, to_png
 router = APIRouter(tags=["automatic1111"])
 SAMPLERS: dict[str, Solver] = {"Euler a": "euler_ancestral", "DPM++ 2M": "dpmpp_2m"}
 _MOST = 10
+_ECHOED = ("prompt", "cfg_scale", "image_cfg_scale", "steps", "seed", "sampler_name", "batch_size", "n_iter", "width", "height")
+"""Fields that are read and told back as `parameters`."""
 _LARGEST = 2**63 - 1
 _BODY = {
     "required": True,
@@ -134,10 +136,7 @@ async def _edited(request: Request, door: str) -> tuple[dict[str, Any], list[str
     jobs = await desk.jobs(ask, count)
     made = await desk.pictures(jobs, request, door=door)
     name = desk.params.register_.name
-    images = []
-    for row, picture in made:
-        sized = picture if size is None else picture.resize(size, Image.Resampling.LANCZOS)
-        images.append(base64.b64encode(await run_in_threadpool(to_png, sized, parameters_of(row, name))).decode())
+    images = [await run_in_threadpool(_encoded, picture, size, parameters_of(row, name)) for row, picture in made]
     seeds = [row.seed for row, _ in made]
     first = made[0][0]
     info = {
@@ -152,7 +151,12 @@ async def _edited(request: Request, door: str) -> tuple[dict[str, Any], list[str
         "sd_model_name": f"{name}:{first.version}",
         "infotexts": [parameters_of(row, name) for row, _ in made],
     }
-    return {k: v for k, v in told.items() if k not in ("init_images", "mask")}, images, info
+    return {k: told[k] for k in _ECHOED if k in told}, images, info
+
+
+def _encoded(picture: Image.Image, size: tuple[int, int] | None, parameters: str) -> str:
+    sized = picture if size is None else picture.resize(size, Image.Resampling.LANCZOS)
+    return base64.b64encode(to_png(sized, parameters)).decode()
 
 
 async def _json(request: Request) -> dict[str, Any]:
@@ -171,7 +175,7 @@ def _asked(told: dict[str, Any], desk: Desk) -> tuple[Ask, int]:
         raise RefusedError(404, "Init image not found", field="init_images")
     picture = read_upload(from_base64(images[0], field="init_images"), field="init_images", max_pixels=most)
     sampler = told.get("sampler_name") or told.get("sampler_index") or "Euler a"
-    if sampler not in SAMPLERS:
+    if not isinstance(sampler, str) or sampler not in SAMPLERS:
         raise RefusedError(400, f"Sampler not found; give {' or '.join(SAMPLERS)}", field="sampler_name")
     mask = None
     if told.get("mask"):

@@ -30,6 +30,10 @@ _KEPT = 2
 """Versions kept loaded beside the champion."""
 
 
+class LoadingError(Exception):
+    """A version cannot be loaded now; later it can."""
+
+
 class Champion:
     """Holds the served version; `start` follows the registry from a thread of its own."""
 
@@ -37,6 +41,7 @@ class Champion:
         self._params, self._work = params, work
         self._served: Served | None = None
         self._refused: str | None = None
+        self._listed: dict[str, tuple[str, ...]] = {}
         self._others: OrderedDict[str, Served] = OrderedDict()
         self._loading = threading.Lock()
         self._stop = threading.Event()
@@ -56,34 +61,46 @@ class Champion:
         self._stop.set()
 
     def versions(self) -> dict[str, tuple[str, ...]]:
-        """Versions that may be asked for, newest first, with their aliases."""
+        """Versions that may be asked for, newest first, with their aliases, as the registry last told them."""
         if self._params.serve.editor is not None:
             return {self._served.version: ("champion",)} if self._served else {}
-        return version_numbers(self._params)
+        return self._listed
 
     def version(self, number: str) -> Served:
-        """A version by its number, loaded if it must be. Raises `ModelError` if it cannot be had."""
-        with self._loading:
-            served = self._served
-            if served is not None and served.version == number:
-                return served
+        """A version by its number, loaded if it must be. Raises `ModelError` if it cannot be had, `LoadingError` if it is not the time."""
+        served = self._served
+        if served is not None and served.version == number:
+            return served
+        if number not in self.versions():
+            raise ModelError(f"version {number}: not registered")
+        if not self._loading.acquire(blocking=False):  # requests do not queue up for a load
+            raise LoadingError("another version is being loaded; come again later")
+        try:
             if number not in self._others:
-                if number not in self.versions():
-                    raise ModelError(f"version {number}: not registered")
                 self._others[number] = self._load(number)
             self._others.move_to_end(number)
             while len(self._others) > _KEPT:
                 self._others.popitem(last=False)
             return self._others[number]
+        except ModelError:
+            raise
+        except Exception as error:
+            log.exception("version not loaded", extra={"version": number})
+            raise ModelError(f"version {number}: cannot be loaded") from error
+        finally:
+            self._loading.release()
 
     def look(self) -> None:
         """Ask the registry once, and take over its champion if it is another one."""
-        number = "folder" if self._params.serve.editor is not None else champion_number(self._params)
+        number: str | None = "folder"
+        if self._params.serve.editor is None:
+            number, self._listed = champion_number(self._params), version_numbers(self._params)
         if number is None or (self._served is not None and self._served.version == number) or number == self._refused:
             return
         try:
-            served = self._load(number)
-        except Exception:  # whatever is wrong with the new one, the old one goes on
+            with self._loading:
+                served = self._others.pop(number, None) or self._load(number)
+        except ModelError:  # the new one is no good, and will not be: the old one goes on
             log.exception("champion refused", extra={"version": number, "serving": self._served and self._served.version})
             metrics.SWAPS.labels("refused").inc()
             self._refused = number
@@ -96,8 +113,8 @@ class Champion:
         while not self._stop.is_set():
             try:
                 self.look()
-            except Exception as error:  # the registry is away: serve what there is, ask again
-                log.warning("registry cannot be asked", extra={"error": type(error).__name__})
+            except Exception as error:  # registry, storage or memory fail for now: serve what there is, try again
+                log.warning("registry cannot be followed", extra={"error": type(error).__name__})
             self._stop.wait(self._params.serve.poll_seconds)
 
     def _load(self, number: str) -> Served:

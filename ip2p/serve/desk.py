@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import secrets
+import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
@@ -17,10 +18,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from ip2p.errors import ModelError
+from ip2p.model.edit import paste_back
 from ip2p.model.guidance import EditRequest
 from ip2p.params import Params
 from ip2p.sampler import Solver
-from ip2p.serve.champion import Champion
+from ip2p.serve.champion import Champion, LoadingError
 from ip2p.serve.history import EditRow, History, open_history
 from ip2p.serve.intake import RefusedError, to_png
 from ip2p.serve.jobs import BusyError, CancelledError, Engine, Job
@@ -58,23 +60,28 @@ class Desk:
         self.engine = Engine(batch=section.batch, queue=section.queue)
         self.champion = Champion(params, work=work)
         self.history: History = open_history(section)
+        self._remembering = threading.Lock()
 
     async def jobs(self, ask: Ask, count: int = 1) -> list[Job]:
         """Jobs for an edit, seeds counting up. Raises `RefusedError` for what cannot be done."""
+        _check(ask, self.params.serve.max_steps)
+        if count > self.params.serve.queue:
+            raise RefusedError(400, f"{count} pictures at once; at most {self.params.serve.queue} are made", field="n")
         served = self.champion.served
         if served is None:
             raise RefusedError(503, "no editor is loaded yet; a champion is registered by `make run` or `ip2p register`")
         if ask.version is not None and ask.version != served.version:
             try:
                 served = await run_in_threadpool(self.champion.version, ask.version)
+            except LoadingError as error:
+                raise RefusedError(503, str(error)) from error
             except ModelError as error:
                 raise RefusedError(404, str(error), field="version", code="model_not_found") from error
-        _check(ask, self.params.serve.max_steps)
         usual = served.defaults
         options = replace(usual, steps=ask.steps or usual.steps, solver=ask.solver or usual.solver)
         scales = (_or(ask.text_guidance, served.text_guidance), _or(ask.image_guidance, served.image_guidance))
         first = secrets.randbelow(2**31) if ask.seed is None else ask.seed
-        every = max(1, options.steps // (ask.previews + 1)) if ask.previews else 0
+        every = -(-options.steps // (ask.previews + 1)) if ask.previews else 0
         requests = [EditRequest(ask.instruction, *scales, (first + i) % (MAX_SEED + 1)) for i in range(count)]
         return [Job(served, ask.picture, r, options, ask.mask, every) for r in requests]
 
@@ -98,16 +105,17 @@ class Desk:
         return [(await run_in_threadpool(self.remember, job, picture, door), picture) for job, picture in zip(jobs, made, strict=True)]
 
     async def ended(self, job: Job) -> Image.Image:
-        """The edit of a job. Raises `RefusedError` if it was given up or failed."""
+        """The edit of a job, at its picture's size. Raises `RefusedError` if it was given up or failed."""
         try:
-            return await asyncio.wrap_future(job.result)
+            made = await asyncio.shield(asyncio.wrap_future(job.result))
         except CancelledError as error:
             raise RefusedError(499, "the edit was given up") from error
         except Exception as error:
             raise RefusedError(500, "the edit failed; the server's log says why") from error
+        return await run_in_threadpool(paste_back, job.picture, made, job.mask)
 
     async def progress(self, job: Job) -> AsyncIterator[tuple[int, Image.Image | None]]:
-        """Steps done, with the picture as predicted so far where there is a new one; ends with the job."""
+        """Steps done, with the picture as predicted so far (at the working size) where there is a new one; ends with the job."""
         told, shown = -1, 0
         while not job.result.done():
             fresh = job.preview if job.preview and job.preview[0] > shown else None
@@ -117,13 +125,17 @@ class Desk:
             await asyncio.sleep(_LOOK)
 
     def remember(self, job: Job, picture: Image.Image, door: str) -> EditRow:
-        """Store a finished edit."""
+        """Store a finished edit; one at a time, so that no picture is forgotten between its writing and its row's."""
+        with self._remembering:
+            return self._remember(job, picture, door)
+
+    def _remember(self, job: Job, picture: Image.Image, door: str) -> EditRow:
         keep, options, request = self.history.keep_picture, job.options, job.request
         row = EditRow(
             id=job.id,
             created=time.time(),
             door=door,
-            version=job.served.version,
+            version=job.version,
             instruction=request.instruction,
             text_guidance=request.text_guidance,
             image_guidance=request.image_guidance,
@@ -148,11 +160,11 @@ class Desk:
         for job in jobs:
             self.engine.cancel(job)
 
-    async def close(self) -> None:
+    async def close(self, seconds: float) -> None:
         """Let what is under way end, within bounds."""
         self.champion.stop()
         with suppress(asyncio.CancelledError):
-            await run_in_threadpool(self.engine.drain, self.params.serve.drain_seconds)
+            await run_in_threadpool(self.engine.drain, seconds)
 
 
 def parameters_of(row: EditRow, name: str) -> str:
@@ -169,6 +181,8 @@ def voter_of(key: str | None, address: str) -> str:
 def _check(ask: Ask, max_steps: int) -> None:
     if not ask.instruction.strip() or len(ask.instruction) > MAX_INSTRUCTION:
         raise RefusedError(400, f"instruction: give 1 to {MAX_INSTRUCTION:,} characters", field="instruction")
+    if any(not c.isprintable() and c not in "\n\t" for c in ask.instruction):
+        raise RefusedError(400, "instruction: holds characters that are no text", field="instruction")
     if ask.steps is not None and not 2 <= ask.steps <= max_steps:
         raise RefusedError(400, f"steps: {ask.steps} is out of range, give 2 to {max_steps}", field="steps")
     if ask.seed is not None and not 0 <= ask.seed <= MAX_SEED:

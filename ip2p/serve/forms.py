@@ -26,7 +26,7 @@ async def form_of(request: Request) -> AsyncIterator[FormData]:
     try:
         async with request.form(max_files=_FILES, max_fields=_FIELDS, max_part_size=_PART) as form:
             yield form
-    except (MultiPartException, HTTPException, UnicodeDecodeError) as error:
+    except (MultiPartException, HTTPException, UnicodeError, LookupError) as error:
         raise RefusedError(400, f"not a form that can be read: {getattr(error, 'detail', None) or 'broken multipart'}") from error
 
 

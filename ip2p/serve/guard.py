@@ -5,12 +5,13 @@ A request is judged before its body is parsed; a refused one costs next to nothi
 
 from __future__ import annotations
 
+import asyncio
 import base64
-import binascii
 import hmac
 import logging
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -35,6 +36,8 @@ _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
     "form-action 'none'; frame-ancestors 'none'; base-uri 'none'",
 }
+_PATIENCE = 2.0
+"""Seconds that a refused client has to send what it was sending."""
 _EDITS = ("/v1/images/edits", "/sdapi/v1/img2img", "/instruct-pix2pix/img2img", "/api/v1/edits")
 
 
@@ -43,19 +46,21 @@ class Guard:
 
     def __init__(self, app: ASGIApp, *, section: ServeParams, keys: tuple[str, ...], engine: Engine) -> None:
         self._app, self._section, self._keys, self._engine = app, section, keys, engine
-        self._hosts = {"localhost", "127.0.0.1", "[::1]", "testserver", section.host, *section.hosts}
+        self._hosts = {"localhost", "127.0.0.1", "[::1]", section.host, *section.hosts}
+        self._inside = 0
+        """Edits that were let in and are not answered yet."""
         self._spent: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began, request_id, told = time.monotonic(), uuid4().hex[:12], {"status": 500}
+        began, request_id, told = time.monotonic(), uuid4().hex[:12], {"status": 500, "started": 0}
         door = door_of(scope["path"])
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
-                told["status"] = message["status"]
+                told["status"], told["started"] = message["status"], 1
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
@@ -63,20 +68,27 @@ class Guard:
             await send(message)
 
         body = _Body(receive, int(self._section.max_megabytes * 1e6))
+        counted = False
         try:
-            headers = Headers(scope=scope)
             try:
-                self._admit(scope, headers)
+                counted = self._admit(scope, Headers(scope=scope))
             except RefusedError as error:
                 await body.discard()
                 await refusal(error, door)(scope, receive, answer)
                 return
+            self._inside += counted
             try:
                 await self._app(scope, body.receive, answer)
             except _TooLargeError:
                 limit = f"{self._section.max_megabytes:g} MB"
                 await refusal(RefusedError(413, f"the request is larger than {limit}"), door)(scope, receive, answer)
+            except Exception:
+                if told["started"]:
+                    raise
+                log.exception("request failed", extra={"request": request_id})
+                await refusal(RefusedError(500, "the server failed; its log says why"), door)(scope, receive, answer)
         finally:
+            self._inside -= counted
             metrics.REQUESTS.labels(door, told["status"]).inc()
             spent = round((time.monotonic() - began) * 1000, 1)
             log.info(
@@ -84,8 +96,10 @@ class Guard:
                 extra={"request": request_id, "method": scope["method"], "door": door, "status": told["status"], "ms": spent},
             )
 
-    def _admit(self, scope: Scope, headers: Headers) -> None:
-        """Raise `RefusedError` for a request that is not to be answered."""
+    def _admit(self, scope: Scope, headers: Headers) -> bool:
+        """Whether the request asks for edits. Raises `RefusedError` for one that is not to be answered."""
+        if not scope["path"].isprintable():
+            raise RefusedError(404, "no such path")
         host = headers.get("host", "")
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
         if name.lower() not in self._hosts:
@@ -101,9 +115,11 @@ class Guard:
             scope["ip2p.key"] = self._key(headers)
         if writes and path in _EDITS:
             client = scope.get("client")
-            self._rate(scope.get("ip2p.key") or (client[0] if client else ""))
-            if self._engine.full:
+            if self._engine.full or self._inside >= self._section.batch + self._section.queue:
                 raise RefusedError(429, "too many edits are waiting; come again later", code="rate_limit_exceeded")
+            self._rate(scope.get("ip2p.key") or (client[0] if client else ""))
+            return True
+        return False
 
     def _key(self, headers: Headers) -> str:
         """The key that came as Bearer, X-API-Key or the password of HTTP Basic. Raises `RefusedError` (401) if it is not one of ours."""
@@ -111,8 +127,8 @@ class Guard:
         given = headers.get("x-api-key") or (value if kind.lower() == "bearer" else "")
         if kind.lower() == "basic":
             try:
-                given = base64.b64decode(value, validate=True).decode().rpartition(":")[2]
-            except (binascii.Error, UnicodeDecodeError):
+                given = base64.b64decode(value, validate=True).decode().partition(":")[2]
+            except ValueError:
                 given = ""
         found = [k for k in self._keys if hmac.compare_digest(k.encode(), given.strip().encode())]
         if not found:
@@ -155,7 +171,9 @@ class _Body:
     async def discard(self) -> None:
         """Take what is still to come, within the limit, so that a client that is sending hears the answer."""
         more: Any = True
-        while more and self._seen <= self._limit:
-            message = await self._receive()
-            self._seen += len(message.get("body", b""))
-            more = message["type"] == "http.request" and message.get("more_body", False)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE):
+                while more and self._seen <= self._limit:
+                    message = await self._receive()
+                    self._seen += len(message.get("body", b""))
+                    more = message["type"] == "http.request" and message.get("more_body", False)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import BigInteger, Engine, ForeignKey, create_engine, delete, event, func, select
+from sqlalchemy import BigInteger, Engine, ForeignKey, create_engine, delete, event, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from ip2p.errors import DataError
@@ -90,12 +90,11 @@ class History:
         return name
 
     def add(self, row: EditRow) -> None:
-        """Store an edit; beyond `keep`, the oldest without a vote go."""
+        """Store an edit; of those without a vote, all but the newest `keep` go."""
         with self.session() as session:
             session.add(row)
             session.flush()
-            count = session.scalar(select(func.count()).select_from(EditRow)) or 0
-            gone = self._forgettable(session, count - self.keep) if count > self.keep else []
+            gone = self._forgettable(session)
             session.execute(delete(EditRow).where(EditRow.id.in_([r.id for r in gone])))
             names = {n for r in gone for n in (r.source, r.mask, r.picture) if n}
             kept = {n for n in names if self._used(session, n)}
@@ -152,9 +151,10 @@ class History:
         with Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
 
-    def _forgettable(self, session: Session, count: int) -> list[EditRow]:
+    def _forgettable(self, session: Session) -> list[EditRow]:
+        """Of the edits without a vote, all but the newest `keep`."""
         voted = select(VoteRow.edit).union(select(VoteRow.other).where(VoteRow.other.is_not(None)))
-        query = select(EditRow).where(EditRow.id.not_in(voted)).order_by(EditRow.created).limit(count)
+        query = select(EditRow).where(EditRow.id.not_in(voted)).order_by(EditRow.created.desc()).offset(self.keep)
         return list(session.scalars(query))
 
     def _used(self, session: Session, name: str) -> bool:
@@ -173,7 +173,7 @@ def open_history(section: ServeParams) -> History:
     if url.startswith("sqlite:///"):
         Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     try:
-        engine = create_engine(url, pool_pre_ping=True)
+        engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _durable)
         config = Config()

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from ip2p.diffusion import Diffusion
-from ip2p.model.edit import Remembered, paste_back, working_size
+from ip2p.model.edit import Remembered, working_size
 from ip2p.model.guidance import EditOptions, EditRequest
 from ip2p.model.stream import Editing, advance_all, begin_editing, pictures_of
 from ip2p.pictures import from_pillow, on_white, to_pillow
@@ -55,7 +55,7 @@ class Served:
 class Job:
     """One edit asked for, and how far it is. `preview_every` steps the picture as predicted so far is kept, if it is not 0."""
 
-    served: Served
+    served: Served | None
     picture: Image.Image
     request: EditRequest
     options: EditOptions
@@ -66,19 +66,35 @@ class Job:
     preview: tuple[int, Image.Image] | None = None
     cancelled: bool = False
     result: Future[Image.Image] = field(default_factory=Future)
+    """The edit at the editor's working size: who waits for it pastes it back, the engine has no time for that."""
     asked: float = field(default_factory=time.monotonic)
+
+    lost: bool = False
+    """Whether its edit was made but could not be stored."""
+
+    def __post_init__(self) -> None:
+        assert self.served is not None
+        self.version = self.served.version
+
+    @property
+    def editor(self) -> Served:
+        """What it runs on, while it runs."""
+        assert self.served is not None, "the job has ended"
+        return self.served
 
     @property
     def state(self) -> str:
         """queued, running, done, cancelled or failed."""
+        if self.lost:
+            return "failed"
         if not self.result.done():
             return "running" if self.step else "queued"
         error = self.result.exception()
         return "done" if error is None else "cancelled" if isinstance(error, CancelledError) else "failed"
 
-    def forget_pictures(self) -> None:
-        """Let go of what takes memory, once nobody needs it."""
-        self.picture, self.mask, self.preview = Image.new("RGB", (1, 1)), None, None
+    def forget(self) -> None:
+        """Let go of pictures and model, once nobody needs them."""
+        self.picture, self.mask, self.preview, self.served = Image.new("RGB", (1, 1)), None, None, None
 
 
 class Engine:
@@ -122,7 +138,7 @@ class Engine:
             job.cancelled = True
             if job in self._waiting:
                 self._waiting.remove(job)
-                job.result.set_exception(CancelledError())
+                _fail(job, CancelledError())
 
     def drain(self, seconds: float) -> bool:
         """Take no more jobs and wait for those that are here; whether all ended in time."""
@@ -154,11 +170,11 @@ class Engine:
         for group in groups.values():
             jobs = [job for job, _ in group]
             metrics.ROWS.observe(len(group))
-            self._guarded(jobs, advance_all, jobs[0].served.editor, [e for _, e in group])
+            self._guarded(jobs, advance_all, jobs[0].editor.editor, [e for _, e in group])
             for job in jobs:
                 job.step += not job.result.done()
             shown = [x for x in group if not x[0].result.done() and (x[1].ended or _wants_preview(x[0]))]
-            pictures = self._guarded([j for j, _ in shown], pictures_of, jobs[0].served.editor, [e for _, e in shown]) if shown else None
+            pictures = self._guarded([j for j, _ in shown], pictures_of, jobs[0].editor.editor, [e for _, e in shown]) if shown else None
             for (job, editing), x in zip(shown, pictures if pictures is not None else (), strict=False):
                 self._guarded([job], _hand_out, job, editing, x)
         self._running = [x for x in self._running if not x[0].result.done()]
@@ -169,17 +185,19 @@ class Engine:
             return work(*arguments)
         except Exception as error:
             log.exception("edit failed", extra={"jobs": [j.id for j in jobs]})
-            if isinstance(error, torch.OutOfMemoryError):
-                torch.cuda.empty_cache()
-            for job in jobs:
-                _fail(job, error)
-            return None
+            told = RuntimeError(type(error).__name__)  # without the traceback, whose frames would hold tensors
+        for job in jobs:
+            _fail(job, told)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
 
 
 def _begin(job: Job) -> Editing:
-    size = working_size(job.served.editor, job.picture.size)
+    served = job.editor
+    size = working_size(served.editor, job.picture.size)
     image = from_pillow(on_white(job.picture).resize(size, Image.Resampling.LANCZOS))
-    return begin_editing(job.served.editor, image, job.request, job.options, job.served.remembered)
+    return begin_editing(served.editor, image, job.request, job.options, served.remembered)
 
 
 def _wants_preview(job: Job) -> bool:
@@ -187,11 +205,11 @@ def _wants_preview(job: Job) -> bool:
 
 
 def _hand_out(job: Job, editing: Editing, image_CHW: Tensor) -> None:
-    picture = paste_back(job.picture, to_pillow(image_CHW), job.mask)
+    picture = to_pillow(image_CHW)
     if not editing.ended:
         job.preview = (job.step, picture)
         return
-    metrics.EDITS.labels(job.served.version).inc()
+    metrics.EDITS.labels(job.version).inc()
     metrics.SECONDS.observe(time.monotonic() - job.asked)
     job.result.set_result(picture)
 

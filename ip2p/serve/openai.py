@@ -15,6 +15,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from PIL import Image, ImageOps
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -85,10 +86,11 @@ async def edits(request: Request) -> Response:
     if stream and count > 1:
         raise RefusedError(400, "n: streaming gives one picture", field="n")
     jobs = await desk.jobs(ask, count)
-    headers = {"X-Model-Version": jobs[0].served.version}
+    headers = {"X-Model-Version": jobs[0].version}
     if stream:
         desk.submit(jobs)
-        return StreamingResponse(_events(desk, jobs[0], shape), media_type="text/event-stream", headers=headers)
+        gone = BackgroundTask(desk.engine.cancel, jobs[0])  # if the client left before the stream began
+        return StreamingResponse(_events(desk, jobs[0], shape), media_type="text/event-stream", headers=headers, background=gone)
     made = await desk.pictures(jobs, request, door="openai")
     name = desk.params.register_.name
     encoded = [await run_in_threadpool(_encoded, picture, shape, parameters_of(row, name)) for row, picture in made]
@@ -112,7 +114,8 @@ async def _asked(form: FormData, desk: Desk) -> tuple[Ask, int]:
     picture = await run_in_threadpool(read_upload, data, field="image", max_pixels=most)
     cover = await upload_of(form, "mask")
     mask = None if cover is None else _mask(await run_in_threadpool(read_upload, cover, field="mask", max_pixels=most))
-    count = whole_of(form, "n") or 1
+    given = whole_of(form, "n")
+    count = 1 if given is None else given
     if not 1 <= count <= 10:
         raise RefusedError(400, f"n: {count} is out of range, give 1 to 10", field="n")
     previews = whole_of(form, "partial_images") or 0
@@ -180,7 +183,7 @@ async def _events(desk: Desk, job: Job, shape: tuple[str, int, tuple[int, int] |
         number = 0
         async for _, preview in desk.progress(job):
             if preview is not None:
-                data = await run_in_threadpool(_encoded, preview, shape)
+                data = await run_in_threadpool(_encoded, preview.resize(job.picture.size, Image.Resampling.BICUBIC), shape)
                 told = {"partial_image_index": number, "b64_json": data, "created_at": int(time.time()), **facts}
                 yield _event("image_edit.partial_image", told)
                 number += 1

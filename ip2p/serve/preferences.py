@@ -91,7 +91,7 @@ def _pair(history: History, first: EditRow, second: EditRow, label: float, origi
     """A pair; `label_0` is 1 if the first is better, 0.5 if neither is."""
 
     def picture(name: str | None) -> bytes | None:
-        return history.picture_path(name).read_bytes() if name else None
+        return history.picture_path(name).read_bytes() if name and history.picture_path(name).exists() else None
 
     row: dict[str, Any] = {"jpg_0": picture(first.picture), "jpg_1": picture(second.picture), "label_0": label, "label_1": 1 - label}
     row |= {"caption": first.instruction, "source": picture(first.source), "mask": picture(first.mask), "origin": origin}

@@ -57,6 +57,7 @@ def running(params, root, *, keys=()):
     app = make_app(params, keys=keys, work=root / "versions")
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
+    listener.listen()
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=20))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

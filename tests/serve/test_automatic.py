@@ -1,6 +1,7 @@
 """The unmodified `webuiapi` client against the server."""
 
 import base64
+import json
 
 import pytest
 import webuiapi
@@ -56,6 +57,9 @@ def test_the_extensions_path_answers_in_its_form(server):
         ({"init_images": ["!!"]}, 400),
         ({"init_images": [{}]}, 400),
         ({"sampler_name": "Heun"}, 400),
+        ({"sampler_name": ["Euler a"]}, 400),
+        ({"prompt": "\ud800"}, 400),
+        ({"prompt": "a\x00b"}, 400),
         ({"batch_size": 10**400}, 422),
         ({"steps": 1.5}, 422),
         ({"width": 1, "height": 1}, 400),
@@ -65,6 +69,6 @@ def test_the_extensions_path_answers_in_its_form(server):
 )
 def test_what_cannot_be_done_is_told_as_automatic1111_tells_it(server, changes, status):
     body = {"init_images": [base64.b64encode(png()).decode()], "prompt": "x", "steps": 2} | changes
-    told = server.client.post("/sdapi/v1/img2img", json=body)
+    told = server.client.post("/sdapi/v1/img2img", content=json.dumps(body))
     assert told.status_code == status, told.text
     assert set(told.json()) == {"error", "detail", "body", "errors"}

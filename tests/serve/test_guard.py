@@ -20,6 +20,10 @@ def test_a_request_for_another_host_is_refused(server):
     assert server.client.get("/api/v1/status", headers={"Host": "localhost:80"}).status_code == 200
 
 
+def test_a_path_with_control_characters_walks_around_nothing(server):
+    assert server.client.post("/v1/images/edits%0A", files={"image": png()}, **EDIT).status_code == 404
+
+
 def test_writes_from_other_pages_are_refused(server):
     for path in ("/api/v1/edits", "/v1/images/edits", "/sdapi/v1/img2img", "/api/v1/feedback"):
         assert server.client.post(path, headers={"Origin": "https://evil.example"}).status_code == 403
@@ -88,6 +92,7 @@ def test_with_keys_only_who_has_one_is_answered(locked):
     assert httpx.get(f"{locked.url}/metrics").status_code == 401
     assert httpx.get(f"{locked.url}/api/v1/status", headers={"X-API-Key": "wrong"}).status_code == 401
     assert httpx.get(f"{locked.url}/").status_code == 200  # the page asks for the key
+    assert httpx.get(f"{locked.url}/sdapi/v1/options", headers={"Authorization": b"Basic \xc3\xa9"}).status_code == 401
     basic = base64.b64encode(b"anybody:other-key").decode()
     assert httpx.get(f"{locked.url}/sdapi/v1/options", headers={"Authorization": f"Basic {basic}"}).status_code == 200
     # two edits a minute each: the third is refused, another key's is not

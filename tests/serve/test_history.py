@@ -58,9 +58,17 @@ def test_the_oldest_edits_without_a_vote_are_forgotten_with_their_pictures(histo
     gone = history.edit(f"{1:032x}").picture
     for number in (3, 4):
         history.add(row(history, number))
-    assert [int(e.id, 16) for e in history.edits()] == [4, 3, 0]
+    assert [int(e.id, 16) for e in history.edits()] == [4, 3, 2, 0]
     assert not history.picture_path(gone).exists()
     assert history.picture_path(history.edit(f"{0:032x}").source).exists()  # others have the same source
+
+
+def test_however_many_edits_have_votes_new_ones_are_kept(history):
+    for number in range(5):
+        history.add(row(history, number))
+        thumb(history, number, 1)
+    history.add(row(history, 9))
+    assert [int(e.id, 16) for e in history.edits()] == [9, 4, 3, 2, 1, 0]
 
 
 def test_votes_become_preference_pairs_in_the_fields_columns(history, tiny, tmp_path):

@@ -66,6 +66,7 @@ def test_size_and_format_are_as_asked(client):
     ("changes", "field"),
     [
         ({"n": 11}, "n"),
+        ({"n": 0}, "n"),
         ({"size": "1x"}, "size"),
         ({"image": b"<svg xmlns='http://www.w3.org/2000/svg'/>"}, "image"),
         ({"response_format": "url"}, "response_format"),

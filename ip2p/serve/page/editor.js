@@ -3,7 +3,7 @@
 import * as api from "/page/api.js";
 
 const $ = (id) => document.getElementById(id);
-const now = { source: null, edit: null, busy: null, past: null };
+const now = { source: null, edit: null, asking: false, busy: null, past: null };
 const SETTINGS = ["text_guidance", "image_guidance", "steps"];
 const MAX_DRAWN = 2 ** 31;
 
@@ -49,7 +49,11 @@ function takeFirst(files) {
 }
 
 $("file").addEventListener("change", (e) => takeFirst(e.target.files));
-$("drop").addEventListener("keydown", (e) => (e.key === "Enter" || e.key === " ") && $("file").click());
+$("drop").addEventListener("keydown", (e) => {
+  if (e.target !== e.currentTarget || (e.key !== "Enter" && e.key !== " ")) return;
+  e.preventDefault();
+  $("file").click();
+});
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (e) => {
     e.preventDefault();
@@ -75,12 +79,13 @@ function asked(version) {
 async function follow(job) {
   now.busy = job.id;
   $("progress").hidden = false;
-  $("go").disabled = true;
+  $("verdict").hidden = true;
   try {
     for await (const { kind, told } of api.events(job.id)) {
       $("bar").value = told.step / told.steps;
       $("step").textContent = told.state === "queued" ? "waiting" : `${told.step} of ${told.steps}`;
       if (told.preview) {
+        if ($("after").src.startsWith("blob:")) URL.revokeObjectURL($("after").src);
         $("after").src = `data:image/png;base64,${told.preview}`;
         $("after").hidden = false;
         $("frame").classList.add("whole");
@@ -93,29 +98,41 @@ async function follow(job) {
   } finally {
     now.busy = null;
     $("progress").hidden = true;
-    $("go").disabled = false;
   }
 }
 
 async function edit() {
   if (!now.source) return say("Choose a picture first.");
   if (!$("instruction").value.trim()) return say("Say what should change.");
+  if (now.asking) return null;
+  now.asking = true;
+  $("go").disabled = true;
+  try {
+    return await editNow(now.source);
+  } finally {
+    now.asking = false;
+    $("go").disabled = false;
+  }
+}
+
+async function editNow(source) {
   if (!$("fixed").checked || $("seed").value === "") $("seed").value = Math.floor(Math.random() * MAX_DRAWN);
   const wanted = $("version").value;
   const before = now.edit;
   $("verdict").hidden = $("choice").hidden = true;
   const done = await trying(async () => follow(await api.ask(asked(wanted))));
+  if (now.source !== source) return remember(); // another picture was chosen meanwhile
   if (!done) {
     $("after").hidden = $("wipe").hidden = true;
     $("frame").classList.remove("whole");
     return;
   }
-  await present(done);
+  await trying(() => present(done));
   const champion = $("version").dataset.champion;
   if ($("beside").checked && wanted && wanted !== champion) {
     const other = await trying(async () => follow(await api.ask(asked(champion))));
     if (other) await compare(done, other);
-    await present(done, false);
+    await trying(() => present(done, false));
   } else if (before && before.instruction === done.instruction && now.past === before.id) {
     await compare(done, before);
   }
@@ -143,7 +160,7 @@ async function present(told, fresh = true) {
 
 $("form").addEventListener("submit", (e) => {
   e.preventDefault();
-  if (!now.busy) edit();
+  edit();
 });
 $("instruction").addEventListener("keydown", (e) => {
   if (e.key === "Enter" && !e.shiftKey) {
@@ -201,6 +218,7 @@ async function remember() {
       const text = document.createElement("span");
       text.textContent = e.instruction;
       image.alt = "";
+      image.addEventListener("load", () => URL.revokeObjectURL(image.src));
       api.picture(e.id).then((blob) => show(image, blob), () => {});
       button.type = "button";
       button.title = e.instruction;
@@ -248,7 +266,7 @@ function offer(groups) {
         button.title = instruction;
         button.addEventListener("click", () => {
           $("instruction").value = instruction;
-          if (now.source && !now.busy) edit();
+          if (now.source) edit();
         });
         line.append(button);
       }
@@ -267,7 +285,7 @@ async function begin() {
   }
   $("served").textContent = `${told.model}, version ${told.version}`;
   for (const name of SETTINGS) set(name, told.defaults[name]);
-  const { versions } = await api.versions();
+  const { versions } = (await trying(api.versions)) ?? { versions: [] };
   $("version").dataset.champion = told.version;
   $("version").replaceChildren(
     ...versions.map((v) => new Option(v.aliases.length ? `${v.version} (${v.aliases.join(", ")})` : v.version, v.version)),
@@ -280,7 +298,9 @@ async function begin() {
 api.onKeyWanted(
   () =>
     new Promise((resolve) => {
-      $("ask-key").addEventListener("close", () => resolve($("key").value || null), { once: true });
+      $("key").value = "";
+      $("ask-key").returnValue = "";
+      $("ask-key").addEventListener("close", () => resolve($("ask-key").returnValue === "given" ? $("key").value || null : null), { once: true });
       $("ask-key").showModal();
     }),
 );
