@@ -43,7 +43,7 @@ def test_a_client_that_goes_away_takes_its_edit_along(server):
     import httpx
 
     with pytest.raises(httpx.ReadTimeout):
-        data = {"prompt": "x", "num_inference_steps": "100"}
+        data = {"prompt": "x", "num_inference_steps": "100", "n": "4"}
         httpx.post(f"{server.url}/v1/images/edits", files={"image": png((256, 256))}, data=data, timeout=0.5)
     deadline = time.monotonic() + 5
     while server.desk.engine.load != (0, 0):
