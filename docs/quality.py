@@ -13,7 +13,7 @@ from typing import Any
 
 from ip2p.model import ablate, evaluate
 from ip2p.params import Params, load_params
-from ip2p.stages import DATASET, EDITOR, PAIRS, TRIPLETS, WORK
+from ip2p.stages import DATASET, EDITOR, PAIRS, REPORTS, TRIPLETS, WORK
 from ip2p.store import read_json, write_bytes
 from ip2p.world.report import SECOND
 
@@ -67,7 +67,7 @@ def markdown(params: Params, report: dict[str, Any], ablation: dict[str, Any]) -
     section, training = params.evaluate, params.train
     systems = {"the editor": report["headline"], **{f"{n} (baseline)": p for n, p in report["baselines"].items()}}
     systems["the truth, as rendered"] = report["truth"]
-    sdedit = report["baselines"]["sdedit"]
+    sdedit, kept = report["baselines"]["sdedit"], read_json(REPORTS / "filter.json")
     return f"""Written by `python docs/quality.py` after `make run`. {report["count"]} held-out edits, seeds fixed; the editor has seen
 {ablation["pairs"]["filtered"]} pairs in {training.steps} steps of {training.batch}. An edit is *done* if where it belongs the picture
 is nearer the truth than the source; the rest *stayed* if its structure did; *success* is both, read in pixels by a checker whose
@@ -95,10 +95,13 @@ Best (first row), median and worst edits, each with its source at the left:
 ![best, median and worst edits](img/extremes.png)
 
 ## Fig. 8: both similarities over the scales
+{figure_8(report)}
+
 ![CLIP image similarity against direction similarity](img/curve.png)
 
 ## Fig. 10: what the data are worth
 The same training on the filtered pairs, on as many drawn from all that were made, on a tenth of the triplets, and on the truth.
+The filter kept {kept["kept"]:,} of the {kept["seen"]:,} pairs: the first two are much the same pairs.
 
 | data | pairs | {" | ".join(n.replace("_", " ") for n in MEASURES)} |
 {"|---" * (len(MEASURES) + 2)}|
@@ -106,6 +109,21 @@ The same training on the filtered pairs, on as many drawn from all that were mad
 
 ![the same curves for editors trained on other data](img/ablation.png)
 """
+
+
+def figure_8(report: dict[str, Any]) -> str:
+    """Whether the editor's curve lies above SDEdit's where both have been measured, in words."""
+    curve = sorted((p["direction_similarity"], p["image_similarity"]) for p in report["points"] if p["system"] == "sdedit")
+    ours = report["headline"]
+    direction, image = ours["direction_similarity"], ours["image_similarity"]
+    least, held = min(curve)
+    told = f"At its scales the editor holds an image similarity of {image:.3f} at a direction similarity of {direction:.3f}"
+    if direction <= least:
+        place = "below" if image < held else "above"
+        return f"{told}; SDEdit's weakest edit holds {held:.3f} at {least:.3f}. The editor's curve lies {place} SDEdit's."
+    nearest = min(curve, key=lambda p: abs(p[0] - direction))
+    place = "below" if image < nearest[1] else "above"
+    return f"{told}, SDEdit {nearest[1]:.3f} at {nearest[0]:.3f}. The editor's curve lies {place} SDEdit's there."
 
 
 def rows(systems: dict[str, dict[str, Any]]) -> str:
