@@ -17,7 +17,8 @@ import pyarrow as pa
 from ip2p.dataset.filter import split_of
 from ip2p.errors import ParamsError
 from ip2p.model import train
-from ip2p.model.evaluate import editor_curve, open_bench, open_editor
+from ip2p.model.edit import open_editor
+from ip2p.model.evaluate import editor_curve, open_bench
 from ip2p.model.folder import RECORD
 from ip2p.model.heldout import HeldOut, held_out
 from ip2p.model.measure import Point, judged_by, paired
@@ -63,7 +64,7 @@ def run(
             out_of = trained
         else:
             train.run(told, dataset=folder / "dataset", marker=folder / "validated.json", out=out_of, work=folder / "train")
-        editor = open_editor(params, out_of)
+        editor = open_editor(out_of, params.models)
         held = held or held_out(params, triplets=triplets, dataset=dataset, size=editor.image_size)
         curves[name] = (count, editor_curve(bench, editor, digest(out_of), held, system=name))
         progress(number + 1, len(variants))

@@ -21,7 +21,8 @@ from ip2p.diffusion import Diffusion, decode_latents, encode_images, encode_text
 from ip2p.errors import DataError
 from ip2p.model.guidance import EditOptions, EditRequest, Guide, guided_predictor
 from ip2p.model.unet import require_editor
-from ip2p.models import load_diffusion
+from ip2p.models import load_diffusion, resolve_device, resolve_dtype
+from ip2p.params import ModelsParams
 from ip2p.pictures import from_pillow, on_white, to_pillow
 from ip2p.sampler import draw_noise, make_schedule, sample
 
@@ -35,6 +36,12 @@ def load_editor(folder: Path | str, *, device: torch.device, dtype: torch.dtype 
     editor = load_diffusion(name, device=device, dtype=dtype, subject="editor", compiled=compiled)
     require_editor(editor.unet, editor.latent_channels, f"editor: {name}")
     return editor
+
+
+def open_editor(folder: Path, models: ModelsParams) -> Diffusion:
+    """Load a trained editor as the parameters say: device, arithmetic, compiled or not."""
+    device = resolve_device(models.device)
+    return load_editor(folder, device=device, dtype=resolve_dtype(models.dtype, device), compiled=models.compile)
 
 
 @dataclass

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ip2p.dataset.judge import Judge, Question, summary
 from ip2p.diffusion import Diffusion
-from ip2p.model.edit import edit_batch, load_editor
+from ip2p.model.edit import edit_batch, open_editor
 from ip2p.model.guidance import EditRequest, edit_options
 from ip2p.model.heldout import HeldOut, held_out, of_benchmark
 from ip2p.model.measure import Edit, Meter, Point, judged_by, load_dino, measure, paired
@@ -77,7 +77,7 @@ def run(
     """Evaluate the editor folder; writes `report.json`, curves and grids to `out`."""
     began = time.monotonic()
     section = params.evaluate
-    model, bench = open_editor(params, editor), open_bench(params, work)
+    model, bench = open_editor(editor, params.models), open_bench(params, work)
     held = held_out(params, triplets=triplets, dataset=dataset, size=model.image_size)
     identity = digest(editor)
     points = _points(bench, model, identity, held, progress)
@@ -111,11 +111,6 @@ def run(
             tracked.file(out / name)
     count = len(held.edits)
     return StageReport(stage="evaluate", seen=count, kept=count, seconds=time.monotonic() - began, extra=dict(headline.means()))
-
-
-def open_editor(params: Params, folder: Path) -> Diffusion:
-    """Load an editor as the parameters say."""
-    return load_editor(folder, device=resolve_device(params.models.device), dtype=_dtype(params), compiled=params.models.compile)
 
 
 def open_bench(params: Params, work: Path) -> Bench:
@@ -154,7 +149,7 @@ def _points(bench: Bench, model: Diffusion, identity: str, held: HeldOut, progre
         progress(len(points) - 1 - held.known, total)
     if section.previous:
         setting = _scales(section)
-        before = open_editor(bench.params, Path(section.previous))
+        before = open_editor(Path(section.previous), bench.params.models)
         edit = partial(_edited, bench, before, held, setting)
         points.append(bench.point("previous", setting, held, edit, digest(Path(section.previous))))
         progress(total, total)

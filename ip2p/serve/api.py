@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator
@@ -16,9 +15,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
 from ip2p.errors import DataError
+from ip2p.pictures import open_picture
 from ip2p.serve import metrics
-from ip2p.serve.desk import MAX_INSTRUCTION, MAX_SCALE, Ask, Desk, parameters_of, voter_of
-from ip2p.serve.forms import form_of, number_of, text_of, upload_of, whole_of
+from ip2p.serve.desk import MAX_INSTRUCTION, MAX_SCALE, Ask, Desk, parameters_of, server_event, voter_of
+from ip2p.serve.forms import FILE, form_of, form_schema, number_of, text_of, upload_of, whole_of
 from ip2p.serve.history import REASONS, EditRow
 from ip2p.serve.intake import RefusedError, read_upload, to_png
 from ip2p.serve.jobs import Job
@@ -36,27 +36,19 @@ _ONE_CLICK = (
     ("Style", ("make it a watercolour", "make it a pencil sketch", "make it a mosaic", "make it pixel art")),
 )
 _SCALE = {"type": "number", "minimum": 0, "maximum": MAX_SCALE}
-_FORM = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["image", "instruction"],
-                "properties": {
-                    "image": {"type": "string", "format": "binary"},
-                    "mask": {"type": "string", "format": "binary", "description": "white where to edit"},
-                    "instruction": {"type": "string", "minLength": 1, "maxLength": MAX_INSTRUCTION},
-                    "text_guidance": _SCALE,
-                    "image_guidance": _SCALE,
-                    "steps": {"type": "integer", "minimum": 2},
-                    "seed": {"type": "integer", "minimum": 0},
-                    "version": {"type": "string"},
-                },
-            }
-        }
+_FORM = form_schema(
+    required=["image", "instruction"],
+    properties={
+        "image": FILE,
+        "mask": FILE | {"description": "white where to edit"},
+        "instruction": {"type": "string", "minLength": 1, "maxLength": MAX_INSTRUCTION},
+        "text_guidance": _SCALE,
+        "image_guidance": _SCALE,
+        "steps": {"type": "integer", "minimum": 2},
+        "seed": {"type": "integer", "minimum": 0},
+        "version": {"type": "string"},
     },
-}
+)
 
 
 class Thumb(BaseModel):
@@ -161,7 +153,7 @@ async def versions(request: Request) -> dict[str, Any]:
     return {"versions": [{"version": n, "aliases": list(a)} for n, a in known.items()]}
 
 
-@router.post("/edits", status_code=202, openapi_extra={"requestBody": _FORM}, response_model=None)
+@router.post("/edits", status_code=202, openapi_extra=_FORM, response_model=None)
 async def ask(request: Request) -> Response:
     """Ask for an edit; `GET /edits/ID/events` tells how far it is."""
     desk: Desk = request.app.state.desk
@@ -222,7 +214,7 @@ async def events(request: Request, id: Id) -> Response:
     """Progress as server-sent events: `progress` (with previews), then `done`, `cancelled` or `failed`."""
     job: Job | None = request.app.state.board.job(id)
     if job is None:
-        return Response(_event("done", _row(await _known(request, id))), media_type="text/event-stream")
+        return Response(server_event("done", _row(await _known(request, id))), media_type="text/event-stream")
     return StreamingResponse(_events(request.app.state.desk, request.app.state.board, job), media_type="text/event-stream")
 
 
@@ -282,8 +274,6 @@ def _row(row: EditRow) -> dict[str, Any]:
 
 
 def _with_parameters(png: bytes, parameters: str) -> bytes:
-    from ip2p.pictures import open_picture
-
     return to_png(open_picture(png, where="picture", alpha=True), parameters)
 
 
@@ -292,10 +282,6 @@ async def _events(desk: Desk, board: Board, job: Job) -> AsyncIterator[str]:
         told = _told(job)
         if preview is not None:
             told["preview"] = base64.b64encode(await run_in_threadpool(to_png, preview)).decode()
-        yield _event("progress", told)
+        yield server_event("progress", told)
     await board.stored(job)
-    yield _event(job.state, _told(job))
-
-
-def _event(kind: str, told: dict[str, Any]) -> str:
-    return f"event: {kind}\ndata: {json.dumps(told)}\n\n"
+    yield server_event(job.state, _told(job))

@@ -17,9 +17,8 @@ import torch
 from PIL import Image
 
 from ip2p.errors import ModelError
-from ip2p.model.edit import edit_pictures, load_editor
+from ip2p.model.edit import edit_pictures, open_editor
 from ip2p.model.guidance import EditOptions, EditRequest, edit_options
-from ip2p.models import resolve_device, resolve_dtype
 from ip2p.params import Params
 from ip2p.release.registry import champion_number, fetch_version, version_numbers
 from ip2p.serve import metrics
@@ -118,14 +117,13 @@ class Champion:
             self._stop.wait(self._params.serve.poll_seconds)
 
     def _load(self, number: str) -> Served:
-        section, models = self._params.evaluate, self._params.models
+        section = self._params.evaluate
         folder = Path(self._params.serve.editor or "")
         told: Callable[[str, Any], Any] = _identity
         if self._params.serve.editor is None:
             version = fetch_version(self._params, number, self._work)
             folder, told = version.folder, version.defaults.get
-        device = resolve_device(models.device)
-        editor = load_editor(folder, device=device, dtype=resolve_dtype(models.dtype, device), compiled=models.compile)
+        editor = open_editor(folder, self._params.models)
         usual = edit_options(section)
         interval = (told("guidance_from", usual.interval[0]), told("guidance_until", usual.interval[1]))
         defaults = EditOptions(told("steps", usual.steps), told("solver", usual.solver), interval, told("guidance_every", usual.every))

@@ -8,10 +8,11 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
@@ -171,6 +172,11 @@ def parameters_of(row: EditRow, name: str) -> str:
     """What makes an edit again, as JSON: kept in its PNG."""
     told = ("instruction", "text_guidance", "image_guidance", "steps", "solver", "seed", "version")
     return json.dumps({"model": name, **{n: getattr(row, n) for n in told}}, ensure_ascii=False)
+
+
+def server_event(kind: str, told: Mapping[str, Any]) -> str:
+    """A server-sent event."""
+    return f"event: {kind}\ndata: {json.dumps(told)}\n\n"
 
 
 def voter_of(key: str | None, address: str) -> str:

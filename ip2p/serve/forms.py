@@ -17,6 +17,15 @@ from ip2p.serve.intake import RefusedError
 _FILES, _FIELDS, _PART = 4, 48, 256 * 1024
 
 
+FILE = {"type": "string", "format": "binary"}
+
+
+def form_schema(*, required: list[str], properties: dict[str, Any]) -> dict[str, Any]:
+    """How the OpenAPI document describes a multipart form."""
+    schema = {"type": "object", "required": required, "properties": properties}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
 @asynccontextmanager
 async def form_of(request: Request) -> AsyncIterator[FormData]:
     """The request's form. Raises `RefusedError` if it is none, or has too many or too large parts."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -20,43 +19,34 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from ip2p.serve.desk import Ask, Desk, parameters_of
-from ip2p.serve.forms import form_of, number_of, text_of, upload_of, whole_of
+from ip2p.serve.desk import Ask, Desk, parameters_of, server_event
+from ip2p.serve.forms import FILE, form_of, form_schema, number_of, text_of, upload_of, whole_of
 from ip2p.serve.intake import RefusedError, read_upload, to_png
 from ip2p.serve.jobs import Job
 
 router = APIRouter(tags=["openai"])
 _FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 _USAGE = {"total_tokens": 0, "input_tokens": 0, "output_tokens": 0, "input_tokens_details": {"text_tokens": 0, "image_tokens": 0}}
-_FILE = {"type": "string", "format": "binary"}
-_FORM = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["image", "prompt"],
-                "properties": {
-                    "image": _FILE,
-                    "mask": _FILE | {"description": "PNG of the picture's size; transparent: edit here"},
-                    "prompt": {"type": "string", "minLength": 1, "maxLength": 32000},
-                    "model": {"type": "string"},
-                    "n": {"type": "integer", "minimum": 1, "maximum": 10},
-                    "size": {"type": "string"},
-                    "response_format": {"type": "string", "enum": ["b64_json"]},
-                    "output_format": {"type": "string", "enum": list(_FORMATS)},
-                    "output_compression": {"type": "integer", "minimum": 0, "maximum": 100},
-                    "stream": {"type": "boolean"},
-                    "partial_images": {"type": "integer", "minimum": 0, "maximum": 3},
-                    "seed": {"type": "integer"},
-                    "num_inference_steps": {"type": "integer"},
-                    "guidance_scale": {"type": "number"},
-                    "image_guidance_scale": {"type": "number"},
-                },
-            }
-        }
+_FORM = form_schema(
+    required=["image", "prompt"],
+    properties={
+        "image": FILE,
+        "mask": FILE | {"description": "PNG of the picture's size; transparent: edit here"},
+        "prompt": {"type": "string", "minLength": 1, "maxLength": 32000},
+        "model": {"type": "string"},
+        "n": {"type": "integer", "minimum": 1, "maximum": 10},
+        "size": {"type": "string"},
+        "response_format": {"type": "string", "enum": ["b64_json"]},
+        "output_format": {"type": "string", "enum": list(_FORMATS)},
+        "output_compression": {"type": "integer", "minimum": 0, "maximum": 100},
+        "stream": {"type": "boolean"},
+        "partial_images": {"type": "integer", "minimum": 0, "maximum": 3},
+        "seed": {"type": "integer"},
+        "num_inference_steps": {"type": "integer"},
+        "guidance_scale": {"type": "number"},
+        "image_guidance_scale": {"type": "number"},
     },
-}
+)
 
 
 def error_body(error: RefusedError) -> dict[str, Any]:
@@ -76,7 +66,7 @@ async def models(request: Request) -> dict[str, Any]:
     return {"object": "list", "data": [{"id": i, "object": "model", "created": 0, "owned_by": "ip2p"} for i in ids]}
 
 
-@router.post("/v1/images/edits", openapi_extra={"requestBody": _FORM}, response_model=None)
+@router.post("/v1/images/edits", openapi_extra=_FORM, response_model=None)
 async def edits(request: Request) -> Response:
     """Edit a picture by its prompt."""
     desk: Desk = request.app.state.desk
@@ -198,4 +188,4 @@ async def _events(desk: Desk, job: Job, shape: tuple[str, int, tuple[int, int] |
 
 
 def _event(kind: str, told: dict[str, Any]) -> str:
-    return f"event: {kind}\ndata: {json.dumps({'type': kind, **told})}\n\n"
+    return server_event(kind, {"type": kind, **told})

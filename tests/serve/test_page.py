@@ -80,7 +80,9 @@ def test_a_picture_is_edited_judged_and_compared(page, server):
 
 
 def test_the_keyboard_is_enough(page):
+    page.bring_to_front()  # without the window's focus keys go nowhere
     page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "drop"
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Enter")
     chooser.value.set_files({"name": "x.png", "mimeType": "image/png", "buffer": png()})
