@@ -1,8 +1,10 @@
 """The page in a real browser (Debian's Chromium), which may talk to this machine alone and must not complain of anything."""
 
+import re
 import shutil
 
 import pytest
+from playwright.sync_api import expect, sync_playwright
 
 from tests.serve.conftest import png
 
@@ -20,8 +22,6 @@ FLAGS = [
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
@@ -55,16 +55,16 @@ def test_a_picture_is_edited_judged_and_compared(page, server):
     give(page)
     page.get_by_role("button", name="winter").click()  # one click edits
     edited(page)
-    assert page.get_by_test_id("instruction").input_value() == "make it winter"
-    drawn = page.get_by_test_id("seed").input_value
+    expect(page.get_by_test_id("instruction")).to_have_value("make it winter")
     page.get_by_role("group").get_by_text("Settings").click()
-    assert drawn().isdecimal()  # the drawn seed is written back
+    seed = page.get_by_test_id("seed")
+    expect(seed).to_have_value(re.compile(r"\d+"))  # the drawn seed is written back
     page.get_by_test_id("down").click()
     page.get_by_test_id("reason").select_option("preservation")
-    first = drawn()
+    first = seed.input_value()
     page.get_by_test_id("go").click()  # the same again gives another to choose from
     page.get_by_test_id("choice").wait_for(timeout=60_000)
-    assert drawn() != first
+    expect(seed).not_to_have_value(first)
     page.get_by_test_id("first").click()
     page.get_by_test_id("choice").wait_for(state="hidden")
     votes = sorted((v.kind, v.value, v.reason) for v in server.desk.history.votes()[-2:])
@@ -82,7 +82,7 @@ def test_a_picture_is_edited_judged_and_compared(page, server):
 def test_the_keyboard_is_enough(page):
     page.bring_to_front()  # without the window's focus keys go nowhere
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.id") == "drop"
+    expect(page.locator("#drop")).to_be_focused()
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Enter")
     chooser.value.set_files({"name": "x.png", "mimeType": "image/png", "buffer": png()})
@@ -95,7 +95,7 @@ def test_the_keyboard_is_enough(page):
             break
     page.keyboard.press("Enter")
     page.get_by_test_id("reason").wait_for()
-    assert page.get_by_test_id("up").get_attribute("aria-pressed") == "true"
+    expect(page.get_by_test_id("up")).to_have_attribute("aria-pressed", "true")
 
 
 def test_an_edit_can_be_stopped(page):
@@ -111,10 +111,23 @@ def test_an_edit_can_be_stopped(page):
 
 def test_what_goes_wrong_is_said(page):
     page.get_by_test_id("go").click()
-    assert page.get_by_test_id("message").text_content() == "Choose a picture first."
+    expect(page.get_by_test_id("message")).to_have_text("Choose a picture first.")
     give(page)
     page.get_by_test_id("go").click()
-    assert page.get_by_test_id("message").text_content() == "Say what should change."
+    expect(page.get_by_test_id("message")).to_have_text("Say what should change.")
+
+
+def test_reading_in_the_background_takes_no_message_away(page, server):
+    server.edit(instruction="make it winter")
+    held = []
+    page.route("**/versions", lambda route: held.append(route))
+    with page.expect_request("**/versions"):
+        page.reload()
+    page.get_by_test_id("go").click()  # while the page still reads
+    expect(page.get_by_test_id("message")).to_have_text("Choose a picture first.")
+    held[0].continue_()
+    page.get_by_test_id("history").get_by_text("make it winter").first.wait_for()
+    expect(page.get_by_test_id("message")).to_have_text("Choose a picture first.")
 
 
 def test_a_stored_script_is_text(page, server):

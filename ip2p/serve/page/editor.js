@@ -17,8 +17,8 @@ function show(image, blob) {
   image.hidden = false;
 }
 
+// What goes wrong is said, and stays until the next thing a person does; reading in the background never takes it away.
 async function trying(work) {
-  say();
   try {
     return await work();
   } catch (error) {
@@ -106,6 +106,7 @@ async function edit() {
   if (!$("instruction").value.trim()) return say("Say what should change.");
   if (now.asking) return null;
   now.asking = true;
+  say();
   $("go").disabled = true;
   try {
     return await editNow(now.source);
@@ -175,6 +176,7 @@ $("cancel").addEventListener("click", () => now.busy && trying(() => api.cancel(
 function thumb(id, value) {
   $(id).addEventListener("click", async () => {
     const told = { kind: "thumb", edit: now.edit.id, value };
+    say();
     if (await trying(() => api.vote(told))) {
       $("up").setAttribute("aria-pressed", String(value === 1));
       $("down").setAttribute("aria-pressed", String(value === -1));
@@ -198,6 +200,7 @@ async function compare(first, second) {
   $("first").querySelector("span").textContent = first.version === second.version ? "This one" : `Version ${first.version}`;
   $("choice").hidden = false;
   const choose = (value) => async () => {
+    say();
     if (await trying(() => api.vote({ kind: "pair", edit: first.id, other: second.id, value }))) $("choice").hidden = true;
   };
   $("first").onclick = choose(1);
@@ -275,9 +278,10 @@ function offer(groups) {
   );
 }
 
-async function begin() {
+async function begin(again = false) {
   const told = await trying(api.status);
-  if (!told) return setTimeout(begin, 3000);
+  if (!told) return setTimeout(begin, 3000, true);
+  if (again) say();
   offer(told.one_click);
   if (!told.ready) {
     $("served").textContent = "No editor is loaded yet";
