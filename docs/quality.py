@@ -14,8 +14,8 @@ from typing import Any
 from ip2p.model import ablate, evaluate
 from ip2p.params import Params, load_params
 from ip2p.stages import DATASET, EDITOR, PAIRS, REPORTS, TRIPLETS, WORK
-from ip2p.store import read_json, write_bytes
-from ip2p.world.report import SECOND
+from ip2p.store import read_json
+from ip2p.world.report import QUALITY, write_part
 
 PAGE, IMAGES, OUT = Path("docs/world.md"), Path("docs/img"), Path("reports/quality")
 COUNT = 264
@@ -47,9 +47,7 @@ def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     for source, target in (("evaluation/curve", "curve"), ("evaluation/extremes", "extremes"), ("ablation/curve", "ablation")):
         shutil.copyfile(OUT / f"{source}.png", IMAGES / f"{target}.png")
-    first = PAGE.read_text(encoding="utf-8").split(SECOND)[0]
-    page = markdown(params, read_json(OUT / "evaluation/report.json"), read_json(OUT / "ablation/report.json"))
-    write_bytes(PAGE, f"{first.rstrip()}\n\n{SECOND}\n{page}".encode())
+    write_part(PAGE, QUALITY, markdown(params, read_json(OUT / "evaluation/report.json"), read_json(OUT / "ablation/report.json")))
 
 
 def told(params: Params, **changes: Any) -> Params:

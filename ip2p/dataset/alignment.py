@@ -46,6 +46,15 @@ def align(before_BCHW: Tensor, after_BCHW: Tensor) -> Alignment:
     )
 
 
+@torch.no_grad()
+def layout_kept(before_BCHW: Tensor, after_BCHW: Tensor) -> Tensor:
+    """How much of the layout two images of each pair `B` share: correlation of their edges where they lie, 1 for a copy."""
+    a, b = (_edges(F.interpolate(x.float(), size=(_SIDE, _SIDE), mode="area")) for x in (before_BCHW, after_BCHW))
+    a, b = (x - x.mean((1, 2), keepdim=True) for x in (a, b))
+    norms = a.square().sum((1, 2)).sqrt() * b.square().sum((1, 2)).sqrt()
+    return (a * b).sum((1, 2)) / norms.clamp(min=1e-8)
+
+
 def _edges(images_BCHW: Tensor) -> Tensor:
     """Strength of edges `BHW` under a window that fades to the borders."""
     grey = images_BCHW.mean(1)

@@ -1,4 +1,4 @@
-"""The two plots of an evaluation: similarity curves (paper Fig. 8) and success by edit type."""
+"""Plots: similarity curves (paper Fig. 8) and success by edit type of an evaluation; measures over a parameter."""
 
 from __future__ import annotations
 
@@ -50,20 +50,35 @@ def plot_types(by_type: dict[str, dict[str, float]]) -> bytes:
     return _png(figure)
 
 
+def plot_shares(panels: dict[str, dict[str, list[tuple[float, float, float, float]]]], *, x: str) -> bytes:
+    """A panel a measure, a line a method, of points (x, mean, low, high); PNG bytes."""
+    figure, axes = _axes(2.9 * len(panels), 3.0, panels=len(panels))
+    for ax, (title, lines) in zip(axes, panels.items(), strict=True):
+        for (name, points), colour in zip(lines.items(), _SPARE, strict=False):
+            xs, ys, lows, highs = zip(*points, strict=True)
+            ax.plot(xs, ys, "o-", color=colour, label=name, linewidth=1.6, markersize=4)
+            ax.fill_between(xs, lows, highs, color=colour, alpha=0.1, linewidth=0)
+        ax.set_title(title, fontsize=9)
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.supxlabel(x, fontsize=9)
+    return _png(figure)
+
+
 def _span(point: dict[str, Any], name: str) -> tuple[float, float]:
     low, high = point["intervals"][name]
     return max(0.0, point[name] - low), max(0.0, high - point[name])
 
 
-def _axes(width: float, height: float) -> tuple[Any, Any]:
+def _axes(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    axes = figure.subplots(1, panels)
+    for ax in [axes] if panels == 1 else axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.25)
     return figure, axes
 
 

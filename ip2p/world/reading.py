@@ -2,11 +2,15 @@
 
 For each scene the caption is written once for every value of the attribute; a reading is right if the true value's caption
 is nearest. Thing attributes are read of the leftmost group; colour and season only in styles that have colour.
+
+Whether an edit was made of a sampled pair, whose true picture nobody knows, is read alike: of the scene with every value that
+the edit could have given, the source must prefer its own and the edited picture the one asked for.
 """
 
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +18,8 @@ from torch import Tensor
 
 from ip2p.clip import image_features, text_features
 from ip2p.models import Clip
-from ip2p.world.language import write_caption
+from ip2p.world.edits import Edit, InapplicableEditError, apply_edit
+from ip2p.world.language import read_caption, read_instruction, write_caption
 from ip2p.world.scenes import COLOURLESS_STYLES, COLOURS, GLOBAL_VALUES, KINDS, MAX_COUNT, PLACES, Scene, Thing, ordered
 
 _SHOWN_BY_COLOUR = ("colour", "season")  # as edits of them are not asked of a style without colour (ip2p/world/edits.py)
@@ -48,6 +53,38 @@ def retrieval(clip: Clip, images_BCHW: Tensor, captions: list[str]) -> float:
     """Share of pictures whose own caption is the nearest of all."""
     scores = image_features(clip, images_BCHW) @ text_features(clip, captions).T
     return (scores.argmax(1) == torch.arange(len(captions), device=scores.device)).float().mean().item()
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What an edit could have made of a scene: captions' unit features `choices_CD`, and which are the source's and the edit's."""
+
+    choices_CD: Tensor
+    source: int
+    target: int
+
+    def made(self, before_D: Tensor, after_D: Tensor) -> bool:
+        """Whether the picture before shows the source and the picture after the edit, each by its unit features."""
+        return int((self.choices_CD @ before_D).argmax()) == self.source and int((self.choices_CD @ after_D).argmax()) == self.target
+
+
+def read_choices(clip: Clip, caption: str, instruction: str) -> Choices:
+    """The choices that a triplet of the world leaves. Adding and removing leave two: with the thing, and without."""
+    scene, edit = read_caption(caption), read_instruction(instruction)
+    target = apply_edit(scene, edit)
+    scenes = list(dict.fromkeys([scene, target, *_alternatives(scene, edit)]))
+    return Choices(text_features(clip, [write_caption(s, random.Random(0)) for s in scenes]), 0, 1)
+
+
+def _alternatives(scene: Scene, edit: Edit) -> list[Scene]:
+    """The scene after each other edit of this type and target."""
+    kinds: dict[str, tuple[str, ...]] = {**GLOBAL_VALUES, "replace": KINDS, "recolour": COLOURS, "move": PLACES}
+    kinds["count"] = tuple(str(n) for n in range(1, MAX_COUNT + 1))
+    found = []
+    for value in kinds.get(edit.type, ()):
+        with suppress(InapplicableEditError):
+            found.append(apply_edit(scene, replace(edit, value=value)))
+    return found
 
 
 def _variants(scene: Scene, attribute: str) -> tuple[list[Scene], int]:

@@ -7,6 +7,7 @@ whose own accuracy stands beside it.
 from __future__ import annotations
 
 import random
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,15 @@ from ip2p.world.scenes import Scene, sample_scene
 _GATES = {"kind": (0.90, 0.80), "colour": (0.90, 0.70), "count": (0.95, 0.60), "place": (0.95, 0.60)}
 _USUAL_GATE = (0.95, 0.90)
 _STEPS, _GUIDANCE, _BATCH = 12, 4.0, 16
-SECOND = "# What an editor learns in it"
-"""Heading of the second part of the page, which docs/quality.py writes."""
+QUALITY = "# What an editor learns in it"
+"""Heading of the part of the page that docs/quality.py writes."""
+P2P = "# What Prompt-to-Prompt adds"
+"""Heading of the part of the page that docs/prompt_to_prompt.py writes."""
+_FIRST = "# The illustrated world: what its models can do"
 
 
 def write_report(path: Path, *, count: int) -> Path:
-    """Measure on `count` held-out scenes and write Markdown to `path`, pictures to `img/` beside it; the page's second part stays."""
+    """Measure on `count` held-out scenes and write Markdown to `path`, pictures to `img/` beside it; the page's other parts stay."""
     device = resolve_device("auto")
     clip, teacher = load_clip("world", device=device), load_diffusion("world", device=device)
     scenes = held_out_scenes(count)
@@ -46,10 +50,17 @@ def write_report(path: Path, *, count: int) -> Path:
         _save_sheet(path.parent / "img" / f"{name}.png", left, right)
     table = {n: _readings(clip, x, scenes) for n, x in (("renders", renders), ("reconstructions", decoded), ("samples", samples))}
     facts = {"retrieval": retrieval(clip, renders, captions), "psnr": psnr(renders, decoded)}
-    before = path.read_text(encoding="utf-8") if path.exists() else ""
-    second = before[before.index(SECOND) :] if SECOND in before else ""
-    write_bytes(path, (_markdown(table, facts, count) + (f"\n{second}" if second else "")).encode())
+    write_part(path, _FIRST, _markdown(table, facts, count))
     return path
+
+
+def write_part(path: Path, heading: str, text: str) -> None:
+    """Write the part of a page under this heading of the first level, in place of what stood there, else at the end."""
+    page = path.read_text(encoding="utf-8") if path.exists() else ""
+    parts = [p.strip() for p in re.split(r"(?m)^(?=# )", page) if p.strip()]
+    new = f"{heading}\n\n{text.strip()}"
+    kept = [new if p.startswith(f"{heading}\n") else p for p in parts]
+    write_bytes(path, ("\n\n".join(kept if new in kept else [*kept, new]) + "\n").encode())
 
 
 def held_out_scenes(count: int) -> list[Scene]:
@@ -105,9 +116,8 @@ def _markdown(table: dict[str, dict[str, Accuracy]], facts: dict[str, float], co
         marks = [_mark(cells[0], read), f"{cells[1]:.3f}", _mark(cells[2], drawn)]
         rows.append(f"| {name} | {chance:.2f} | {marks[0]} | {marks[1]} | {marks[2]} |")
     lines = "\n".join(rows)
-    return f"""# The illustrated world: what its models can do
-
-Written by `ip2p world report --count {count}`; run it to reproduce every figure. {count} scenes that no model was trained on.
+    return f"""Written by `ip2p world report --count {count}`; run it to reproduce every figure. {count} scenes that no model
+was trained on.
 
 - Autoencoder: **{facts["psnr"]:.2f} dB** PSNR (gate 28).
 - CLIP retrieval: a picture's own caption is the nearest of {count} for **{facts["retrieval"]:.1%}**.

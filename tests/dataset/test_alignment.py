@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ip2p.dataset.alignment import _zoomed, align
+from ip2p.dataset.alignment import _zoomed, align, layout_kept
 from ip2p.dataset.world_writer import write_triplets
 from ip2p.world.truth import truth_of
 
@@ -38,3 +38,9 @@ def test_another_picture_is_neither_aligned_nor_unchanged_outside(pictures):
     other = pictures[0].roll(1, 0)
     assert share(align(pictures[0], other).shift > 0.02) > 0.9
     assert align(pictures[0], other).outside.mean() > 2 * align(*pictures).outside.mean()
+
+
+def test_layout_is_kept_by_another_colour_and_not_by_another_picture(pictures):
+    sources, _ = pictures
+    assert (layout_kept(sources, 1 - sources) > 0.99).all()
+    assert (layout_kept(sources, sources.roll(1, 0)) < 0.5).all()
