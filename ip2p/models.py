@@ -64,6 +64,7 @@ def load_diffusion(
     *,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
+    kind: str = "teacher",
     subject: str = "models.teacher",
     compiled: bool = False,
     exact: bool = False,
@@ -78,7 +79,7 @@ def load_diffusion(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    source = model_source(name, kind="teacher", subject=subject)
+    source = model_source(name, kind=kind, subject=subject)
     parts: dict[str, Any] = {}
     weights = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
     for part, load in weights.items():
@@ -190,6 +191,8 @@ def _cast(model: Any, dtype: torch.dtype) -> None:
 
 
 def _part(load: Any, source: str, part: str, subject: str, **options: Any) -> Any:
+    if source == str(EMBEDDED / "editor") and part != "unet":  # shipped as a UNet alone: the rest is the teacher's
+        source = str(EMBEDDED / "teacher")
     if _is_path(source) and not (Path(source) / part).is_dir():
         raise ModelError(f"{subject}: {source} has no `{part}` folder; give a diffusers text-to-image folder")
     try:

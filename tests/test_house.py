@@ -42,7 +42,7 @@ def test_every_stage_has_tests_and_a_flow_of_its_name(stage):
 
 def test_the_embedded_weights_fit_and_are_safetensors():
     files = [p for p in (ROOT / "ip2p" / "world" / "weights").rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in files) <= 40e6
+    assert sum(p.stat().st_size for p in files) <= 64e6
     assert {p.suffix for p in files} <= {".safetensors", ".json", ".txt", ".md"}
 
 

@@ -31,14 +31,14 @@ _FEATHER = 1 / 64
 
 
 def load_editor(folder: Path | str, *, device: torch.device, dtype: torch.dtype = torch.float32, compiled: bool = False) -> Diffusion:
-    """Load a trained editor. Raises `ModelError` if the folder is missing or holds no editor."""
+    """Load a trained editor: a folder, or a name (`world`: the embedded one). Raises `ModelError` if it is none or missing."""
     name = folder if isinstance(folder, str) else f"./{folder}" if not folder.is_absolute() else str(folder)
-    editor = load_diffusion(name, device=device, dtype=dtype, subject="editor", compiled=compiled)
+    editor = load_diffusion(name, device=device, dtype=dtype, kind="editor", subject="editor", compiled=compiled)
     require_editor(editor.unet, editor.latent_channels, f"editor: {name}")
     return editor
 
 
-def open_editor(folder: Path, models: ModelsParams) -> Diffusion:
+def open_editor(folder: Path | str, models: ModelsParams) -> Diffusion:
     """Load a trained editor as the parameters say: device, arithmetic, compiled or not."""
     device = resolve_device(models.device)
     return load_editor(folder, device=device, dtype=resolve_dtype(models.dtype, device), compiled=models.compile)

@@ -20,6 +20,8 @@ class ServeParams(Section):
     """Names under which the server is reached, besides its address and localhost; a request for another name is refused."""
     editor: str | None = None
     """An editor folder; none: the registry's champion, followed as it changes."""
+    fallback: str | None = "world"
+    """What serves until the registry has a champion: a folder, or `world`, the embedded editor; none: nothing does."""
     poll_seconds: Positive = 5.0
     """How often the registry is asked who is champion."""
     batch: Count = 8

@@ -1,4 +1,7 @@
-"""An editor for other programs: a diffusers folder with its card, one file for AUTOMATIC1111 and its like, or the Hub."""
+"""An editor for other programs: a diffusers folder with its card, one file for AUTOMATIC1111 and its like, or the Hub.
+
+Or for this one: the embedded editor, which edits and serves before anything is trained, is a trained one put into the package.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,32 @@ from pathlib import Path
 
 import torch
 
-from ip2p.errors import ParamsError, UserError
+from ip2p.errors import ModelError, ParamsError, UserError
 from ip2p.model.edit import load_editor
-from ip2p.model.folder import RECORD, model_card
+from ip2p.model.folder import RECORD, model_card, save_editor
+from ip2p.models import EMBEDDED
 from ip2p.release.single_file import save_single_file
-from ip2p.store import digest, read_json, write_bytes
+from ip2p.store import digest, read_json, write_bytes, write_json
 
 
-def export_editor(folder: Path, to: str, output: str | None, *, evaluation: Path | None = None) -> str:
+def export_editor(folder: Path | str, to: str, output: str | None, *, evaluation: Path | None = None) -> str:
     """Write the editor in the form `to`; returns where it is. Nothing that exists is overwritten.
 
     Raises `ParamsError` if `output` is missing or taken, `ModelError` if the folder is no editor's.
     """
+    if to == "embedded":
+        return _embed(Path(folder))
     if output is None:
         raise ParamsError(f"--output: say where to write, such as {'name/repository' if to == 'hub' else 'editor.safetensors'}")
     if to != "hub" and Path(output).exists():
         raise ParamsError(f"--output: {output} exists; give another name")
     editor = load_editor(folder, device=torch.device("cpu"))
+    if folder == "world" and to != "single":  # not a folder of its own
+        if to == "hub":
+            raise ParamsError("world: export it `--to diffusers` first, then that folder `--to hub`")
+        save_editor(editor.unet, editor, Path(output), record=read_json(EMBEDDED / "editor" / RECORD))
+        return output
+    folder = Path(folder)
     if to == "single":
         if Path(output).suffix != ".safetensors":
             raise ParamsError(f"--output: {output} must end with .safetensors")
@@ -38,6 +50,29 @@ def export_editor(folder: Path, to: str, output: str | None, *, evaluation: Path
         staging.rename(output)
         return output
     return _push(folder, output, evaluation)
+
+
+def _embed(folder: Path) -> str:
+    """Put a trained editor's UNet into the package, in fp16, with its record and card; the embedded teacher has the other parts.
+
+    Raises `ModelError` if there is none, or if it is not of the embedded teacher.
+    """
+    from diffusers import UNet2DConditionModel
+
+    if not (folder / RECORD).is_file():
+        raise ModelError(f"{folder}: no trained editor; run `dvc repro train`")
+    record = read_json(folder / RECORD)
+    if record["start"] != "world":
+        raise ModelError(f"{folder}: trained from {record['start']}; the embedded editor needs the embedded teacher's other parts")
+    target = EMBEDDED / "editor"
+    staging = target.with_name(".editor.tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    UNet2DConditionModel.from_pretrained(folder / "unet").half().save_pretrained(staging / "unet", safe_serialization=True)
+    write_json(staging / RECORD, record)
+    _write_card(staging, folder, Path("reports/evaluation/report.json"))
+    shutil.rmtree(target, ignore_errors=True)
+    staging.replace(target)
+    return str(target)
 
 
 def _write_card(target: Path, folder: Path, evaluation: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""Which editor is served: the registry's champion, followed as it changes, or one folder.
+"""Which editor is served: the registry's champion, followed as it changes, until there is one the embedded editor; or one folder.
 
 A new champion is loaded and has made one edit before it takes over; if it cannot, the old one goes on serving. Other versions
 are loaded on request, to be compared, and the latest few are kept.
@@ -25,6 +25,8 @@ from ip2p.serve import metrics
 from ip2p.serve.jobs import Served
 
 log = logging.getLogger("ip2p.serve")
+FOLDER, FALLBACK = "folder", "embedded"
+"""Names of the versions that no registry has: `serve.editor` and `serve.fallback`."""
 _KEPT = 2
 """Versions kept loaded beside the champion."""
 
@@ -48,7 +50,7 @@ class Champion:
 
     @property
     def served(self) -> Served | None:
-        """What is served now; None while there is no champion."""
+        """What is served now; None while there is nothing to serve."""
         return self._served
 
     def start(self) -> None:
@@ -61,9 +63,10 @@ class Champion:
 
     def versions(self) -> dict[str, tuple[str, ...]]:
         """Versions that may be asked for, newest first, with their aliases, as the registry last told them."""
-        if self._params.serve.editor is not None:
-            return {self._served.version: ("champion",)} if self._served else {}
-        return self._listed
+        served = self._served
+        if served is None or served.version in self._listed:
+            return self._listed
+        return {served.version: ("champion",) if served.version == FOLDER else (), **self._listed}
 
     def version(self, number: str) -> Served:
         """A version by its number, loaded if it must be. Raises `ModelError` if it cannot be had, `LoadingError` if it is not the time."""
@@ -91,9 +94,10 @@ class Champion:
 
     def look(self) -> None:
         """Ask the registry once, and take over its champion if it is another one."""
-        number: str | None = "folder"
+        number: str | None = FOLDER
         if self._params.serve.editor is None:
             number, self._listed = champion_number(self._params), version_numbers(self._params)
+            number = number or (FALLBACK if self._params.serve.fallback else None)
         if number is None or (self._served is not None and self._served.version == number) or number == self._refused:
             return
         try:
@@ -118,9 +122,11 @@ class Champion:
 
     def _load(self, number: str) -> Served:
         section = self._params.evaluate
-        folder = Path(self._params.serve.editor or "")
+        folder: Path | str = Path(self._params.serve.editor or "")
         told: Callable[[str, Any], Any] = _identity
-        if self._params.serve.editor is None:
+        if number == FALLBACK:
+            folder = str(self._params.serve.fallback)
+        elif number != FOLDER:
             version = fetch_version(self._params, number, self._work)
             folder, told = version.folder, version.defaults.get
         editor = open_editor(folder, self._params.models)

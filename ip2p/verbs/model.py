@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def _edit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("instruction", help='what to change, such as "make it winter"')
     parser.add_argument("-o", "--output", type=Path, required=True, help="where to write the edited picture")
     parser.add_argument("--mask", type=Path, help="picture of the same size, white where to edit; the rest stays bit for bit")
-    parser.add_argument("--model", default="models/editor", help="editor folder (default: %(default)s)")
+    parser.add_argument("--model", help="editor folder, or `world`, the embedded editor (default: models/editor, else world)")
     parser.add_argument("--text-guidance", type=float, help="how strongly to follow the instruction, s_T (default: params)")
     parser.add_argument("--image-guidance", type=float, help="how strongly to keep the picture, s_I (default: params)")
     parser.add_argument("--steps", type=int, help="sampling steps (default: params)")
@@ -80,7 +81,7 @@ def _edit(options: argparse.Namespace) -> int:
     from ip2p.models import resolve_device, resolve_dtype
 
     device = resolve_device(params.models.device)
-    editor = load_editor(Path(options.model), device=device, dtype=resolve_dtype(params.models.dtype, device))
+    editor = load_editor(_editor_asked(options.model), device=device, dtype=resolve_dtype(params.models.dtype, device))
     s_text = section.text_guidance if options.text_guidance is None else options.text_guidance
     s_image = section.image_guidance if options.image_guidance is None else options.image_guidance
     request = EditRequest(options.instruction, s_text, s_image, options.seed)
@@ -91,12 +92,26 @@ def _edit(options: argparse.Namespace) -> int:
     return 0
 
 
+def _editor_asked(name: str | None) -> Path | str:
+    """The editor that `--model` names; without it the trained one, or the embedded one, which is said."""
+    if name is not None:
+        return name if name == "world" else Path(name)
+    if Path("models/editor").is_dir():
+        return Path("models/editor")
+    print("ip2p: no models/editor here yet, the embedded editor edits (--model world)", file=sys.stderr)
+    return "world"
+
+
 def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=("check", "export"), help="check: look for known faults; export: save it for other programs")
-    parser.add_argument("folder", nargs="?", default="models/editor", help="editor folder or Hub id (default: %(default)s)")
+    what = "editor folder, Hub id, or `world`: the embedded editor (default: %(default)s)"
+    parser.add_argument("folder", nargs="?", default="models/editor", help=what)
     parser.add_argument("--dataset", type=Path, default=Path("data/dataset"), help="pairs to check it on (default: %(default)s)")
-    forms = "diffusers: folder with model card; single: one file with the original key names; hub: push the folder (HF_TOKEN)"
-    parser.add_argument("--to", choices=("diffusers", "single", "hub"), default="single", help=f"{forms} (default: %(default)s)")
+    forms = (
+        "diffusers: folder with model card; single: one file with the original key names; hub: push the folder (HF_TOKEN); "
+        "embedded: ship it with ip2p (default: %(default)s)"
+    )
+    parser.add_argument("--to", choices=("diffusers", "single", "hub", "embedded"), default="single", help=forms)
     parser.add_argument("-o", "--output", help="folder, file or Hub repository to write (export)")
 
 
@@ -109,7 +124,8 @@ def _model(options: argparse.Namespace) -> int:
     if options.what == "export":
         from ip2p.release.export import export_editor
 
-        print(export_editor(Path(options.folder), options.to, options.output, evaluation=Path("reports/evaluation/report.json")))
+        folder = options.folder if options.folder == "world" else Path(options.folder)
+        print(export_editor(folder, options.to, options.output, evaluation=Path("reports/evaluation/report.json")))
         return 0
     from ip2p.model.check import check
 
@@ -180,6 +196,7 @@ def add_verbs(verbs: Any) -> None:
     world.add_argument("--count", type=int, default=256, help="held-out scenes (report; default: %(default)s)")
     world.set_defaults(run=_world)
     pretrain = verbs.add_parser("pretrain", help="train the embedded models from rendered scenes (hours; resumes)")
-    parts = ("all", "tokenizer", "clip", "autoencoder", "teacher", "export", "adopt")
-    pretrain.add_argument("--part", choices=parts, default="all", help="one part; adopt: go on from the shipped weights")
+    parts = ("all", "tokenizer", "clip", "autoencoder", "teacher", "export", "adopt", "editor")
+    what = "one part; adopt: go on from the shipped weights; editor: make models/editor the embedded editor"
+    pretrain.add_argument("--part", choices=parts, default="all", help=what)
     pretrain.set_defaults(run=_pretrain)
