@@ -9,7 +9,8 @@ from typing import Any
 
 from ip2p.params import Params
 from ip2p.records import StageReport
-from ip2p.store import write_json
+from ip2p.remote import open_validated
+from ip2p.store import Folder, write_json
 
 Progress = Callable[[int, int], None]
 Engine = Callable[[Params, list[Any], Path], Iterator[int]]
@@ -27,6 +28,13 @@ def run_stage(name: str, params: Params, *, progress: Progress = lambda done, of
     if os.environ.get("RANK", "0") == "0":  # of processes launched together, the first speaks
         write_json(REPORTS / f"{name}.json", report.as_dict())
     return report
+
+
+def _validated(params: Params) -> tuple[Folder, Path]:
+    """The dataset to train on and the marker of its validation: those here, or those of this version in the bucket."""
+    if params.storage.remote is None:
+        return DATASET, MARKER
+    return open_validated(params.storage, lock=Path("dvc.lock"), dataset=DATASET, marker=MARKER, cache=WORK / "remote")
 
 
 def _run(name: str, params: Params, progress: Progress, engine: Engine | None) -> StageReport:
@@ -49,7 +57,8 @@ def _run(name: str, params: Params, progress: Progress, engine: Engine | None) -
     if name == "train":
         from ip2p.model import train
 
-        return train.run(params, dataset=DATASET, marker=MARKER, out=EDITOR, work=WORK / "train")
+        dataset, marker = _validated(params)
+        return train.run(params, dataset=dataset, marker=marker, out=EDITOR, work=WORK / "train")
     if name == "evaluate":
         from ip2p.model import evaluate
 

@@ -14,13 +14,16 @@ import threading
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ip2p.errors import DataError
+from ip2p.remote import RemoteFile, RemoteFolder
 
+Folder = Path | RemoteFolder
+Shard = Path | RemoteFile
 _FINGERPRINT, _NOTE = b"ip2p.fingerprint", b"ip2p.note"
 
 
@@ -86,20 +89,24 @@ def shard_note(path: Path) -> Any:
     return json.loads((pq.read_schema(path).metadata or {}).get(_NOTE, b"null"))
 
 
-def shards(folder: Path, prefix: str = "") -> list[Path]:
+@overload
+def shards(folder: Path, prefix: str = "") -> list[Path]: ...
+@overload
+def shards(folder: Folder, prefix: str = "") -> list[Shard]: ...
+def shards(folder: Folder, prefix: str = "") -> Any:
     """Shards of a folder, in order. Raises `DataError` if there are none."""
-    found = sorted(folder.glob(f"{prefix}*.parquet"))
+    found = sorted(folder.glob(f"{prefix}*.parquet"), key=lambda shard: shard.name)
     if not found:
         raise DataError(f"{folder}: no Parquet shards; run the stage that makes them (`dvc repro`)")
     return found
 
 
-def read_shards(folder: Path, prefix: str = "", *, columns: list[str] | None = None) -> pa.Table:
+def read_shards(folder: Folder, prefix: str = "", *, columns: list[str] | None = None) -> pa.Table:
     """All rows of a folder's shards. Raises `DataError` naming a truncated shard."""
     return pa.concat_tables([read_shard(path, columns=columns) for path in shards(folder, prefix)])
 
 
-def first_rows(folder: Path, prefix: str, count: int) -> list[dict[str, Any]]:
+def first_rows(folder: Folder, prefix: str, count: int) -> list[dict[str, Any]]:
     """The first rows of a folder's shards, reading no shard beyond them."""
     rows: list[dict[str, Any]] = []
     for path in shards(folder, prefix):
@@ -109,8 +116,10 @@ def first_rows(folder: Path, prefix: str, count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def read_shard(path: Path, *, columns: list[str] | None = None) -> pa.Table:
+def read_shard(path: Shard, *, columns: list[str] | None = None) -> pa.Table:
     """The rows of a shard. Raises `DataError` if it is truncated."""
+    if isinstance(path, RemoteFile):
+        return path.read_table(columns)
     try:
         return pq.read_table(path, columns=columns)
     except (OSError, pa.ArrowInvalid) as error:
@@ -137,8 +146,12 @@ def code_mark(*names: str) -> str:
     return fingerprint([hashlib.sha256((root / name).read_bytes()).hexdigest() for name in names])
 
 
-def digest(folder: Path) -> str:
-    """SHA-256 over names and bytes of a file or of all files in a folder."""
+def digest(folder: Folder | Shard) -> str:
+    """SHA-256 over names and bytes of a file or of all files in a folder; of a folder in a bucket the one recorded for it."""
+    if isinstance(folder, RemoteFolder):
+        return folder.digest
+    if isinstance(folder, RemoteFile):
+        return hashlib.sha256(f"{folder.name} {folder.md5}".encode()).hexdigest()
     total = hashlib.sha256()
     files = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file())
     for path in files:

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
@@ -31,7 +31,7 @@ from ip2p.errors import ParamsError, UserError
 from ip2p.parallel import barrier
 from ip2p.params import TrainParams
 from ip2p.pictures import from_bytes
-from ip2p.store import code_mark, digest, fingerprint, first_rows, read_shard, read_shards, shards
+from ip2p.store import Folder, Shard, code_mark, digest, fingerprint, first_rows, read_shard, read_shards, shards
 
 _ZOOM = 1.125
 _SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
@@ -89,7 +89,7 @@ class TrainBatch:
 
 
 def load_latents(
-    dataset: Path,
+    dataset: Folder,
     model: Diffusion,
     section: TrainParams,
     *,
@@ -115,11 +115,11 @@ def load_latents(
     texts = {cache / f"texts-{fingerprint(how, c)}.safetensors": c for c in _chunks(distinct, _TEXTS)}
     missing = [p for p in (*pictures, *texts) if not p.exists()]
     _require_room(model, section, len(instructions), len(distinct), cache, share=len(missing) / (len(pictures) + len(texts)))
-    for done, path in enumerate(missing):
-        if done % workers == rank:
-            tensors = _encode(read_shard(pictures[path]), model, section, seed) if path in pictures else _embed(model, texts[path])
-            _write(tensors, path)
-            on_part(done + 1, len(missing))
+    ours = [p for n, p in enumerate(missing) if n % workers == rank]
+    tables = _read_ahead([pictures[p] for p in ours if p in pictures])
+    for done, path in enumerate(ours, 1):
+        _write(_encode(next(tables), model, section, seed) if path in pictures else _embed(model, texts[path]), path)
+        on_part(min(done * workers, len(missing)), len(missing))
     barrier()
     if rank == 0:
         for old in {*cache.glob("latents-*"), *cache.glob("texts-*")} - {*pictures, *texts}:
@@ -139,6 +139,18 @@ def load_latents(
         text_of_N=tuple(index[t] for t in instructions),
         groups=tuple(tuple(g) for g in groups.values()),
     )
+
+
+def _read_ahead(paths: Sequence[Shard]) -> Iterator[pa.Table]:
+    """The shards' rows in order, each read (from a bucket, perhaps) while the one before it is used."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead = [pool.submit(read_shard, p) for p in paths[:1]]
+        for following in [*paths[1:], None]:
+            if ahead:
+                table = ahead.pop().result()
+                if following is not None:
+                    ahead.append(pool.submit(read_shard, following))
+                yield table
 
 
 def draw_batch(latents: Latents, section: TrainParams, *, seed: int, step: int, first: int = 0, count: int | None = None) -> TrainBatch:
@@ -232,7 +244,7 @@ def _views(row: dict[str, Any], size: int, section: TrainParams, seed: int) -> T
     return torch.stack([_view(pair, v, mirror=mirror, seed=seed * 1_000_003 + own) for v in range(section.views)])
 
 
-def example_pairs(dataset: Path, count: int, size: int) -> tuple[list[str], Tensor, Tensor]:
+def example_pairs(dataset: Folder, count: int, size: int) -> tuple[list[str], Tensor, Tensor]:
     """Instructions and both images `BCHW` in [0, 1] of the first pairs of the validation split, or of the training split."""
     split = "validation-" if any(dataset.glob("validation-*.parquet")) else "train-"
     rows = first_rows(dataset, split, count)

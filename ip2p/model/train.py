@@ -37,7 +37,7 @@ from ip2p.parallel import average, average_gradients, barrier, joined, launch
 from ip2p.params import Params
 from ip2p.pictures import grid, to_pillow
 from ip2p.records import StageReport
-from ip2p.store import code_mark, digest, fingerprint, read_json, write_json
+from ip2p.store import Folder, code_mark, digest, fingerprint, read_json, write_json
 from ip2p.track import Run, track
 
 _GRID = 6
@@ -55,7 +55,7 @@ class Job:
     """What every training process is told."""
 
     params: Params
-    dataset: Path
+    dataset: Folder
     data_digest: str
     work: Path
     out: Path
@@ -141,7 +141,7 @@ class Trainer:
         torch._foreach_lerp_(list(self.ema.values()), now, 1 - rate)
 
 
-def run(params: Params, *, dataset: Path, marker: Path, out: Path, work: Path) -> StageReport:
+def run(params: Params, *, dataset: Folder, marker: Path, out: Path, work: Path) -> StageReport:
     """Train an editor into the diffusers folder `out`, resuming from `work`. Raises `DataError` if not validated."""
     began = time.monotonic()
     section = params.train

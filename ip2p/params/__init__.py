@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from ip2p.errors import ParamsError
-from ip2p.params.base import ModelsParams, Section
+from ip2p.params.base import ModelsParams, Section, StorageParams
 from ip2p.params.dataset import FilterParams, JudgeParams, LlmParams, PairsParams, TripletsParams, TypeThresholds, ValidateParams
 from ip2p.params.model import EvaluateParams, PretrainParams, RegisterParams, ReportParams, TrackParams, TrainParams
 from ip2p.params.serve import ServeParams
@@ -29,6 +29,7 @@ __all__ = [
     "RegisterParams",
     "ReportParams",
     "ServeParams",
+    "StorageParams",
     "TrackParams",
     "TrainParams",
     "TripletsParams",
@@ -43,6 +44,7 @@ class Params(Section):
 
     seed: int = 0
     models: ModelsParams = ModelsParams()
+    storage: StorageParams = StorageParams()
     triplets: TripletsParams = TripletsParams()
     pairs: PairsParams = PairsParams()
     filter: FilterParams = FilterParams()

@@ -18,6 +18,17 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class StorageParams(Section):
+    """Where training reads the dataset, if not from data/dataset: straight from a DVC remote, in the version that dvc.lock names."""
+
+    remote: str | None = None
+    """The remote's address, such as `s3://bucket/dvc`; none: data/dataset, as `dvc pull` brings it. Keys come from the environment."""
+    endpoint: str | None = None
+    """Address of an S3 endpoint other than Amazon's, such as `http://127.0.0.1:8333`."""
+    cache_gb: Positive = 20.0
+    """Most that shards read from there take on this disk, GB; those used longest ago go first."""
+
+
 class ModelsParams(Section):
     """Which models, and where they run."""
 
