@@ -18,6 +18,8 @@ from ip2p.params import TrackParams
 from ip2p.store import write_bytes
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+MADE = "ip2p.editor"
+"""Tag of the run that made an editor: the editor's digest."""
 _VARIABLE = "MLFLOW_TRACKING_URI"
 
 
@@ -60,9 +62,20 @@ class Run:
         """Keep a picture under `name` (such as `grids/0100.png`)."""
         self.client.log_image(self.id, image, artifact_file=name)
 
+    def tag(self, name: str, value: str) -> None:
+        """Say something of the run by which it can be found."""
+        self.client.set_tag(self.id, name, value)
+
     def file(self, path: Path) -> None:
         """Keep a file."""
         self.client.log_artifact(self.id, str(path))
+
+
+def run_tagged(client: Any, section: TrackParams, name: str, value: str) -> str | None:
+    """The latest run of the experiment with this tag, or None."""
+    experiment = client.get_experiment_by_name(section.experiment)
+    found = client.search_runs([experiment.experiment_id], f"tags.`{name}` = '{value}'", max_results=1) if experiment else []
+    return str(found[0].info.run_id) if found else None
 
 
 @contextmanager

@@ -38,7 +38,7 @@ from ip2p.params import Params
 from ip2p.pictures import grid, to_pillow
 from ip2p.records import StageReport
 from ip2p.store import Folder, code_mark, digest, fingerprint, read_json, write_json
-from ip2p.track import Run, track
+from ip2p.track import MADE, Run, track
 
 _GRID = 6
 _MEMORY = {"accumulate", "gradient_checkpointing", "compile", "ema_on_cpu"}
@@ -243,12 +243,14 @@ def _work(rank: int, workers: int, job: Job, loaded: tuple[Diffusion, Latents] |
         start = model_label(params.train.start or params.models.teacher)
         record = {
             "start": start,
+            "start_digest": model_digest(params.train.start or params.models.teacher, "teacher"),
             "dataset": job.data_digest,
             "pairs": len(trainer.latents),
             "loss": read_json(job.work / "progress.json")["loss"],
             "train": params.train.model_dump() | {"start": start if params.train.start else None},
         }
         save_editor(trainer.unet, trainer.base, job.out, lora=job.work / "lora" if params.train.lora_rank else None, record=record)
+        tracked.tag(MADE, digest(job.out))
         _log_grid(trainer, tracked)
 
 

@@ -12,6 +12,9 @@ from ip2p.release.registry import champion_number, crown, hold_of, version_numbe
 from ip2p.track import point_mlflow
 
 
+_PARENTS = {"start": "from", "dataset": "dataset", "training_run": "trained by run", "code": "code", "champion_then": "champion then"}
+
+
 def status(params: Params) -> list[str]:
     """A line a version, newest first, with aliases, score, and why it is or is not champion."""
     client, name = point_mlflow(params.track), params.register_.name
@@ -26,6 +29,8 @@ def status(params: Params) -> list[str]:
         score = f"  success {head['success']:.3f}" if "success" in head else ""
         by = f"  promoted by {tags['promoted_by']}: {tags['promotion_reason']}" if "promoted_by" in tags else ""
         lines.append(f"{number:>4}  {', '.join(aliases) or '-'}{score}{by}")
+        if came := [f"{told} {tags[key]}" for key, told in _PARENTS.items() if key in tags]:
+            lines.append(f"        {', '.join(came)}")
         lines += [f"        {reason}" for reason in tags.get("gate", "").split(" | ") if reason]
     return lines
 

@@ -12,12 +12,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ip2p.errors import ModelError
+from ip2p.model.folder import RECORD
 from ip2p.params import EvaluateParams, Params
+from ip2p.pictures import to_png
 from ip2p.records import StageReport
 from ip2p.release.gate import Decision, Policy, decide
 from ip2p.store import digest, read_json
-from ip2p.track import point_mlflow
+from ip2p.track import MADE, point_mlflow, run_tagged
 
 _SAFE = {".safetensors", ".json", ".txt", ".md"}
 """Endings of the files that an editor's folder may hold."""
@@ -36,6 +40,7 @@ def run(params: Params, *, editor: Path, evaluation: Path, dataset: Path) -> Sta
     if held := hold_of(params):
         decision = Decision(False, (*decision.reasons, f"held: {held}"))
     tags = {"dataset": digest(dataset)[:16], "code": code_version(), "gate": " | ".join(decision.reasons)}
+    tags |= _parents(client, params, editor)
     number = _register(mlflow, client, params, editor, report, tags)
     client.set_registered_model_alias(name, "challenger", number)
     if decision.promoted:
@@ -138,6 +143,28 @@ def code_version() -> str:
     return f"{version('ip2p')}+{commit.stdout.strip()}" if commit.returncode == 0 else version("ip2p")
 
 
+def _parents(client: Any, params: Params, editor: Path) -> dict[str, str]:
+    """What a version came from: the model its training started from, the run that trained it, the champion of that day."""
+    record = read_json(editor / RECORD) if (editor / RECORD).exists() else {}  # an editor of others has none
+    found = {
+        "start": record.get("start"),
+        "start_digest": record.get("start_digest"),
+        "training_run": run_tagged(client, params.track, MADE, digest(editor)),
+        "champion_then": champion_number(params),
+    }
+    return {name: str(value) for name, value in found.items() if value}
+
+
+def _example(section: EvaluateParams) -> tuple[Any, dict[str, Any]]:
+    """A row and parameters that a version can be tried with."""
+    import pandas as pd
+
+    side = 32
+    shades = torch.linspace(0, 1, side).expand(3, side, side)
+    frame = pd.DataFrame({"image": [to_png(shades)], "instruction": ["make it winter"]})
+    return frame, {"steps": section.steps, "seed": 0}
+
+
 def _register(mlflow: Any, client: Any, params: Params, editor: Path, report: dict[str, Any], tags: dict[str, str]) -> str:
     metrics = {k: v for k, v in report["headline"].items() if isinstance(v, float)}
     experiment = client.get_experiment_by_name(params.track.experiment)
@@ -150,7 +177,7 @@ def _register(mlflow: Any, client: Any, params: Params, editor: Path, report: di
             python_model=str(Path(__file__).with_name("pyfunc.py")),
             artifacts={"editor": str(editor)},
             signature=_signature(params.evaluate),
-            input_example=None,
+            input_example=_example(params.evaluate),
             pip_requirements=[f"ip2p=={version('ip2p')}"],
         )
         model_version = mlflow.register_model(logged.model_uri, params.register_.name, tags=tags)

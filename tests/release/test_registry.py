@@ -1,6 +1,16 @@
+import base64
 import io
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
 
+import httpx
 import mlflow
 import pandas as pd
 import pytest
@@ -8,8 +18,10 @@ import torch
 from PIL import Image
 
 from ip2p.errors import DataError, ParamsError
+from ip2p.model import train
 from ip2p.params import TrackParams
 from ip2p.release import people, registry
+from ip2p.store import digest
 
 
 @pytest.fixture
@@ -51,6 +63,49 @@ def test_a_good_editor_becomes_champion_and_is_served_from_the_registry(home):
     edited = model.predict(frame, params={"steps": 2, "text_guidance": 3.0, "image_guidance": 1.2, "seed": 1})
     assert Image.open(io.BytesIO(edited["image"][0])).size == (120, 90)
     assert torch.is_grad_enabled()  # a loaded model leaves its host's torch alone
+
+
+def test_a_version_knows_its_parents_and_mlflow_serves_it_by_its_own_example(home, tmp_path):
+    params, paths = home
+    marker = tmp_path / "validated.json"
+    marker.write_text(json.dumps({"dataset": digest(paths["dataset"])}))
+    paths["editor"] = tmp_path / "editor"
+    train.run(params, dataset=paths["dataset"], marker=marker, out=paths["editor"], work=tmp_path / "train")
+    evaluated(paths["evaluation"], 0.5)
+    registry.run(params, **paths)
+    registry.run(params, **paths)
+    client = mlflow.MlflowClient()
+    tags = client.get_model_version("ip2p-editor", "2").tags
+    assert tags["start"] == "world" and len(tags["start_digest"]) == 64 and tags["champion_then"] == "1"
+    trained = client.get_run(tags["training_run"])
+    assert trained.info.run_name == "train" and trained.data.params["train.steps"] == str(params.train.steps)
+
+    folder = Path(mlflow.artifacts.download_artifacts("models:/ip2p-editor/2"))
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": params.track.uri, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = ["models", "serve", "-m", "models:/ip2p-editor/2", "--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)]
+    log = (tmp_path / "serve.log").open("wb")
+    server = subprocess.Popen([sys.executable, "-m", "mlflow", *command], env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                assert httpx.get(f"http://127.0.0.1:{port}/ping").status_code == 200
+                break
+            except httpx.ConnectError:
+                assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "serve.log").read_text()
+                time.sleep(0.3)
+        example = (folder / "serving_input_example.json").read_bytes()
+        told = httpx.post(f"http://127.0.0.1:{port}/invocations", content=example, headers={"Content-Type": "application/json"}, timeout=60)
+        assert told.status_code == 200, told.text
+        edited = base64.b64decode(told.json()["predictions"][0]["image"])
+        assert Image.open(io.BytesIO(edited)).size == (32, 32)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+        log.close()
 
 
 def test_without_an_evaluation_nothing_is_registered(home):
