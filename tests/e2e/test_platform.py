@@ -1,13 +1,17 @@
 """The platform from end to end, on real servers: Postgres, S3, MLflow, Prefect, a worker, the editor service.
 
-Servers up → deployments → a run through the worker → data in S3, MLflow on Postgres → promoted → served → edited by the `openai`
-client → feedback stored in Postgres → exported. Then a second clone takes the dataset from S3 and trains on it.
+Servers up → deployments → a run through the worker, which is killed, and one that goes on → data in S3, MLflow on Postgres → promoted →
+served → edited by the `openai` client → feedback stored in Postgres → exported. Then a second clone takes the dataset from S3 and
+trains on it. docs/operations.md has the log (IP2P_PLATFORM_LOG names the file that it is written to).
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,6 +29,8 @@ from tests.serve.conftest import png
 
 SMALLER = SMALL | {"train": SMALL["train"] | {"steps": 6, "checkpoint_every": 3}}
 NEEDED = ("postgres", "weed")
+BEGAN = time.monotonic()
+SENTINEL = "sk-sentinel-3c1f9a"
 
 
 def missing() -> list[str]:
@@ -49,12 +55,21 @@ def platform():
     params = yaml.safe_load((project / "params.yaml").read_text())
     (project / "params.yaml").write_text(yaml.safe_dump(params | SMALLER | {"serve": {"poll_seconds": 0.5}}))
     topology = local.Topology.new(root / "infra", project)
-    try:
-        local.up(topology, say=lambda line: None)
-        yield topology
-    finally:
-        local.down(topology, say=lambda line: None)
-        shutil.rmtree(root, ignore_errors=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_API_KEY", SENTINEL)
+        try:
+            local.up(topology, say=tell)
+            yield topology
+        finally:
+            local.down(topology, say=lambda line: None)
+            shutil.rmtree(root, ignore_errors=True)
+
+
+def tell(line):
+    """A line of the log."""
+    if path := os.environ.get("IP2P_PLATFORM_LOG"):
+        with Path(path).open("a") as log:
+            print(f"{time.monotonic() - BEGAN:5.0f} s  {line}", file=log)
 
 
 def call(topology, project, *command):
@@ -65,6 +80,52 @@ def call(topology, project, *command):
     done = subprocess.run([sys.executable, "-m", *command], cwd=project, env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
+
+
+def runs(topology, *names):
+    """The latest flow runs of these names, newest first."""
+    found = httpx.post(f"{topology.url('prefect')}/api/flow_runs/filter", json={"sort": "START_TIME_DESC"}).json()
+    return [f for f in found if f["name"] in names]
+
+
+def begin(topology, *names):
+    """Ask for a run of each of these deployments; their ids."""
+    told = [call(topology, topology.project, "prefect", "deployment", "run", f"{name}/{name}") for name in names]
+    return [re.search(r"UUID: ([0-9a-f-]+)", line)[1] for line in told]
+
+
+def finished(topology, ids, seconds=450):
+    """Wait until all runs have ended well."""
+    deadline, states = time.monotonic() + seconds, {}
+    while set(states.values()) != {"COMPLETED"} or len(states) < len(ids):
+        asked = {"flow_runs": {"id": {"any_": ids}}}
+        found = httpx.post(f"{topology.url('prefect')}/api/flow_runs/filter", json=asked).json()
+        states = {f["id"]: f["state_type"] for f in found}
+        assert not set(states.values()) & {"FAILED", "CRASHED", "CANCELLED"}, [f["state"] for f in found]
+        assert time.monotonic() < deadline, states
+        time.sleep(0.5)
+
+
+def slots(topology):
+    """When the GPU slot was taken and given back, in order."""
+    asked = {"filter": {"event": {"prefix": ["prefect.concurrency-limit."]}, "order": "ASC"}, "limit": 50}
+    events = httpx.post(f"{topology.url('prefect')}/api/events/filter", json=asked).json()["events"]
+    return [e["event"].rsplit(".", 1)[1] for e in events if not e["event"].endswith(".created")]
+
+
+def texts(topology):
+    """Everything that Prefect and MLflow keep in Postgres, and all logs."""
+    import psycopg
+
+    for name in ("mlflow", "prefect"):
+        with psycopg.connect(topology.database(name, "x").replace("postgresql+x", "postgresql")) as connection:
+            tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+            assert len(tables) > 10
+            for (table,) in tables:
+                for (row,) in connection.execute(f'SELECT t::text FROM "{table}" t'):
+                    yield f"{name}.{table}", row
+    for path in topology.home.glob("*.log"):
+        yield path.name, path.read_text(errors="replace")
 
 
 def objects(topology, prefix):
@@ -79,13 +140,37 @@ def objects(topology, prefix):
 def test_from_deployment_to_feedback_and_a_second_clone_trains_on_the_data_of_the_first(platform, tmp_path):
     topology, project = platform, platform.project
 
-    # a run through the worker; its data go to S3, its models to MLflow, which keeps them in Postgres and S3
-    call(topology, project, "prefect", "deployment", "run", "pipeline/pipeline", "--watch", "--watch-timeout", "450")
+    # a run through the worker, which is killed in the middle of `pairs`; the run crashes, what was made is kept
+    begin(topology, "pipeline")
+    deadline = time.monotonic() + 120
+    while len(list((project / "work/pairs").glob("*.parquet"))) < 2:
+        assert time.monotonic() < deadline, runs(topology, "pipeline")
+        time.sleep(0.1)
+    os.killpg(local._pid(topology, "worker"), signal.SIGKILL)
+    tell("worker killed in the middle of pairs")
+    local.up(topology, say=lambda line: None)
+    tell("worker started again")
+
+    # another run goes on there; its data go to S3, its models to MLflow, which keeps them in Postgres and S3
+    finished(topology, begin(topology, "pipeline"))
+    assert [f["state_type"] for f in runs(topology, "pipeline")] == ["COMPLETED", "CRASHED"]
+    resumed = json.loads((project / "reports/pairs.json").read_text())["extra"]["shards_resumed"]
+    assert resumed >= 2
+    tell(f"pipeline run again through the worker: {resumed} shards of pairs went on, data pushed to S3, version 1 registered")
     assert objects(topology, "dvc/") > 0 and objects(topology, "mlflow/") > 0
     import psycopg
 
     with psycopg.connect(topology.database("mlflow", "x").replace("postgresql+x", "postgresql")) as connection:
         assert connection.execute("SELECT count(*) FROM model_versions").fetchone() == (1,)
+
+    # one GPU slot, three stages that want it at once: one after the other
+    before = len(slots(topology))
+    finished(topology, begin(topology, "pairs", "train", "evaluate"))
+    deadline = time.monotonic() + 30
+    while len(slots(topology)) < before + 6 and time.monotonic() < deadline:
+        time.sleep(0.5)  # events arrive a little later
+    assert slots(topology)[before:] == ["acquired", "released"] * 3
+    tell("pairs, train and evaluate at once: one at a time has the GPU slot")
 
     # so small an editor beats nobody: a person promotes it, and the service takes it over
     told = call(topology, project, "ip2p.cli", "release", "status")
@@ -95,6 +180,7 @@ def test_from_deployment_to_feedback_and_a_second_clone_trains_on_the_data_of_th
     while httpx.get(f"{topology.url('editor')}/readyz").json()["version"] != "1":
         assert time.monotonic() < deadline
         time.sleep(0.3)
+    tell("version 1 promoted, and served")
 
     # edited by OpenAI's client, judged, exported
     client = openai.OpenAI(base_url=f"{topology.url('editor')}/v1", api_key="none", max_retries=0)
@@ -105,6 +191,12 @@ def test_from_deployment_to_feedback_and_a_second_clone_trains_on_the_data_of_th
     with psycopg.connect(topology.database("ip2p", "x").replace("postgresql+x", "postgresql")) as connection:
         assert connection.execute("SELECT value, reason FROM votes").fetchall() == [(1, "instruction")]
     assert "and 1 votes" in call(topology, project, "ip2p.cli", "feedback", "export")
+    tell("edited by the openai client; a vote is in Postgres; exported")
+
+    # no secret is in what Prefect and MLflow keep, nor in a log
+    for secret in (SENTINEL, *topology.secret.values()):
+        assert [where for where, text in texts(topology) if secret in text] == []
+    tell("no secret in the databases of Prefect and MLflow, nor in a log")
 
     # a second clone has the versions (dvc.lock) and no data; it pulls the dataset and trains, and nothing is made again
     second = clone(tmp_path / "second")
@@ -115,3 +207,4 @@ def test_from_deployment_to_feedback_and_a_second_clone_trains_on_the_data_of_th
     call(topology, second, "ip2p.cli", "train")
     assert (second / "models/editor/unet").is_dir()
     assert not (second / "data/pairs").exists()
+    tell("a second clone pulled the dataset from S3 and trained on it")

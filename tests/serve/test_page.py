@@ -2,8 +2,11 @@
 
 import re
 import shutil
+from io import BytesIO
 
+import httpx
 import pytest
+from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
 from tests.serve.conftest import png
@@ -77,6 +80,50 @@ def test_a_picture_is_edited_judged_and_compared(page, server):
     assert download.value.suggested_filename == "edit.png"
     page.get_by_test_id("again").click()
     page.get_by_test_id("after").wait_for(state="hidden")
+
+
+def test_only_what_is_painted_is_edited_by_pointer_and_by_keys(page, server):
+    give(page)
+    page.get_by_test_id("paint").click()
+    box = page.get_by_test_id("before").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.3, steps=3)
+    page.mouse.up()
+    page.get_by_test_id("instruction").fill("make it winter")
+    page.get_by_test_id("go").click()
+    edited(page)
+    painted = masked(server)
+    top, bottom = painted.crop((0, 0, 120, 40)), painted.crop((0, 60, 120, 90))
+    assert top.getextrema() == (0, 255) and bottom.getextrema() == (0, 0)
+    after = Image.open(BytesIO(httpx.get(f"{server.url}/api/v1/edits/{newest(server).id}/picture").content)).convert("RGB")
+    before = Image.open(BytesIO(png())).convert("RGB")
+    assert after.crop((0, 60, 120, 90)).tobytes() == before.crop((0, 60, 120, 90)).tobytes()
+    assert after.tobytes() != before.tobytes()
+
+    page.get_by_test_id("unpaint").click()
+    page.get_by_test_id("paint").click()
+    page.get_by_test_id("mask").focus()
+    for key in ("ArrowDown", "ArrowDown", "Space", "Shift+ArrowLeft"):
+        page.keyboard.press(key)
+    page.get_by_test_id("go").click()
+    edited(page)
+    painted = masked(server)
+    assert painted.crop((0, 0, 120, 30)).getextrema() == (0, 0) and painted.getextrema() == (0, 255)
+
+    page.get_by_test_id("unpaint").click()
+    page.get_by_test_id("go").click()
+    edited(page)
+    assert newest(server).mask is None
+
+
+def newest(server):
+    return server.desk.history.edits(count=1)[0]
+
+
+def masked(server):
+    """The mask of the newest edit, as the server keeps it."""
+    return Image.open(server.desk.history.picture_path(newest(server).mask)).convert("L")
 
 
 def test_the_keyboard_is_enough(page):

@@ -1,8 +1,10 @@
 // The page: a picture in, an instruction, the edit beside its source, what people think of it. All state is in `now`.
 
 import * as api from "/page/api.js";
+import { Mask } from "/page/mask.js";
 
 const $ = (id) => document.getElementById(id);
+const mask = new Mask($("mask"), $("ring"), $("before"));
 const now = { source: null, edit: null, asking: false, busy: null, past: null };
 const SETTINGS = ["text_guidance", "image_guidance", "steps"];
 const MAX_DRAWN = 2 ** 31;
@@ -36,6 +38,8 @@ function take(blob) {
   show($("before"), blob);
   $("viewer").hidden = false;
   for (const id of ["after", "wipe", "verdict", "choice"]) $(id).hidden = true;
+  painting(false);
+  mask.clear();
   $("drop").classList.add("small");
   $("drop").querySelector("strong").textContent = "Another picture";
   $("caption").textContent = "";
@@ -64,15 +68,39 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
 document.addEventListener("paste", (e) => takeFirst(e.clipboardData.files));
 $("wipe").addEventListener("input", (e) => $("frame").style.setProperty("--at", `${e.target.value}%`));
 
+// --- a part of it
+
+function painting(on) {
+  $("frame").classList.toggle("painting", on);
+  $("mask").hidden = $("brush-label").hidden = !on;
+  $("paint").setAttribute("aria-pressed", String(on));
+  if (on) mask.begin();
+}
+
+$("paint").addEventListener("click", () => {
+  painting($("mask").hidden);
+  if (!$("mask").hidden) $("mask").focus();
+});
+$("brush").addEventListener("input", (e) => (mask.brush = Number(e.target.value)));
+$("unpaint").addEventListener("click", () => {
+  mask.clear();
+  if (!$("mask").hidden) mask.begin();
+});
+mask.onPaint = () => {
+  $("unpaint").hidden = !mask.painted;
+  $("paint").textContent = mask.painted ? "Only the painted part is edited" : "Edit only a part";
+};
+
 // --- an edit
 
-function asked(version) {
+async function asked(version) {
   const form = new FormData();
   form.set("image", now.source, "picture");
   form.set("instruction", $("instruction").value.trim());
   for (const name of SETTINGS) form.set(name, $(name).value);
   form.set("seed", $("seed").value);
   if (version) form.set("version", version);
+  if (mask.painted) form.set("mask", await mask.blob(), "mask.png");
   return form;
 }
 
@@ -107,6 +135,7 @@ async function edit() {
   if (now.asking) return null;
   now.asking = true;
   say();
+  painting(false);
   $("go").disabled = true;
   try {
     return await editNow(now.source);
@@ -121,7 +150,7 @@ async function editNow(source) {
   const wanted = $("version").value;
   const before = now.edit;
   $("verdict").hidden = $("choice").hidden = true;
-  const done = await trying(async () => follow(await api.ask(asked(wanted))));
+  const done = await trying(async () => follow(await api.ask(await asked(wanted))));
   if (now.source !== source) return remember(); // another picture was chosen meanwhile
   if (!done) {
     $("after").hidden = $("wipe").hidden = true;
@@ -131,7 +160,7 @@ async function editNow(source) {
   await trying(() => present(done));
   const champion = $("version").dataset.champion;
   if ($("beside").checked && wanted && wanted !== champion) {
-    const other = await trying(async () => follow(await api.ask(asked(champion))));
+    const other = await trying(async () => follow(await api.ask(await asked(champion))));
     if (other) await compare(done, other);
     await trying(() => present(done, false));
   } else if (before && before.instruction === done.instruction && now.past === before.id) {
