@@ -54,15 +54,15 @@ class Topology:
     project: Path = ROOT
 
     @classmethod
-    def new(cls, home: Path, project: Path = ROOT) -> Topology:
-        """Draw ports and secrets; those of an earlier `up` in the same folder are used again."""
+    def new(cls, home: Path, project: Path = ROOT, *, preferred: dict[str, int] = PORTS) -> Topology:
+        """Draw ports (the preferred ones where they are free) and secrets; those of an earlier `up` in the same folder are used again."""
         known = home / "topology.json"
         if known.exists():
             told = json.loads(known.read_text())
             return cls(home, told["ports"], told["secret"], project)
         home.mkdir(parents=True, exist_ok=True)
         taken: set[int] = set()
-        ports = {name: _free_port(wanted, taken) for name, wanted in PORTS.items()}
+        ports = {name: _free_port(preferred.get(name, 0), taken) for name in PORTS}
         ports |= {f"s3-{n}": _free_port(0, taken) for n in ("master", "volume", "filer")}
         secret = {n: secrets.token_hex(16) for n in ("postgres", "s3_key", "s3_secret")}
         known.touch(mode=0o600)

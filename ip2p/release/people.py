@@ -11,7 +11,6 @@ from ip2p.params import Params
 from ip2p.release.registry import champion_number, crown, hold_of, version_numbers
 from ip2p.track import point_mlflow
 
-
 _PARENTS = {"start": "from", "dataset": "dataset", "training_run": "trained by run", "code": "code", "champion_then": "champion then"}
 
 

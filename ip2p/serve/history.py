@@ -17,6 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import BigInteger, Engine, ForeignKey, create_engine, delete, event, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from ip2p.errors import DataError
@@ -95,7 +96,11 @@ class History:
             session.add(row)
             session.flush()
             gone = self._forgettable(session)
-            session.execute(delete(EditRow).where(EditRow.id.in_([r.id for r in gone])))
+            try:
+                with session.begin_nested():
+                    session.execute(delete(EditRow).where(EditRow.id.in_([r.id for r in gone])))
+            except IntegrityError:  # a vote on one of them came between: they go with a later edit
+                gone = []
             names = {n for r in gone for n in (r.source, r.mask, r.picture) if n}
             kept = {n for n in names if self._used(session, n)}
         for name in names - kept:
@@ -118,7 +123,8 @@ class History:
         Raises `DataError` if an edit is not known, or two are not of one source and instruction.
         """
         with self.session() as session:
-            one, two = session.get(EditRow, edit), session.get(EditRow, other) if other else None
+            held = {"read": True, "key_share": True}  # what is voted on is not forgotten meanwhile (Postgres; SQLite has one writer)
+            one, two = (session.get(EditRow, id, with_for_update=held) if id else None for id in (edit, other))
             if one is None or (other and two is None):
                 raise DataError(f"edit {edit if one is None else other}: not known")
             if two is not None and (one.source, one.instruction, one.mask) != (two.source, two.instruction, two.mask):
@@ -155,7 +161,7 @@ class History:
         """Of the edits without a vote, all but the newest `keep`."""
         voted = select(VoteRow.edit).union(select(VoteRow.other).where(VoteRow.other.is_not(None)))
         query = select(EditRow).where(EditRow.id.not_in(voted)).order_by(EditRow.created.desc()).offset(self.keep)
-        return list(session.scalars(query))
+        return list(session.scalars(query.with_for_update(skip_locked=True)))
 
     def _used(self, session: Session, name: str) -> bool:
         uses = (EditRow.source == name) | (EditRow.mask == name) | (EditRow.picture == name)

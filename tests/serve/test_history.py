@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ip2p.params import ServeParams
 from ip2p.serve.history import EditRow, open_history
 from ip2p.serve.preferences import export
 from tests.serve.conftest import png, serving
+from tests.services import here, service
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,6 +51,41 @@ def row(history, number, *, source="teal", instruction="make it winter"):
 
 def thumb(history, number, value):
     history.vote(kind="thumb", edit=f"{number:032x}", other=None, value=value, reason=None, comment="", voter="me")
+
+
+@pytest.mark.skipif(not here("postgres"), reason="no Postgres: apt-get install postgresql")
+def test_votes_and_forgetting_at_once_lose_no_vote_and_no_edit_on_postgres(tmp_path):
+    with service("postgres") as topology:
+        section = ServeParams(database=topology.database("ip2p", "psycopg"), pictures=str(tmp_path / "pictures"), keep=1)
+        history, known, acknowledged, refused, broken = open_history(section), [], [], [], []
+        done = threading.Event()
+
+        def vote():
+            while not done.is_set():
+                for number in known[-3:]:
+                    try:
+                        thumb(history, number, 1)
+                        acknowledged.append(number)
+                    except DataError:
+                        refused.append(number)
+                    except Exception as error:  # the test's subject
+                        broken.append(error)
+
+        voters = [threading.Thread(target=vote) for _ in range(3)]
+        for voter in voters:
+            voter.start()
+        try:
+            for number in range(150):
+                history.add(row(history, number))
+                known.append(number)
+        finally:
+            done.set()
+            for voter in voters:
+                voter.join()
+        assert broken == [] and acknowledged and refused
+        assert {int(v.edit, 16) for v in history.votes()} == set(acknowledged)
+        assert all(history.edit(f"{n:032x}") for n in acknowledged)
+        history.engine.dispose()
 
 
 def test_the_oldest_edits_without_a_vote_are_forgotten_with_their_pictures(history):
