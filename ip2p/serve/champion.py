@@ -62,11 +62,11 @@ class Champion:
         self._stop.set()
 
     def versions(self) -> dict[str, tuple[str, ...]]:
-        """Versions that may be asked for, newest first, with their aliases, as the registry last told them."""
-        served = self._served
-        if served is None or served.version in self._listed:
-            return self._listed
-        return {served.version: ("champion",) if served.version == FOLDER else (), **self._listed}
+        """Versions that may be asked for, newest first, with their aliases, as the registry last told them; the fallback is the last."""
+        section = self._params.serve
+        if section.editor is not None:
+            return {FOLDER: ("champion",)} if self._served else {}
+        return self._listed | ({FALLBACK: ()} if section.fallback else {})
 
     def version(self, number: str) -> Served:
         """A version by its number, loaded if it must be. Raises `ModelError` if it cannot be had, `LoadingError` if it is not the time."""

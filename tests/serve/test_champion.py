@@ -20,7 +20,7 @@ from tests.serve.conftest import png, ready, running, serving
 def home(tiny, made, editor_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     params = tiny.model_copy(update={"track": TrackParams(uri=f"sqlite:///{tmp_path}/mlflow.db")})
-    return serving(params, tmp_path, "", editor=None), made / "dataset", editor_folder
+    return serving(params, tmp_path, "", editor=None, fallback=None), made / "dataset", editor_folder
 
 
 def register(params, dataset, editor, root, *, success=0.5):
@@ -91,6 +91,20 @@ def test_promotion_under_load_gives_no_errors_and_a_broken_champion_leaves_the_o
         assert [v["version"] for v in listed] == [third, second, first] and "champion" in listed[0]["aliases"]
         missing = server.client.post("/api/v1/edits", files={"image": png()}, data={"instruction": "x", "version": "99"})
         assert missing.status_code == 404
+
+
+def test_until_there_is_a_champion_the_fallback_serves(home, tmp_path):
+    params, dataset, editor = home
+    params = params.model_copy(update={"serve": params.serve.model_copy(update={"fallback": str(editor)})})
+    with running(params, tmp_path) as server:
+        ready(server)
+        assert server.client.get("/readyz").json() == {"version": "embedded"}
+        assert server.edit()["version"] == "embedded"
+        assert [v["version"] for v in server.client.get("/api/v1/versions").json()["versions"]] == ["embedded"]
+        first = register(params, dataset, editor, tmp_path)
+        wait_until(lambda: server.client.get("/readyz").json()["version"] == first)
+        assert [v["version"] for v in server.client.get("/api/v1/versions").json()["versions"]] == [first, "embedded"]
+        assert server.edit(version="embedded")["version"] == "embedded"  # to compare with, and for pages opened before
 
 
 def test_a_version_that_holds_a_pickle_is_never_loaded(home, tmp_path):
