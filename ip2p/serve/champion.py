@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from PIL import Image
@@ -28,7 +29,7 @@ log = logging.getLogger("ip2p.serve")
 FOLDER, FALLBACK = "folder", "embedded"
 """Names of the versions that no registry has: `serve.editor` and `serve.fallback`."""
 _KEPT = 2
-"""Versions kept loaded beside the champion."""
+"""Most versions loaded beside the champion, held by jobs or kept for the next."""
 
 
 class LoadingError(Exception):
@@ -44,6 +45,7 @@ class Champion:
         self._refused: str | None = None
         self._listed: dict[str, tuple[str, ...]] = {}
         self._others: OrderedDict[str, Served] = OrderedDict()
+        self._alive: WeakValueDictionary[str, Served] = WeakValueDictionary()
         self._loading = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="champion", daemon=True)
@@ -78,19 +80,27 @@ class Champion:
         if not self._loading.acquire(blocking=False):  # requests do not queue up for a load
             raise LoadingError("another version is being loaded; come again later")
         try:
-            if number not in self._others:
-                self._others[number] = self._load(number)
-            self._others.move_to_end(number)
-            while len(self._others) > _KEPT:
-                self._others.popitem(last=False)
-            return self._others[number]
-        except ModelError:
+            return self._other(number)
+        except (ModelError, LoadingError):
             raise
         except Exception as error:
             log.exception("version not loaded", extra={"version": number})
             raise ModelError(f"version {number}: cannot be loaded") from error
         finally:
             self._loading.release()
+
+    def _other(self, number: str) -> Served:
+        """A version beside the champion. Raises `LoadingError` while jobs hold as many others as may be loaded."""
+        found = self._others.pop(number, None) or self._alive.get(number)
+        if found is None:
+            while len(self._others) >= _KEPT:
+                self._others.popitem(last=False)
+            if len(self._alive) >= _KEPT:
+                raise LoadingError(f"edits by versions {', '.join(sorted(self._alive))} are under way; come again later")
+            found = self._load(number)
+            self._alive[number] = found
+        self._others[number] = found
+        return found
 
     def look(self) -> None:
         """Ask the registry once, and take over its champion if it is another one."""

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from ip2p.errors import ModelError
 from ip2p.params import TrackParams
 from ip2p.release import registry
+from ip2p.serve.champion import Champion, LoadingError
 from tests.serve.conftest import png, ready, running, serving
 
 
@@ -125,3 +126,17 @@ def test_the_defaults_are_those_that_the_version_was_evaluated_with(home, tmp_pa
     assert fetched.defaults["steps"] == params.evaluate.steps
     assert fetched.defaults["text_guidance"] == params.evaluate.text_guidance
     assert mlflow.MlflowClient().get_model_version_by_alias("ip2p-editor", "champion").version == int(number)
+
+
+def test_versions_held_by_jobs_bound_what_is_loaded(home, tmp_path):
+    params, dataset, editor = home
+    numbers = [register(params, dataset, editor, tmp_path) for _ in range(4)]
+    champion = Champion(params, work=tmp_path / "versions")
+    champion.look()
+    held = [champion.version(n) for n in numbers[:2]]
+    with pytest.raises(LoadingError, match=r"versions 1, 2 are under way"):
+        champion.version(numbers[2])
+    assert champion.version(numbers[0]) is held[0]
+    del held[1]
+    assert champion.version(numbers[2]).version == numbers[2]
+    assert sorted(champion._alive) == [numbers[0], numbers[2]]
