@@ -1,5 +1,6 @@
 """`python -m flows`: the pipeline under one Prefect server; prints where the report is."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from ip2p.params import load_params
 
 def main() -> int:
     """Run the pipeline; exit code 2 for what the user can mend."""
+    told = "The whole pipeline, by params.yaml: what is fresh is skipped, what was killed goes on. `dvc repro STAGE` runs one stage."
+    argparse.ArgumentParser(prog="python -m flows", description=told).parse_args()
     try:
         load_params(Path("params.yaml"))
         with prefect_server():

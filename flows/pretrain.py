@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def pretrain(params_path: str = "params.yaml", parts: tuple[str, ...] = PARTS) -
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m flows.pretrain", description=__doc__).parse_args()
     ended: State[Any] = pretrain(return_state=True)  # type: ignore[assignment]
     if not ended.is_completed():
         print(f"ip2p: error: {ended.message}", file=sys.stderr)

@@ -6,6 +6,7 @@ the task that waits for it, and the flow run becomes that task's child; without 
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -63,6 +64,8 @@ def stage_flow(
 
 def main(run: Flow[[str], Any]) -> None:
     """Run a stage's flow from the command line; exit code 2 and one line for what the user can mend, else 1."""
+    told = f"{run.description}. Reads params.yaml; `dvc repro {run.name}` runs it if it is stale."
+    argparse.ArgumentParser(prog=f"python -m flows.{run.name}", description=told).parse_args()
     parent = os.environ.get(PARENT)
     state: State[Any]
     if parent is None:
