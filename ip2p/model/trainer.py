@@ -1,0 +1,121 @@
+"""The state of one training process, and its step: draw a share of the global batch, step, average; and its checkpoint."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ip2p.attention import Float32Attention
+from ip2p.checkpoint import load_newest, save_checkpoint, trained_state
+from ip2p.diffusion import Diffusion
+from ip2p.model.data import Latents, draw_batch
+from ip2p.model.lora import add_lora
+from ip2p.model.objective import ema_rate, learning_rate, loss_of, new_optimizer
+from ip2p.model.unet import new_editor_unet
+from ip2p.parallel import average, average_gradients
+from ip2p.params import Params
+from ip2p.store import Folder
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every training process is told."""
+
+    params: Params
+    dataset: Folder
+    data_digest: str
+    work: Path
+    out: Path
+
+
+@dataclass
+class Trainer:
+    """The state of one training process; `losses` are those of all steps so far, of the whole batch each."""
+
+    job: Job
+    rank: int
+    workers: int
+    base: Diffusion
+    latents: Latents
+    unet: Any = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
+    scaler: torch.amp.GradScaler = field(init=False)
+    ema: dict[str, Tensor] = field(init=False)
+    step: int = field(init=False)
+    losses: list[float] = field(init=False)
+    gradient_norm: Tensor = field(init=False)
+    """Of the last step, before clipping."""
+
+    def __post_init__(self) -> None:
+        section = self.job.params.train
+        start = self.base.unet
+        self.unet = new_unet(self.base, self.job.params).to(self.base.device, memory_format=torch.channels_last).train()
+        self.base = replace(self.base, unet=self.unet)
+        start.to("meta")  # no longer needed: gives its memory back, whoever still holds it
+        if section.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        if self.base.dtype != torch.float32 and self.base.device.type == "cpu":
+            self.unet.set_attn_processor(Float32Attention())
+        self.optimizer = new_optimizer(self.unet, section)
+        self.scaler = torch.amp.GradScaler(self.base.device.type, enabled=self.base.dtype == torch.float16)
+        home = torch.device("cpu") if section.ema_on_cpu else self.base.device
+        self.ema = {k: v.detach().to(home, copy=True) for k, v in trained_state(self.unet).items()}
+        extra: dict[str, Tensor] = {}
+        self.step = load_newest(self.job.work, self.unet, self.optimizer, self.ema, extra=extra)
+        self.losses = extra["losses"].tolist() if self.step else []
+        if self.step and self.scaler.is_enabled():
+            self.scaler.load_state_dict({**self.scaler.state_dict(), **{k: extra[k].item() for k in ("scale", "_growth_tracker")}})
+        if section.compile:
+            self.unet.compile()
+
+    def advance(self) -> float:
+        """One optimizer step; returns the loss of the whole batch."""
+        section, seed = self.job.params.train, self.job.params.seed
+        share = section.batch // self.workers
+        part = share // section.accumulate
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(section, self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.base.device)
+        for first in range(self.rank * share, (self.rank + 1) * share, part):
+            batch = draw_batch(self.latents, section, seed=seed, step=self.step, first=first, count=part)
+            with self.base.arithmetic():
+                loss = loss_of(self.unet, batch, self.base, min_snr=section.min_snr) / section.accumulate
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+        average_gradients(list(self.unet.parameters()), self.workers)
+        self.scaler.unscale_(self.optimizer)
+        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.unet.parameters(), section.clip_norm or math.inf)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self._average_weights(ema_rate(section, self.step))
+        self.step += 1
+        self.losses.append(average(total, self.workers))
+        return self.losses[-1]
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        extra = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
+        if self.scaler.is_enabled():
+            state = self.scaler.state_dict()
+            extra |= {k: torch.tensor(state[k]) for k in ("scale", "_growth_tracker")}
+        save_checkpoint(self.job.work, self.step, self.unet, self.optimizer, self.ema, extra=extra, keep=self.job.params.train.keep)
+
+    @torch.no_grad()
+    def _average_weights(self, rate: float) -> None:
+        state = trained_state(self.unet)
+        now = [state[k].to(v.device) for k, v in self.ema.items()]
+        torch._foreach_lerp_(list(self.ema.values()), now, 1 - rate)
+
+
+def new_unet(base: Diffusion, params: Params) -> Any:
+    """The UNet to train: all of it, or LoRA weights beside it."""
+    unet = new_editor_unet(base.unet, base.latent_channels)
+    if params.train.lora_rank:
+        add_lora(unet, params.train.lora_rank, seed=params.seed)
+    return unet
