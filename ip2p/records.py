@@ -74,6 +74,8 @@ JUDGEMENTS = pa.schema(
 )
 SPLITS = ("train", "validation", "test")
 """The splits of a dataset; a triplet lies in one of them."""
+RECORD = "training.json"
+"""How an editor was trained; lies beside its model_index.json."""
 SHOWN = ("source", "editor", "sdedit", "truth")
 """The pictures of a held-out edit that people are shown, in order."""
 

@@ -19,12 +19,12 @@ from ip2p.errors import ParamsError
 from ip2p.model import train
 from ip2p.model.edit import open_editor
 from ip2p.model.evaluate import editor_curve, open_bench
-from ip2p.model.folder import RECORD
 from ip2p.model.heldout import HeldOut, held_out
 from ip2p.model.measure import Point, judged_by, paired
 from ip2p.model.plots import plot_curves
 from ip2p.params import Params
 from ip2p.pictures import to_png
+from ip2p.records import RECORD
 from ip2p.store import digest, fingerprint, read_json, read_shard, shards, write_bytes, write_json, write_shard
 from ip2p.world.truth import truth_of
 

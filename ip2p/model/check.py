@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ip2p.diffusion import Diffusion, encode_images, encode_text, run_unet
 from ip2p.model.data import example_pairs
-from ip2p.model.folder import RECORD
 from ip2p.model.unet import new_editor_unet
+from ip2p.records import RECORD
 from ip2p.store import read_json
 
 _TIMESTEPS = (50, 200, 400, 600, 800, 950)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ip2p.diffusion import Diffusion
+from ip2p.records import RECORD
 from ip2p.store import write_json
 
 _DIFFUSERS = {"vae": "AutoencoderKL", "unet": "UNet2DConditionModel", "scheduler": "DDIMScheduler"}
@@ -22,8 +23,6 @@ _MEASURES = {
     "stayed": "the rest kept (read by a checker)",
     "success": "both",
 }
-RECORD = "training.json"
-"""How the editor was trained; lies beside its model_index.json."""
 
 
 def save_editor(unet: Any, teacher: Diffusion, out: Path, *, lora: Path | None = None, record: dict[str, Any] | None = None) -> None:

@@ -12,8 +12,9 @@ import torch
 
 from ip2p.errors import ModelError, ParamsError, UserError
 from ip2p.model.edit import load_editor
-from ip2p.model.folder import RECORD, model_card, save_editor
+from ip2p.model.folder import model_card, save_editor
 from ip2p.models import EMBEDDED
+from ip2p.records import RECORD
 from ip2p.release.single_file import save_single_file
 from ip2p.store import digest, read_json, write_bytes, write_json
 

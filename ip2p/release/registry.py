@@ -15,10 +15,9 @@ from typing import Any
 import torch
 
 from ip2p.errors import ModelError
-from ip2p.model.folder import RECORD
 from ip2p.params import EvaluateParams, Params
 from ip2p.pictures import to_png
-from ip2p.records import StageReport
+from ip2p.records import RECORD, StageReport
 from ip2p.release.gate import Decision, Policy, decide
 from ip2p.store import digest, read_json
 from ip2p.track import MADE, point_mlflow, run_tagged
