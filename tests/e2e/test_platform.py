@@ -24,7 +24,7 @@ import pytest
 import yaml
 
 from infra import local
-from tests.e2e.test_pipeline import SMALL, clone
+from tests.e2e.test_pipeline import SMALL, clone, running_in
 from tests.serve.conftest import png
 
 SMALLER = SMALL | {"train": SMALL["train"] | {"steps": 6, "checkpoint_every": 3}}
@@ -106,6 +106,18 @@ def finished(topology, ids, seconds=450):
         time.sleep(0.5)
 
 
+def until(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def shards_made(topology, count):
+    """Wait until the run has made so many shards of pairs."""
+    until(lambda: len(list((topology.project / "work/pairs").glob("*.parquet"))) >= count)
+
+
 def slots(topology):
     """When the GPU slot was taken and given back, in order."""
     asked = {"filter": {"event": {"prefix": ["prefect.concurrency-limit."]}, "order": "ASC"}, "limit": 50}
@@ -140,12 +152,19 @@ def objects(topology, prefix):
 def test_from_deployment_to_feedback_and_a_second_clone_trains_on_the_data_of_the_first(platform, tmp_path):
     topology, project = platform, platform.project
 
-    # a run through the worker, which is killed in the middle of `pairs`; the run crashes, what was made is kept
+    # a run is cancelled in the middle of `pairs`: whatever it started ends, and nothing is half-written
+    (cancelled,) = begin(topology, "pipeline")
+    shards_made(topology, 1)
+    state = {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": True}
+    httpx.post(f"{topology.url('prefect')}/api/flow_runs/{cancelled}/set_state", json=state).raise_for_status()
+    until(lambda: runs(topology, "pipeline")[0]["state_type"] == "CANCELLED")
+    until(lambda: not [p for p in running_in(project) if "flows.pairs" in Path(f"/proc/{p}/cmdline").read_text()])
+    assert not (project / "data/pairs").exists()
+    tell("a run cancelled in the middle of pairs: cancelled, and nothing of it runs")
+
+    # the worker is killed in the middle of the next; the run crashes, what was made is kept
     begin(topology, "pipeline")
-    deadline = time.monotonic() + 120
-    while len(list((project / "work/pairs").glob("*.parquet"))) < 2:
-        assert time.monotonic() < deadline, runs(topology, "pipeline")
-        time.sleep(0.1)
+    shards_made(topology, 3)
     os.killpg(local._pid(topology, "worker"), signal.SIGKILL)
     tell("worker killed in the middle of pairs")
     local.up(topology, say=lambda line: None)
@@ -153,9 +172,9 @@ def test_from_deployment_to_feedback_and_a_second_clone_trains_on_the_data_of_th
 
     # another run goes on there; its data go to S3, its models to MLflow, which keeps them in Postgres and S3
     finished(topology, begin(topology, "pipeline"))
-    assert [f["state_type"] for f in runs(topology, "pipeline")] == ["COMPLETED", "CRASHED"]
+    assert [f["state_type"] for f in runs(topology, "pipeline")] == ["COMPLETED", "CRASHED", "CANCELLED"]
     resumed = json.loads((project / "reports/pairs.json").read_text())["extra"]["shards_resumed"]
-    assert resumed >= 2
+    assert resumed >= 3
     tell(f"pipeline run again through the worker: {resumed} shards of pairs went on, data pushed to S3, version 1 registered")
     assert objects(topology, "dvc/") > 0 and objects(topology, "mlflow/") > 0
     import psycopg
@@ -166,9 +185,7 @@ def test_from_deployment_to_feedback_and_a_second_clone_trains_on_the_data_of_th
     # one GPU slot, three stages that want it at once: one after the other
     before = len(slots(topology))
     finished(topology, begin(topology, "pairs", "train", "evaluate"))
-    deadline = time.monotonic() + 30
-    while len(slots(topology)) < before + 6 and time.monotonic() < deadline:
-        time.sleep(0.5)  # events arrive a little later
+    until(lambda: len(slots(topology)) >= before + 6)  # events arrive a little later
     assert slots(topology)[before:] == ["acquired", "released"] * 3
     tell("pairs, train and evaluate at once: one at a time has the GPU slot")
 
@@ -176,10 +193,7 @@ def test_from_deployment_to_feedback_and_a_second_clone_trains_on_the_data_of_th
     told = call(topology, project, "ip2p.cli", "release", "status")
     if "champion" not in told.splitlines()[1]:
         call(topology, project, "ip2p.cli", "release", "promote", "1", "--reason", "the only one there is")
-    deadline = time.monotonic() + 60
-    while httpx.get(f"{topology.url('editor')}/readyz").json()["version"] != "1":
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
+    until(lambda: httpx.get(f"{topology.url('editor')}/readyz").json()["version"] == "1")
     tell("version 1 promoted, and served")
 
     # edited by OpenAI's client, judged, exported
