@@ -1,4 +1,7 @@
-"""The README's picture, from the last run's held-out edits: the first of each edit type, in order. `python docs/picture.py`."""
+"""The README's picture: held-out edits of the shipped editor, the first of each edit type, not chosen by hand.
+
+`python docs/picture.py` after `python docs/embedded.py`.
+"""
 
 from pathlib import Path
 
@@ -7,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ip2p.records import SHOWN
 from ip2p.store import read_json
 
-EVALUATION, OUT = Path("reports/evaluation"), Path("docs/img/edits.png")
+EVALUATION, OUT = Path("reports/embedded/shipped"), Path("docs/img/edits.png")
 SIDE, GAP, TEXT, COLUMNS = 120, 4, 26, 2
 
 

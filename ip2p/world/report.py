@@ -33,6 +33,8 @@ QUALITY = "# What an editor learns in it"
 """Heading of the part of the page that docs/quality.py writes."""
 P2P = "# What Prompt-to-Prompt adds"
 """Heading of the part of the page that docs/prompt_to_prompt.py writes."""
+LONG = "# The editor that ships"
+"""Heading of the part of the page that docs/embedded.py writes."""
 _FIRST = "# The illustrated world: what its models can do"
 
 

@@ -1,0 +1,134 @@
+"""How good the editor is that ships, beside the one that `make run` trains: `python docs/embedded.py` after `make run` (half an hour).
+
+Both make the same held-out edits, of captions that neither was trained on. Writes the fourth part of docs/world.md and its pictures;
+`python docs/picture.py` then makes the README's of the same edits. Resumes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from quality import COUNT, IMAGES, MEASURES, PAGE, cells, difference, progress, told
+
+from ip2p.dataset import triplets
+from ip2p.model import evaluate
+from ip2p.model.bootstrap import bootstrap
+from ip2p.model.plots import plot_curves
+from ip2p.models import EMBEDDED
+from ip2p.params import load_params
+from ip2p.records import RECORD
+from ip2p.stages import DATASET, EDITOR, WORK
+from ip2p.store import read_json
+from ip2p.world.report import LONG, write_part
+
+OUT, LONG_PARAMS = Path("reports/embedded"), Path("params/long.yaml")
+WIDER = {
+    "count": COUNT,
+    "image_guidance_sweep": (1.0, 1.2, 1.4, 1.6, 2.0),
+    "text_guidance_sweep": (1.0, 2.0, 3.0, 5.0),
+    "sdedit_strengths": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
+}
+NAMES = {"shipped": "the shipped editor", "laptop": "the editor of `make run`"}
+
+
+def main() -> None:
+    """Measure and write."""
+    params = load_params(Path("params.yaml"))
+    work = WORK / "embedded"
+    triplets.run(load_params(LONG_PARAMS), out=work / "triplets", work=work)  # which captions it was trained on
+    for name, editor in (("shipped", EMBEDDED / "editor"), ("laptop", EDITOR)):
+        paths = {"triplets": work / "triplets", "dataset": DATASET, "out": OUT / name, "work": work / "points"}
+        evaluate.run(told(params, **WIDER), editor=editor, progress=progress(name), **paths)
+    reports = {name: read_json(OUT / name / "report.json") for name in NAMES}
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    (IMAGES / "long-curve.png").write_bytes(plot_curves(points(reports)))
+    shutil.copyfile(OUT / "shipped/extremes.png", IMAGES / "long-extremes.png")
+    write_part(PAGE, LONG, markdown(reports))
+
+
+def points(reports: dict[str, Any]) -> list[dict[str, Any]]:
+    """The curves of both editors and SDEdit's."""
+    ours = [p | {"system": NAMES[n].replace("`", "")} for n, r in reports.items() for p in r["points"] if p["system"] == "editor"]
+    return ours + [p for p in reports["shipped"]["points"] if p["system"] == "sdedit"]
+
+
+def markdown(reports: dict[str, Any]) -> str:
+    """The fourth part of the page."""
+    shipped, laptop = reports["shipped"], reports["laptop"]
+    record, own = read_json(EMBEDDED / "editor" / RECORD), read_json(EDITOR / RECORD)
+    systems = {NAMES[n]: r["headline"] for n, r in reports.items()}
+    systems |= {f"{n} (baseline)": p for n, p in shipped["baselines"].items()} | {"the truth, as rendered": shipped["truth"]}
+    lines = "\n".join(f"| {name} | {cells(point)} |" for name, point in systems.items())
+    gained = [a - b for a, b in zip(shipped["rows"]["success"], laptop["rows"]["success"], strict=True)]
+    low, high = bootstrap(gained)
+    scales = shipped["headline"]["setting"]
+    return f"""Written by `python docs/embedded.py` after `make run`. The editor that ships with ip2p (`--model world`) was trained by
+[params/long.yaml](../params/long.yaml) on {record["pairs"]:,} pairs, {record["train"]["steps"]:,} steps of {record["train"]["batch"]};
+that of `make run` on {own["pairs"]:,}, {own["train"]["steps"]:,} steps of {own["train"]["batch"]}. The same {shipped["count"]} held-out
+edits, of captions that neither was trained on; scales s_T {scales["text_guidance"]:g}, s_I {scales["image_guidance"]:g}.
+docs/log.md has the training's log and cost, [its card](../ip2p/world/weights/editor/README.md) what it is.
+
+| | {" | ".join(n.replace("_", " ") for n in MEASURES)} |
+{"|---" * (len(MEASURES) + 1)}|
+{lines}
+
+Edit by edit the shipped editor's success exceeds that of `make run`'s by {sum(gained) / len(gained):+.3f} [{low:+.3f}, {high:+.3f}],
+SDEdit's by {difference(shipped["paired"]["sdedit"]["success"])}.
+
+| | shipped: done | stayed | success | `make run`: done | stayed | success |
+|---|---|---|---|---|---|---|
+{types(shipped, laptop)}
+
+Best (first row), median and worst edits of the shipped editor, each with its source at the left:
+
+![best, median and worst edits](img/long-extremes.png)
+
+## Fig. 8
+{comparison(shipped)}
+
+![CLIP image similarity against direction similarity](img/long-curve.png)
+"""
+
+
+def types(shipped: dict[str, Any], laptop: dict[str, Any]) -> str:
+    """A line an edit type, the most often done first."""
+    ours, theirs = shipped["headline"]["by_type"], laptop["headline"]["by_type"]
+    order = sorted(ours, key=lambda t: -ours[t]["success"])
+
+    def three(told: dict[str, float]) -> str:
+        return f"{told['done']:.2f} | {told['stayed']:.2f} | {told['success']:.2f} [{told['success_low']:.2f}, {told['success_high']:.2f}]"
+
+    return "\n".join(f"| {t} | {three(ours[t])} | {three(theirs[t])} |" for t in order)
+
+
+def comparison(report: dict[str, Any]) -> str:
+    """At each of the editor's points, the image similarity that SDEdit holds at the same direction similarity, by interpolation."""
+    curve = sorted((p["direction_similarity"], p["image_similarity"]) for p in report["points"] if p["system"] == "sdedit")
+    told, above = [], 0
+    ours = sorted((p["direction_similarity"], p["image_similarity"]) for p in report["points"] if p["system"] == "editor")
+    for direction, image in ours:
+        held = interpolated(curve, direction)
+        above += held is not None and image > held
+        told.append(f"| {direction:.3f} | {image:.3f} | {'no edit so weak or so strong' if held is None else f'{held:.3f}'} |")
+    within = sum(interpolated(curve, d) is not None for d, _ in ours)
+    table = "\n".join(told)
+    return f"""The editor's curve lies above SDEdit's at {above} of the {within} points that both reach.
+
+| direction similarity | image similarity of the editor | of SDEdit there |
+|---|---|---|
+{table}"""
+
+
+def interpolated(curve: list[tuple[float, float]], x: float) -> float | None:
+    """The curve's height at x, or None where it does not reach."""
+    for (x0, y0), (x1, y1) in pairwise(curve):
+        if x0 <= x <= x1:
+            return y0 + (y1 - y0) * (x - x0) / (x1 - x0) if x1 > x0 else y0
+    return None
+
+
+if __name__ == "__main__":
+    main()
