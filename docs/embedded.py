@@ -16,6 +16,7 @@ from quality import COUNT, IMAGES, MEASURES, PAGE, cells, difference, progress, 
 from ip2p.dataset import triplets
 from ip2p.model import evaluate
 from ip2p.model.bootstrap import bootstrap
+from ip2p.model.folder import model_card
 from ip2p.model.plots import plot_curves
 from ip2p.models import EMBEDDED
 from ip2p.params import load_params
@@ -47,6 +48,8 @@ def main() -> None:
     (IMAGES / "long-curve.png").write_bytes(plot_curves(points(reports)))
     shutil.copyfile(OUT / "shipped/extremes.png", IMAGES / "long-extremes.png")
     write_part(PAGE, LONG, markdown(reports))
+    card = model_card(read_json(EMBEDDED / "editor" / RECORD), reports["shipped"], embedded=True)
+    (EMBEDDED / "editor/README.md").write_text(card, encoding="utf-8")
 
 
 def points(reports: dict[str, Any]) -> list[dict[str, Any]]:

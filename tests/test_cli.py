@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from ip2p.cli import build_parser, main
+from ip2p.pictures import from_pillow, to_pillow
+from ip2p.world.truth import truth_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,6 +47,22 @@ def test_a_truncated_picture_is_named(tmp_path, capsys):
     assert code == 2
     assert re.search(r"picture\.png: not a whole picture.*give an intact", output.err)
     assert not (tmp_path / "out.png").exists()
+
+
+def test_before_any_training_the_embedded_editor_edits_and_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    truth = truth_of("a white tree at the right in front of mountains in summer at sunset under a clear sky", "make it winter", seed=3, size=96)
+    to_pillow(truth.source_CHW).save("picture.png")
+    code, output = run(["--params", ROOT / "params.yaml", "edit", "picture.png", "make it winter", "-o", "out.png"], capsys)
+    assert code == 0 and "the embedded editor edits" in output.err
+    edited = from_pillow(Image.open("out.png"))
+    assert (edited - truth.target_CHW).abs().mean() < (truth.source_CHW - truth.target_CHW).abs().mean()
+
+    # it exports as a whole editor for other programs
+    code, _ = run(["--params", ROOT / "params.yaml", "model", "export", "world", "--to", "diffusers", "-o", "whole"], capsys)
+    assert code == 0 and Path("whole/vae").is_dir() and "instruct-pix2pix" in Path("whole/README.md").read_text()
+    code, _ = run(["--params", ROOT / "params.yaml", "edit", "picture.png", "make it winter", "-o", "same.png", "--model", "whole"], capsys)
+    assert code == 0 and Path("same.png").read_bytes() == Path("out.png").read_bytes()
 
 
 def test_a_missing_editor_is_named(tmp_path, capsys):

@@ -57,7 +57,13 @@ def save_editor(unet: Any, teacher: Diffusion, out: Path, *, lora: Path | None =
     staging.replace(out)
 
 
-def model_card(record: dict[str, Any], evaluation: dict[str, Any] | None = None) -> str:
+_USE = """Loads with diffusers' `StableDiffusionInstructPix2PixPipeline`, or `ip2p edit --model FOLDER PICTURE INSTRUCTION -o OUT`."""
+_USE_EMBEDDED = """Ships with ip2p: `ip2p edit --model world PICTURE INSTRUCTION -o OUT`. Here is its UNet, in fp16; the other
+parts are the embedded teacher's, and `ip2p model export world --to diffusers -o FOLDER` writes them all. It knows the
+illustrated world, and no photograph."""
+
+
+def model_card(record: dict[str, Any], evaluation: dict[str, Any] | None = None, *, embedded: bool = False) -> str:
     """The card of an editor: what it is, how it came to be, how to use it and, if it was evaluated, how good it is."""
     section = record["train"]
     how = f"LoRA of rank {section['lora_rank']}, merged" if section["lora_rank"] else "all weights of the UNet"
@@ -68,8 +74,8 @@ def model_card(record: dict[str, Any], evaluation: dict[str, Any] | None = None)
         "tags: [instruct-pix2pix, image-editing, ip2p]",
         "---",
         "# An instruction-following image editor",
-        "Edits a picture by a plain instruction (InstructPix2Pix, Brooks et al. 2023). Loads with diffusers'",
-        "`StableDiffusionInstructPix2PixPipeline`, or `ip2p edit --model FOLDER PICTURE INSTRUCTION -o OUT`.",
+        "Edits a picture by a plain instruction (InstructPix2Pix, Brooks et al. 2023).",
+        _USE_EMBEDDED if embedded else _USE,
         "",
         "## How it was trained",
         f"- From `{record['start']}`, {how}.",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -58,8 +59,6 @@ def _embed(folder: Path) -> str:
 
     Raises `ModelError` if there is none, or if it is not of the embedded teacher.
     """
-    from diffusers import UNet2DConditionModel
-
     if not (folder / RECORD).is_file():
         raise ModelError(f"{folder}: no trained editor; run `dvc repro train`")
     record = read_json(folder / RECORD)
@@ -68,9 +67,10 @@ def _embed(folder: Path) -> str:
     target = EMBEDDED / "editor"
     staging = target.with_name(".editor.tmp")
     shutil.rmtree(staging, ignore_errors=True)
-    UNet2DConditionModel.from_pretrained(folder / "unet").half().save_pretrained(staging / "unet", safe_serialization=True)
+    unet: Any = load_editor(folder, device=torch.device("cpu")).unet
+    unet.half().save_pretrained(staging / "unet", safe_serialization=True)
     write_json(staging / RECORD, record)
-    _write_card(staging, folder, Path("reports/evaluation/report.json"))
+    write_bytes(staging / "README.md", model_card(record, embedded=True).encode())
     shutil.rmtree(target, ignore_errors=True)
     staging.replace(target)
     return str(target)
