@@ -51,7 +51,9 @@ def test_a_truncated_picture_is_named(tmp_path, capsys):
 
 def test_before_any_training_the_embedded_editor_edits_and_says_so(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    truth = truth_of("a white tree at the right in front of mountains in summer at sunset under a clear sky", "make it winter", seed=3, size=96)
+    truth = truth_of(
+        "a white tree at the right in front of mountains in summer at sunset under a clear sky", "make it winter", seed=3, size=96
+    )
     to_pillow(truth.source_CHW).save("picture.png")
     code, output = run(["--params", ROOT / "params.yaml", "edit", "picture.png", "make it winter", "-o", "out.png"], capsys)
     assert code == 0 and "the embedded editor edits" in output.err

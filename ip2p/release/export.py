@@ -69,6 +69,8 @@ def _embed(folder: Path) -> str:
     shutil.rmtree(staging, ignore_errors=True)
     unet: Any = load_editor(folder, device=torch.device("cpu")).unet
     unet.half().save_pretrained(staging / "unet", safe_serialization=True)
+    for path in (staging / "unet").iterdir():
+        path.chmod(0o644)  # ships
     write_json(staging / RECORD, record)
     write_bytes(staging / "README.md", model_card(record, embedded=True).encode())
     shutil.rmtree(target, ignore_errors=True)

@@ -1,16 +1,19 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from ip2p.errors import ParamsError
+from ip2p.errors import ModelError, ParamsError
 from ip2p.model import check
 from ip2p.model.edit import load_editor
 from ip2p.model.folder import save_editor
 from ip2p.model.unet import grow_unet
 from ip2p.models import load_diffusion
 from ip2p.params import TrainParams
+from ip2p.release import export
 from ip2p.release.export import export_editor
 from ip2p.store import digest
 
@@ -86,3 +89,16 @@ def test_an_exported_folder_carries_the_figures_of_its_own_evaluation(recorded, 
         export_editor(recorded, "diffusers", str(tmp_path / "mine"))
     with pytest.raises(ParamsError, match=r"must end with \.safetensors"):
         export_editor(recorded, "single", str(tmp_path / "x.ckpt"))
+
+
+def test_a_trained_editor_becomes_the_embedded_one_in_half_the_bytes(recorded, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "EMBEDDED", tmp_path / "weights")
+    folder = Path(export_editor(recorded, "embedded", None))
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    assert folder == tmp_path / "weights/editor" and {p.name for p in folder.iterdir()} == {"unet", "training.json", "README.md"}
+    assert {v.dtype for v in load_file(weights).values()} == {torch.float16} and weights.stat().st_mode & 0o044
+    assert "--model world" in (folder / "README.md").read_text()
+    record = json.loads((recorded / "training.json").read_text())
+    (recorded / "training.json").write_text(json.dumps(record | {"start": "sd15"}))
+    with pytest.raises(ModelError, match="trained from sd15"):
+        export_editor(recorded, "embedded", None)
