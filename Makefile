@@ -24,8 +24,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 run: setup  ## the whole pipeline on the illustrated world; ends with the path of its report
 	$(BIN)/python -m flows
 
-test: setup  ## all tests: offline, on the CPU
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+test: setup  ## all tests: offline, on the CPU, two files at a time (many wait for servers)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup  ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
