@@ -115,7 +115,7 @@ def load_latents(
     texts = {cache / f"texts-{fingerprint(how, c)}.safetensors": c for c in _chunks(distinct, _TEXTS)}
     missing = [p for p in (*pictures, *texts) if not p.exists()]
     _require_room(model, section, len(instructions), len(distinct), cache, share=len(missing) / (len(pictures) + len(texts)))
-    ours = [p for n, p in enumerate(missing) if n % workers == rank]
+    ours = [p for n, p in enumerate((*pictures, *texts)) if n % workers == rank and not p.exists()]  # whatever others have made since
     tables = _read_ahead([pictures[p] for p in ours if p in pictures])
     for done, path in enumerate(ours, 1):
         _write(_encode(next(tables), model, section, seed) if path in pictures else _embed(model, texts[path]), path)

@@ -88,3 +88,10 @@ def test_a_cache_over_its_bound_is_refused(tiny, made, teacher, tmp_path):
     with pytest.raises(ParamsError, match=r"train\.cache_gb: latents of \d+ pairs .* raise it or lower train\.views"):
         load_latents(made / "dataset", teacher, small, model_digest="t", seed=0, cache=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_processes_that_begin_one_after_the_other_leave_no_part_out(tiny, made, teacher, tmp_path):
+    options = {"model_digest": "t", "seed": 0, "cache": tmp_path, "workers": 2}
+    with pytest.raises(FileNotFoundError):  # the first has made its share before the second looks what is missing
+        load_latents(made / "dataset", teacher, tiny.train, rank=0, **options)
+    assert len(load_latents(made / "dataset", teacher, tiny.train, rank=1, **options)) > 0
