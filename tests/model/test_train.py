@@ -37,7 +37,8 @@ def same(a, b):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])  # float16 carries a loss scale
 def test_a_killed_run_resumed_ends_with_the_same_bits(setup, monkeypatch, dtype):
     params, paths = setup
-    params = params.model_copy(update={"models": params.models.model_copy(update={"dtype": dtype})})
+    small = params.train.model_copy(update={"batch": 2})  # float16 is slow on a CPU
+    params = params.model_copy(update={"models": params.models.model_copy(update={"dtype": dtype}), "train": small})
     torch.set_num_threads(1)
     train.run(params, **paths)
     whole = weights(paths["out"])
