@@ -42,7 +42,7 @@ down: setup  ## end what `make up` started; its data stays in work/infra
 pretrain: setup  ## train the embedded models (hours; resumes)
 	$(BIN)/python -m flows.pretrain
 
-torture: setup  ## kill the dataset stages and training at 150 random instants: same bits, no reply paid twice (20 minutes)
+torture: setup  ## kill the dataset stages and training at 150 random instants: same bits, no reply paid twice (half an hour)
 	$(BIN)/python -m tests.torture --kills 100 --train-kills 50
 
 clean:  ## remove what runs made, keep the environment
