@@ -62,15 +62,29 @@ def sample_edit(scene: Scene, rng: random.Random, *, type: str) -> Edit | None:
     if type in _NEEDS_COLOUR and scene.style in COLOURLESS_STYLES:
         return None
     if type in GLOBAL_EDITS:
-        current = getattr(scene, type)
-        return Edit(type, rng.choice([v for v in GLOBAL_VALUES[type] if v != current]))
+        return Edit(type, rng.choice(edit_values(scene, type)))
     if type == "add":
         return _sample_add(scene, rng)
     if type == "remove" and len(scene.things) == 1:
         return None
     thing = rng.choice(scene.things)
-    choices = _choices(scene, thing, type)
+    choices = edit_values(scene, type, thing)
     return Edit(type, rng.choice(choices), target=thing.kind) if choices else None
+
+
+def edit_values(scene: Scene, type: str, thing: Thing | None = None) -> list[str]:
+    """The values that an edit of this type, of this thing of the scene, can have."""
+    if type in GLOBAL_EDITS:
+        return [v for v in GLOBAL_VALUES[type] if v != getattr(scene, type)]
+    if type == "replace":
+        return [k for k in KINDS if scene.thing(k) is None]
+    if type == "move":
+        return [p for p in PLACES if p not in {t.place for t in scene.things}]
+    if thing is not None and type == "recolour":
+        return [c for c in COLOURS if c != thing.colour]
+    if thing is not None and type == "count":
+        return [str(n) for n in range(1, MAX_COUNT + 1) if n != thing.count]
+    return [""]
 
 
 def sample_any_edit(scene: Scene, rng: random.Random) -> Edit:
@@ -126,15 +140,3 @@ def _sample_add(scene: Scene, rng: random.Random) -> Edit | None:
     kinds = tuple(k for k in KINDS if scene.thing(k) is None)
     thing = sample_thing(rng, kinds=kinds, place=rng.choice(places))
     return Edit("add", thing.place, target=thing.kind, thing=thing)
-
-
-def _choices(scene: Scene, thing: Thing, type: str) -> list[str]:
-    if type == "replace":
-        return [k for k in KINDS if scene.thing(k) is None]
-    if type == "recolour":
-        return [c for c in COLOURS if c != thing.colour]
-    if type == "count":
-        return [str(n) for n in range(1, MAX_COUNT + 1) if n != thing.count]
-    if type == "move":
-        return [p for p in PLACES if p not in {t.place for t in scene.things}]
-    return [""]

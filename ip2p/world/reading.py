@@ -10,7 +10,6 @@ the edit could have given, the source must prefer its own and the edited picture
 from __future__ import annotations
 
 import random
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from ip2p.clip import image_features, text_features
 from ip2p.models import Clip
-from ip2p.world.edits import Edit, InapplicableEditError, apply_edit
+from ip2p.world.edits import Edit, apply_edit, edit_values
 from ip2p.world.language import read_caption, read_instruction, write_caption
 from ip2p.world.scenes import COLOURLESS_STYLES, COLOURS, GLOBAL_VALUES, KINDS, MAX_COUNT, PLACES, Scene, Thing, ordered
 
@@ -78,13 +77,8 @@ def read_choices(clip: Clip, caption: str, instruction: str) -> Choices:
 
 def _alternatives(scene: Scene, edit: Edit) -> list[Scene]:
     """The scene after each other edit of this type and target."""
-    kinds: dict[str, tuple[str, ...]] = {**GLOBAL_VALUES, "replace": KINDS, "recolour": COLOURS, "move": PLACES}
-    kinds["count"] = tuple(str(n) for n in range(1, MAX_COUNT + 1))
-    found = []
-    for value in kinds.get(edit.type, ()):
-        with suppress(InapplicableEditError):
-            found.append(apply_edit(scene, replace(edit, value=value)))
-    return found
+    values = edit_values(scene, edit.type, scene.thing(edit.target))
+    return [apply_edit(scene, edit if edit.type == "add" else replace(edit, value=v)) for v in values]
 
 
 def _variants(scene: Scene, attribute: str) -> tuple[list[Scene], int]:
