@@ -91,7 +91,7 @@ class Champion:
 
     def _other(self, number: str) -> Served:
         """A version beside the champion. Raises `LoadingError` while jobs hold as many others as may be loaded."""
-        found = self._others.pop(number, None) or self._alive.get(number)
+        found = self._alive.get(number)  # kept, or held by jobs
         if found is None:
             while len(self._others) >= _KEPT:
                 self._others.popitem(last=False)
@@ -100,6 +100,7 @@ class Champion:
             found = self._load(number)
             self._alive[number] = found
         self._others[number] = found
+        self._others.move_to_end(number)
         return found
 
     def look(self) -> None:
@@ -112,7 +113,8 @@ class Champion:
             return
         try:
             with self._loading:
-                served = self._others.pop(number, None) or self._load(number)
+                self._others.pop(number, None)
+                served = self._alive.pop(number, None) or self._load(number)  # no longer one of the others
         except ModelError:  # the new one is no good, and will not be: the old one goes on
             log.exception("champion refused", extra={"version": number, "serving": self._served and self._served.version})
             metrics.SWAPS.labels("refused").inc()

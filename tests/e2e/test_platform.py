@@ -26,24 +26,15 @@ import yaml
 from infra import local
 from tests.e2e.test_pipeline import SMALL, clone, running_in
 from tests.serve.conftest import png
+from tests.services import here, until
 
 SMALLER = SMALL | {"train": SMALL["train"] | {"steps": 6, "checkpoint_every": 3}}
-NEEDED = ("postgres", "weed")
+MISSING = [name for name in ("postgres", "s3") if not here(name)]
 BEGAN = time.monotonic()
 SENTINEL = "sk-sentinel-3c1f9a"
 
 
-def missing() -> list[str]:
-    found = []
-    for name in NEEDED:
-        try:
-            local._program(name)
-        except local.TopologyError:
-            found.append(name)
-    return found
-
-
-pytestmark = pytest.mark.skipif(bool(missing()), reason=f"not here: {', '.join(missing())}")
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not here: {', '.join(MISSING)}")
 
 
 @pytest.fixture(scope="module")
@@ -104,13 +95,6 @@ def finished(topology, ids, seconds=450):
         assert not set(states.values()) & {"FAILED", "CRASHED", "CANCELLED"}, [f["state"] for f in found]
         assert time.monotonic() < deadline, states
         time.sleep(0.5)
-
-
-def until(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def shards_made(topology, count):

@@ -3,11 +3,8 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -17,11 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
+from infra import local
 from ip2p.errors import DataError, ParamsError
 from ip2p.model import train
 from ip2p.params import TrackParams
 from ip2p.release import people, registry
 from ip2p.store import digest
+from tests.services import until
 
 
 @pytest.fixture
@@ -81,22 +80,15 @@ def test_a_version_knows_its_parents_and_mlflow_serves_it_by_its_own_example(hom
     assert trained.info.run_name == "train" and trained.data.params["train.steps"] == str(params.train.steps)
 
     folder = Path(mlflow.artifacts.download_artifacts("models:/ip2p-editor/2"))
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = local._free_port(0, set())
     environment = {**os.environ, "MLFLOW_TRACKING_URI": params.track.uri, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     command = ["models", "serve", "-m", "models:/ip2p-editor/2", "--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)]
     log = (tmp_path / "serve.log").open("wb")
     server = subprocess.Popen([sys.executable, "-m", "mlflow", *command], env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                assert httpx.get(f"http://127.0.0.1:{port}/ping").status_code == 200
-                break
-            except httpx.ConnectError:
-                assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "serve.log").read_text()
-                time.sleep(0.3)
+        until(lambda: server.poll() is not None or local._answers(f"http://127.0.0.1:{port}/ping"), seconds=90)
+        assert server.poll() is None, (tmp_path / "serve.log").read_text()
+        assert httpx.get(f"http://127.0.0.1:{port}/ping").status_code == 200
         example = (folder / "serving_input_example.json").read_bytes()
         told = httpx.post(f"http://127.0.0.1:{port}/invocations", content=example, headers={"Content-Type": "application/json"}, timeout=60)
         assert told.status_code == 200, told.text

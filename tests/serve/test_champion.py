@@ -3,7 +3,7 @@
 import json
 import shutil
 import threading
-import time
+from functools import partial
 
 import mlflow
 import pytest
@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from ip2p.errors import ModelError
 from ip2p.params import TrackParams
-from ip2p.release import registry
+from ip2p.release import people, registry
 from ip2p.serve.champion import Champion, LoadingError
 from tests.serve.conftest import png, ready, running, serving
+from tests.services import until
 
 
 @pytest.fixture
@@ -33,11 +34,7 @@ def register(params, dataset, editor, root, *, success=0.5):
     return registry.run(params, editor=editor, evaluation=evaluation, dataset=dataset).extra["version"]
 
 
-def wait_until(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+wait_until = partial(until, seconds=60)
 
 
 @pytest.mark.timeout(300)
@@ -140,3 +137,6 @@ def test_versions_held_by_jobs_bound_what_is_loaded(home, tmp_path):
     del held[1]
     assert champion.version(numbers[2]).version == numbers[2]
     assert sorted(champion._alive) == [numbers[0], numbers[2]]
+    people.promote(params, numbers[2], "it is loaded")
+    champion.look()  # becomes champion, and is no longer one of the others
+    assert champion.served.version == numbers[2] and list(champion._alive) == [numbers[0]]
