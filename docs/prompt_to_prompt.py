@@ -6,13 +6,13 @@ the third part of docs/world.md and its pictures.
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from quality import IMAGES, PAGE, difference, progress
 from torch import Tensor
 
 from ip2p.clip import image_features
@@ -20,6 +20,7 @@ from ip2p.dataset import filter, pairs, triplets
 from ip2p.dataset.alignment import layout_kept
 from ip2p.dataset.read import read_triplets
 from ip2p.model.bootstrap import bootstrap
+from ip2p.model.measure import paired
 from ip2p.model.plots import plot_shares
 from ip2p.models import Clip, load_clip
 from ip2p.params import Params, load_params
@@ -31,7 +32,7 @@ from ip2p.world.reading import read_choices
 from ip2p.world.report import P2P, write_part
 from ip2p.world.truth import truth_of
 
-PAGE, IMAGES, WORK = Path("docs/world.md"), Path("docs/img"), Path("work/p2p")
+WORK = Path("work/p2p")
 COUNT = 24 * len(EDIT_TYPES)
 SHARES = (0.2, 0.4, 0.6, 0.8, 0.9)
 METHODS = ("self_attention", "cross_attention", "both")
@@ -67,7 +68,7 @@ def main() -> None:
     for number, setting in enumerate(settings):
         sheets[setting], kept = make(params, *setting)
         results[setting] = read(clip, choices, *sheets[setting], kept)
-        print(f"p2p {number + 1}/{len(settings)}", file=sys.stderr, flush=True)
+        progress("p2p")(number + 1, len(settings))
     rendered = [truth_of(t.caption.text, t.instruction, seed=10**9 + i, size=96) for i, t in enumerate(asked)]
     truth = [torch.stack([getattr(t, f"{n}_CHW") for t in rendered]) for n in ("source", "target")]
     bound = read(clip, choices, truth[0], truth[1], [1.0] * len(asked))
@@ -128,10 +129,10 @@ def markdown(asked: list[Triplet], results: dict[tuple[str, float], Result], bou
     lines.append(line(("the truth, as rendered", None), bound, asked, types))
     best = {m: max((results[m, s] for s in SHARES), key=lambda r: mean(r.good)) for m in METHODS}
     at = {m: next(s for s in SHARES if results[m, s] is best[m]) for m in METHODS}
-    alone = results[ALONE]
+    gained = {m: paired(asdict(best[m]) | {"good": best[m].good}, asdict(results[ALONE]) | {"good": results[ALONE].good}) for m in METHODS}
     gains = "\n".join(
         f"- **{m.replace('_', '-')}** is best at {at[m]:g}: "
-        + "; ".join(f"{told} {gain(getattr(best[m], name), getattr(alone, name))}" for name, told in _GAINS.items())
+        + "; ".join(f"{told} {difference(gained[m][name])}" for name, told in _GAINS.items())
         + "."
         for m in METHODS
     )
@@ -168,13 +169,6 @@ def line(setting: tuple[str, float | None], result: Result, asked: list[Triplet]
     share = "" if setting[1] is None else f"{setting[1]:g}"
     columns = [f"{mean(getattr(result, n)):.3f}" for n in ("made", "layout", "good")] + ["" if share == "" else f"{mean(result.kept):.3f}"]
     return f"| {setting[0].replace('_', '-')} | {share} | {' | '.join(columns)} | {' | '.join(f'{x:.2f}' for x in by_type)} |"
-
-
-def gain(ours: list[float], base: list[float]) -> str:
-    """A paired difference with its interval."""
-    difference = [a - b for a, b in zip(ours, base, strict=True)]
-    low, high = bootstrap(difference)
-    return f"{mean(difference):+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def mean(values: list[float]) -> float:
