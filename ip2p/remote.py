@@ -59,7 +59,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file in the bucket. `suffix` and `name` are those it has in its folder."""
+    """A file in the bucket; `name` is the one it has in its folder."""
 
     name: str
     md5: str

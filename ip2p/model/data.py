@@ -126,9 +126,6 @@ def load_latents(
             old.unlink()
     parts = [load_file(p) for p in pictures]
     words = [load_file(p) for p in texts]
-    groups: dict[str, list[int]] = {}
-    for pair, triplet in enumerate(rows["triplet_id"].to_pylist()):
-        groups.setdefault(triplet, []).append(pair)
     index = {text: i for i, text in enumerate(distinct)}
     return Latents(
         source_NVCHW=Mapped([p["source_NVCHW"] for p in parts]),
@@ -137,8 +134,16 @@ def load_latents(
         text_MLD=Mapped([w["text_MLD"] for w in words]),
         empty_1LD=words[0]["empty_1LD"].float(),
         text_of_N=tuple(index[t] for t in instructions),
-        groups=tuple(tuple(g) for g in groups.values()),
+        groups=_groups(rows["triplet_id"].to_pylist()),
     )
+
+
+def _groups(triplets: list[str]) -> tuple[tuple[int, ...], ...]:
+    """The numbers of each triplet's pairs."""
+    groups: dict[str, list[int]] = {}
+    for pair, triplet in enumerate(triplets):
+        groups.setdefault(triplet, []).append(pair)
+    return tuple(map(tuple, groups.values()))
 
 
 def _read_ahead(paths: Sequence[Shard]) -> Iterator[pa.Table]:

@@ -144,12 +144,13 @@ def code_version() -> str:
 
 def _parents(client: Any, params: Params, editor: Path) -> dict[str, str]:
     """What a version came from: the model its training started from, the run that trained it, the champion of that day."""
+    champion = _champion(client, params.register_.name)
     record = read_json(editor / RECORD) if (editor / RECORD).exists() else {}  # an editor of others has none
     found = {
         "start": record.get("start"),
         "start_digest": record.get("start_digest"),
         "training_run": run_tagged(client, params.track, MADE, digest(editor)),
-        "champion_then": champion_number(params),
+        "champion_then": champion and champion.version,
     }
     return {name: str(value) for name, value in found.items() if value}
 

@@ -92,10 +92,15 @@ def _edit(options: argparse.Namespace) -> int:
     return 0
 
 
+def _editor_named(name: str) -> Path | str:
+    """`world`, the embedded editor, or a folder."""
+    return name if name == "world" else Path(name)
+
+
 def _editor_asked(name: str | None) -> Path | str:
     """The editor that `--model` names; without it the trained one, or the embedded one, which is said."""
     if name is not None:
-        return name if name == "world" else Path(name)
+        return _editor_named(name)
     if Path("models/editor").is_dir():
         return Path("models/editor")
     print("ip2p: no models/editor here yet, the embedded editor edits (--model world)", file=sys.stderr)
@@ -124,8 +129,7 @@ def _model(options: argparse.Namespace) -> int:
     if options.what == "export":
         from ip2p.release.export import export_editor
 
-        folder = options.folder if options.folder == "world" else Path(options.folder)
-        print(export_editor(folder, options.to, options.output, evaluation=Path("reports/evaluation/report.json")))
+        print(export_editor(_editor_named(options.folder), options.to, options.output, evaluation=Path("reports/evaluation/report.json")))
         return 0
     from ip2p.model.check import check
 
