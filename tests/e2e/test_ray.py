@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,15 +43,14 @@ def run(folder: Path, *command: str, **changes: object) -> str:
 @pytest.mark.timeout(500)
 def test_one_process_two_and_ray_make_the_same_bits(tmp_path: Path) -> None:
     digests = {}
+    (tmp_path / "first").mkdir()
+    run(tmp_path / "first", "-m", "ip2p.cli", "triplets")
     for name, command, changes in (
         ("one", ("-m", "ip2p.cli", "pairs"), {"workers": 1}),
         ("two", ("-m", "ip2p.cli", "pairs"), {"workers": 2}),
         ("ray", ("-c", SCRIPT), {"workers": 2, "engine": "ray"}),
     ):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "params.yaml").write_text(yaml.safe_dump(PARAMS))
-        run(folder, "-m", "ip2p.cli", "triplets")
+        folder = shutil.copytree(tmp_path / "first", tmp_path / name)
         told = run(folder, *command, **changes)
         assert load_params(folder / "params.yaml").pairs.workers == changes["workers"] and (folder / TRIPLETS).is_dir()
         digests[name] = digest(folder / PAIRS)
