@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,23 @@ def tiny():
             "evaluate": {"count": 11, "steps": 3, "image_guidance_sweep": [1.5], "sdedit_strengths": [0.5]},
         }
     )
+
+
+@pytest.fixture(scope="session")
+def track_in(tmp_path_factory):
+    """Puts an empty tracking database into a folder: MLflow takes seconds to make one, and a copy does."""
+    from mlflow import MlflowClient
+
+    from ip2p.params import TrackParams
+
+    empty = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{empty}").search_experiments()
+
+    def copied(folder):
+        shutil.copyfile(empty, folder / "mlflow.db")
+        return TrackParams(uri=f"sqlite:///{folder}/mlflow.db")
+
+    return copied
 
 
 @pytest.fixture(scope="session")

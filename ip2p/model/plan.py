@@ -53,37 +53,58 @@ class Memory:
         return [f"{value:8.2f} GB  {name}" for name, value in rows]
 
 
+@dataclass(frozen=True)
+class DryPass:
+    """What passes without data told of a UNet."""
+
+    parameters: int
+    trained: int
+    once: float
+    """Bytes that autograd keeps whatever the batch: weights in lower precision."""
+    each: float
+    """Bytes that it keeps of each sample."""
+
+
 def estimate(base: Diffusion, section: TrainParams, *, gpu: bool, workers: int = 1) -> Memory:
     """Memory of one process of `workers` that trains `base` as the parameters say, at the model's own picture size; on a GPU, the GPU's."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    return _memory(base, section, _dry_pass(base, section), gpu=gpu, workers=workers)
 
+
+def _memory(base: Diffusion, section: TrainParams, dry: DryPass, *, gpu: bool, workers: int) -> Memory:
     part = section.batch // (workers * section.accumulate)
-    unet = _unet_without_data(base, section)
-    with FakeTensorMode():
-        _fill(unet)
-        activations = float(_activations(unet, base, part))
-        if section.gradient_checkpointing:
-            unet.disable_gradient_checkpointing()
-            activations += _activations(unet, base, part) * _RECOMPUTED
-    weights = sum(p.numel() for p in unet.parameters()) * _FLOAT
-    trained = sum(p.numel() for p in unet.parameters() if p.requires_grad) * _FLOAT
+    weights, trained = dry.parameters * _FLOAT, dry.trained * _FLOAT
     moments = {"adamw": 2.0, "adamw8bit": 0.5, "muon": 1.0}[section.optimizer]
     cast = 0.5 if base.dtype != torch.float32 else 0.0
     frozen = [x for x in (base.vae, base.text_encoder, base.text_encoder_2) if x is not None]
     parts = [weights * (1 + cast), sum(map(_bytes, frozen)), trained, moments * trained]
-    parts += [0.0 if section.ema_on_cpu and gpu else trained, activations]
+    parts += [0.0 if section.ema_on_cpu and gpu else trained, dry.once + part * dry.each]
     return Memory(*(x / 1e9 for x in parts))
+
+
+def _dry_pass(base: Diffusion, section: TrainParams) -> DryPass:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    unet = _unet_without_data(base, section)
+    with FakeTensorMode():
+        _fill(unet)
+        one, two = (float(_activations(unet, base, n)) for n in (1, 2))
+        if section.gradient_checkpointing:
+            unet.disable_gradient_checkpointing()
+            one, two = (kept + _activations(unet, base, n) * _RECOMPUTED for n, kept in ((1, one), (2, two)))
+    counts = [(p.numel(), p.requires_grad) for p in unet.parameters()]
+    return DryPass(sum(n for n, _ in counts), sum(n for n, trained in counts if trained), once=2 * one - two, each=two - one)
 
 
 def propose(base: Diffusion, section: TrainParams, *, limit_gb: float, gpu: bool, workers: int = 1) -> TrainParams | None:
     """The parameters with the least change of speed that fit into `limit_gb`; none if none do. What is learned stays, LoRA apart."""
     for changed in _savings(section):
+        dry = _dry_pass(base, changed)
         share = section.batch // workers
         for accumulate in (n for n in range(section.accumulate, share + 1) if share % n == 0):
             proposal = changed.model_copy(update={"accumulate": accumulate})
             if share // accumulate < min(_SMALLEST, share):
                 break
-            if estimate(base, proposal, gpu=gpu, workers=workers).total <= limit_gb:
+            if _memory(base, proposal, dry, gpu=gpu, workers=workers).total <= limit_gb:
                 return proposal
     return None
 

@@ -6,16 +6,15 @@ import torch
 
 from ip2p.errors import ParamsError
 from ip2p.model import ablate, train
-from ip2p.params import TrackParams
 from ip2p.pictures import from_bytes
 from ip2p.store import digest
 from ip2p.world.truth import truth_of
 
 
 @pytest.fixture
-def setup(tiny, made, tmp_path):
+def setup(tiny, made, tmp_path, track_in):
     small = {"evaluate": tiny.evaluate.model_copy(update={"count": 3, "steps": 2})}
-    params = tiny.model_copy(update={"track": TrackParams(uri=f"sqlite:///{tmp_path}/mlflow.db"), **small})
+    params = tiny.model_copy(update={"track": track_in(tmp_path), **small})
     sources = {"pairs": made / "pairs", "dataset": made / "dataset", "triplets": made / "triplets"}
     return params, sources | {"out": tmp_path / "ablation", "work": tmp_path / "work"}
 

@@ -16,7 +16,7 @@ from ip2p.model.heldout import HeldOut, held_out, of_benchmark, of_world
 from ip2p.model.measure import Meter, Point, judged_by, measure, paired
 from ip2p.model.sdedit import sdedit
 from ip2p.models import EMBEDDED
-from ip2p.params import JudgeParams, TrackParams
+from ip2p.params import JudgeParams
 from tests.dataset.llm.endpoint import endpoint
 
 
@@ -111,10 +111,10 @@ def test_the_best_and_the_worst_are_by_success_then_by_distance():
 
 
 @pytest.fixture(scope="module")
-def evaluated(tiny, made, editor_folder, tmp_path_factory):
+def evaluated(tiny, made, editor_folder, tmp_path_factory, track_in):
     root = tmp_path_factory.mktemp("evaluated")
     small = tiny.evaluate.model_copy(update={"count": 5, "steps": 2, "batch": 3, "previous": str(editor_folder)})
-    params = tiny.model_copy(update={"evaluate": small, "track": TrackParams(uri=f"sqlite:///{root}/mlflow.db")})
+    params = tiny.model_copy(update={"evaluate": small, "track": track_in(root)})
     places = {"editor": editor_folder, "triplets": made / "triplets", "dataset": made / "dataset"}
     paths = places | {"out": root / "evaluation", "work": root / "work"}
     evaluate.run(params, **paths)

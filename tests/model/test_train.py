@@ -14,15 +14,15 @@ from safetensors.torch import load_file
 from ip2p.errors import DataError, ModelError, ParamsError, UserError
 from ip2p.model import objective, plan, train
 from ip2p.model.unet import grow_unet, new_editor_unet
-from ip2p.params import TrackParams, TrainParams
+from ip2p.params import TrainParams
 from ip2p.store import digest
 
 
 @pytest.fixture
-def setup(tiny, made, tmp_path):
+def setup(tiny, made, tmp_path, track_in):
     marker = tmp_path / "validated.json"
     marker.write_text(json.dumps({"dataset": digest(made / "dataset")}))
-    params = tiny.model_copy(update={"track": TrackParams(uri=f"sqlite:///{tmp_path}/mlflow.db")})
+    params = tiny.model_copy(update={"track": track_in(tmp_path)})
     return params, {"dataset": made / "dataset", "marker": marker, "out": tmp_path / "editor", "work": tmp_path / "work"}
 
 
@@ -37,8 +37,11 @@ def same(a, b):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])  # float16 carries a loss scale
 def test_a_killed_run_resumed_ends_with_the_same_bits(setup, monkeypatch, dtype):
     params, paths = setup
-    small = params.train.model_copy(update={"batch": 2})  # float16 is slow on a CPU
-    params = params.model_copy(update={"models": params.models.model_copy(update={"dtype": dtype}), "train": small})
+    small = {
+        "train": params.train.model_copy(update={"batch": 2, "grid_every": 100}),
+        "evaluate": params.evaluate.model_copy(update={"steps": 1}),
+    }
+    params = params.model_copy(update={"models": params.models.model_copy(update={"dtype": dtype}), **small})  # float16 is slow on a CPU
     torch.set_num_threads(1)
     train.run(params, **paths)
     whole = weights(paths["out"])

@@ -12,7 +12,6 @@ from ip2p.model import plan, train
 from ip2p.model.edit import edit_batch, load_editor
 from ip2p.model.guidance import EditOptions, EditRequest
 from ip2p.models import EMBEDDED, load_diffusion
-from ip2p.params import TrackParams
 from ip2p.release.single_file import save_single_file
 from ip2p.store import digest
 
@@ -53,11 +52,11 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(folder, tiny, made, tmp_path_factory):
+def trained(folder, tiny, made, tmp_path_factory, track_in):
     root = tmp_path_factory.mktemp("trained")
     (root / "validated.json").write_text(json.dumps({"dataset": digest(made / "dataset")}))
     models = tiny.models.model_copy(update={"teacher": str(folder), "dtype": "float32"})
-    params = tiny.model_copy(update={"models": models, "track": TrackParams(uri=f"sqlite:///{root}/mlflow.db")})
+    params = tiny.model_copy(update={"models": models, "track": track_in(root)})
     train.run(params, dataset=made / "dataset", marker=root / "validated.json", out=root / "editor", work=root / "work")
     return root / "editor"
 

@@ -17,17 +17,16 @@ from PIL import Image
 from infra import local
 from ip2p.errors import DataError, ParamsError
 from ip2p.model import train
-from ip2p.params import TrackParams
 from ip2p.release import people, registry
 from ip2p.store import digest
 from tests.services import until
 
 
 @pytest.fixture
-def home(tiny, made, editor_folder, tmp_path, monkeypatch):
+def home(tiny, made, editor_folder, tmp_path, monkeypatch, track_in):
     """Paths and parameters of a registry of its own."""
     monkeypatch.chdir(tmp_path)
-    params = tiny.model_copy(update={"track": TrackParams(uri=f"sqlite:///{tmp_path}/mlflow.db")})
+    params = tiny.model_copy(update={"track": track_in(tmp_path)})
     return params, {"editor": editor_folder, "evaluation": tmp_path / "evaluation", "dataset": made / "dataset"}
 
 

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ip2p.errors import ModelError
-from ip2p.params import TrackParams
 from ip2p.release import people, registry
 from ip2p.serve.champion import Champion, LoadingError
 from tests.serve.conftest import png, ready, running, serving
@@ -19,9 +18,9 @@ from tests.services import until
 
 
 @pytest.fixture
-def home(tiny, made, editor_folder, tmp_path, monkeypatch):
+def home(tiny, made, editor_folder, tmp_path, monkeypatch, track_in):
     monkeypatch.chdir(tmp_path)
-    params = tiny.model_copy(update={"track": TrackParams(uri=f"sqlite:///{tmp_path}/mlflow.db")})
+    params = tiny.model_copy(update={"track": track_in(tmp_path)})
     return serving(params, tmp_path, "", editor=None, fallback=None), made / "dataset", editor_folder
 
 
