@@ -22,10 +22,12 @@ from ip2p.models import EMBEDDED
 from ip2p.params import load_params
 from ip2p.records import RECORD
 from ip2p.stages import DATASET, EDITOR, WORK
-from ip2p.store import read_json
+from ip2p.store import read_json, shards
 from ip2p.world.report import LONG, write_part
 
-OUT, LONG_PARAMS = Path("reports/embedded"), Path("params/long.yaml")
+OUT = Path("reports/embedded")
+LEGS = (Path("params/long.yaml"), Path("params/longer.yaml"))
+"""What the shipped editor was trained by, one after the other."""
 WIDER = {
     "count": COUNT,
     "image_guidance_sweep": (1.0, 1.2, 1.4, 1.6, 2.0),
@@ -39,9 +41,9 @@ def main() -> None:
     """Measure and write."""
     params = load_params(Path("params.yaml"))
     work = WORK / "embedded"
-    triplets.run(load_params(LONG_PARAMS), out=work / "triplets", work=work)  # which captions it was trained on
+    trained = trained_on(work)
     for name, editor in (("shipped", EMBEDDED / "editor"), ("laptop", EDITOR)):
-        paths = {"triplets": work / "triplets", "dataset": DATASET, "out": OUT / name, "work": work / "points"}
+        paths = {"triplets": trained, "dataset": DATASET, "out": OUT / name, "work": work / "points"}
         evaluate.run(told(params, **WIDER), editor=editor, progress=progress(name), **paths)
     reports = {name: read_json(OUT / name / "report.json") for name in NAMES}
     IMAGES.mkdir(parents=True, exist_ok=True)
@@ -50,6 +52,16 @@ def main() -> None:
     write_part(PAGE, LONG, markdown(reports))
     card = model_card(read_json(EMBEDDED / "editor" / RECORD), reports["shipped"], embedded=True)
     (EMBEDDED / "editor/README.md").write_text(card, encoding="utf-8")
+
+
+def trained_on(work: Path) -> Path:
+    """A folder of all triplets that the shipped editor was trained on, whose captions are not to be held out."""
+    for leg in LEGS:
+        triplets.run(load_params(leg), out=work / leg.stem, work=work)
+        for shard in shards(work / leg.stem):
+            (work / "triplets").mkdir(exist_ok=True)
+            shutil.copyfile(shard, work / "triplets" / f"{leg.stem}-{shard.name}")
+    return work / "triplets"
 
 
 def points(reports: dict[str, Any]) -> list[dict[str, Any]]:
@@ -66,10 +78,13 @@ def markdown(reports: dict[str, Any]) -> str:
     systems |= {f"{n} (baseline)": p for n, p in shipped["baselines"].items()} | {"the truth, as rendered": shipped["truth"]}
     lines = "\n".join(f"| {name} | {cells(point)} |" for name, point in systems.items())
     scales = shipped["headline"]["setting"]
+    first, second = (load_params(leg).train for leg in LEGS)
     return f"""Written by `python docs/embedded.py` after `make run`. The editor that ships with ip2p (`--model world`) was trained by
-[params/long.yaml](../params/long.yaml) on {record["pairs"]:,} pairs, {record["train"]["steps"]:,} steps of {record["train"]["batch"]};
-that of `make run` on {own["pairs"]:,}, {own["train"]["steps"]:,} steps of {own["train"]["batch"]}. The same {shipped["count"]} held-out
-edits, of captions that neither was trained on; scales s_T {scales["text_guidance"]:g}, s_I {scales["image_guidance"]:g}.
+[params/long.yaml](../params/long.yaml), {first.steps:,} steps of {first.batch}, and on from there by
+[params/longer.yaml](../params/longer.yaml), {second.steps:,} steps of {second.batch} on {record["pairs"]:,} other pairs;
+that of `make run` by {own["train"]["steps"]:,} steps of {own["train"]["batch"]} on {own["pairs"]:,}.
+The same {shipped["count"]} held-out edits, of captions that neither was trained on;
+scales s_T {scales["text_guidance"]:g}, s_I {scales["image_guidance"]:g}.
 docs/log.md has the training's log and cost, [its card](../ip2p/world/weights/editor/README.md) what it is.
 
 | | {" | ".join(n.replace("_", " ") for n in MEASURES)} |

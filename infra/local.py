@@ -168,7 +168,7 @@ def services(topology: Topology) -> list[Service]:
             "worker",
             [python, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "local"],
             lambda: _worker_is_online(topology),
-            {**topology.environment(), "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"},
+            {**topology.environment(), "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "PREFECT_WORKER_QUERY_SECONDS": "2"},
         ),
         Service(
             "editor",

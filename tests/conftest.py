@@ -13,6 +13,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items):
+    """Those that take minutes come first, so that no process is left with one when the other has nothing to do."""
+    items.sort(key=lambda item: "e2e" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def cpu():
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)

@@ -29,7 +29,7 @@ STAGES = (*DATA, "train")
 MADE = ("data/triplets", "data/pairs", "data/dataset", "data/validated.json", "models/editor")
 
 
-def parameters(url: str) -> dict:
+def parameters(url: str, root: Path) -> dict:
     llm = {"base_url": url, "model": "toy", "format": "json_schema", "backoff": 0.01, "timeout": 1.5, "retries": 12, "concurrency": 4}
     return {
         "models": {"threads": 1},
@@ -39,6 +39,7 @@ def parameters(url: str) -> dict:
         "validate": {"min_pairs": 3},
         "train": {"steps": 12, "batch": 4, "checkpoint_every": 1, "log_every": 3, "grid_every": 5, "workers": 1},
         "evaluate": {"steps": 2},
+        "track": {"uri": f"sqlite:///{root.resolve()}/mlflow.db"},  # made once, so that training is what is killed
     }
 
 
@@ -58,7 +59,7 @@ def finish(stage: str, folder: Path) -> float:
 
 def prepare(folder: Path, url: str) -> Path:
     folder.mkdir(parents=True)
-    (folder / "params.yaml").write_text(yaml.safe_dump(parameters(url)))
+    (folder / "params.yaml").write_text(yaml.safe_dump(parameters(url, folder.parent)))
     return folder
 
 

@@ -25,8 +25,8 @@ SMALL = {
     "pairs": {"samples": 2, "steps": 3, "unit": 3, "batch": 3, "workers": 2},
     "filter": {"caption": -1, "image": -1, "direction": -1, "keep": 2, "splits": [0.1, 0.1]},
     "validate": {"min_pairs": 5},
-    "train": {"steps": 16, "batch": 8, "lr": 0.0004, "checkpoint_every": 4, "log_every": 4, "grid_every": 100, "workers": 2},
-    "evaluate": {"count": 11, "steps": 3, "image_guidance_sweep": [1.5], "sdedit_strengths": [0.5]},
+    "train": {"steps": 8, "batch": 8, "lr": 0.0004, "checkpoint_every": 2, "log_every": 2, "grid_every": 100, "workers": 2},
+    "evaluate": {"count": 11, "steps": 3, "image_guidance_sweep": [1.5], "sdedit_strengths": [0.5], "sdedit_steps": 4},
 }
 
 

@@ -52,7 +52,7 @@ def platform():
             local.up(topology, say=tell)
             yield topology
         finally:
-            local.down(topology, say=lambda line: None)
+            local.down(topology, say=tell)
             shutil.rmtree(root, ignore_errors=True)
 
 
