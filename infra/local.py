@@ -102,6 +102,8 @@ class Service:
     ready: Callable[[], bool]
     environment: dict[str, str] = field(default_factory=dict)
     user: str | None = None
+    patience: float = 30.0
+    """Seconds that it has to end when asked."""
 
 
 def up(topology: Topology, *, say: Callable[[str], None] = print) -> None:
@@ -127,7 +129,7 @@ def down(topology: Topology, *, say: Callable[[str], None] = print) -> None:
         pid = _pid(topology, service.name)
         if pid is None:
             continue
-        _end(pid, signal.SIGINT if service.name == "postgres" else signal.SIGTERM)
+        _end(pid, signal.SIGINT if service.name == "postgres" else signal.SIGTERM, service.patience)
         (topology.home / f"{service.name}.pid").unlink(missing_ok=True)
         say(f"{service.name:9} ended")
 
@@ -169,6 +171,7 @@ def services(topology: Topology) -> list[Service]:
             [python, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "local"],
             lambda: _worker_is_online(topology),
             {**topology.environment(), "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "PREFECT_WORKER_QUERY_SECONDS": "2"},
+            patience=5.0,  # after runs at once it does not end, though none is left
         ),
         Service(
             "editor",
@@ -221,12 +224,12 @@ def _started(pid: int) -> str:
     return f"{psutil.Process(pid).create_time():.2f}"
 
 
-def _end(pid: int, sign: signal.Signals) -> None:
+def _end(pid: int, sign: signal.Signals, patience: float = 30.0) -> None:
     """Ask a process group to end, wait, then insist."""
-    for step, patience in ((sign, 30.0), (signal.SIGKILL, 5.0)):
+    for step, seconds in ((sign, patience), (signal.SIGKILL, 5.0)):
         with suppress(ProcessLookupError):
             os.killpg(pid, step)
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             with suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
