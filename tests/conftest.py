@@ -11,6 +11,14 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).parents[1]
+TINY = {
+    "triplets": {"count": 11},
+    "pairs": {"samples": 2, "steps": 3, "unit": 3, "batch": 3, "workers": 1},
+    "filter": {"caption": -1, "image": -1, "direction": -1, "keep": 2, "splits": [0.2, 0.1]},
+    "validate": {"min_pairs": 5},
+    "train": {"steps": 4, "batch": 4, "checkpoint_every": 2, "log_every": 1, "grid_every": 2, "workers": 1},
+    "evaluate": {"count": 11, "steps": 3, "image_guidance_sweep": [1.5], "sdedit_strengths": [0.5]},
+}
 
 
 def pytest_collection_modifyitems(items):
@@ -43,16 +51,7 @@ def tiny():
     """Parameters of a run that takes seconds."""
     from ip2p.params import Params
 
-    return Params.model_validate(
-        {
-            "triplets": {"count": 11},
-            "pairs": {"samples": 2, "steps": 3, "unit": 3, "batch": 3, "workers": 1},
-            "filter": {"caption": -1, "image": -1, "direction": -1, "keep": 2, "splits": [0.2, 0.1]},
-            "validate": {"min_pairs": 5},
-            "train": {"steps": 4, "batch": 4, "checkpoint_every": 2, "log_every": 1, "grid_every": 2, "workers": 1},
-            "evaluate": {"count": 11, "steps": 3, "image_guidance_sweep": [1.5], "sdedit_strengths": [0.5]},
-        }
-    )
+    return Params.model_validate(TINY)
 
 
 @pytest.fixture(scope="session")

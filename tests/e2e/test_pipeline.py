@@ -15,18 +15,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ip2p.dataset import filter, pairs, triplets
-from ip2p.params import Params
 from ip2p.store import digest
+from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[2]
-SMALL = {
-    "triplets": {"writer": "world", "count": 22},
-    "pairs": {"samples": 2, "steps": 3, "unit": 3, "batch": 3, "workers": 2},
-    "filter": {"caption": -1, "image": -1, "direction": -1, "keep": 2, "splits": [0.1, 0.1]},
-    "validate": {"min_pairs": 5},
+SMALL = TINY | {
+    "pairs": TINY["pairs"] | {"workers": 2},
     "train": {"steps": 8, "batch": 8, "lr": 0.0004, "checkpoint_every": 2, "log_every": 2, "grid_every": 100, "workers": 2},
-    "evaluate": {"count": 11, "steps": 3, "image_guidance_sweep": [1.5], "sdedit_strengths": [0.5], "sdedit_steps": 4},
+    "evaluate": TINY["evaluate"] | {"sdedit_steps": 4},
 }
 
 
@@ -87,18 +83,8 @@ def wait_for(condition, process: subprocess.Popen[bytes], log: Path, seconds: fl
         time.sleep(0.1)
 
 
-def reference(folder: Path) -> str:
-    """Digest of the dataset that an uninterrupted run with one worker makes."""
-    small = {**SMALL, "pairs": {**SMALL["pairs"], "workers": 1}}
-    params = Params.model_validate({**yaml.safe_load((ROOT / "params.yaml").read_text()), **small})
-    triplets.run(params, out=folder / "triplets", work=folder / "work-triplets")
-    pairs.run(params, triplets=folder / "triplets", out=folder / "pairs", work=folder / "work")
-    filter.run(params, pairs=folder / "pairs", out=folder / "dataset", work=folder / "work")
-    return digest(folder / "dataset")
-
-
 @pytest.mark.timeout(1500)
-def test_killed_twice_the_run_finishes_with_the_same_dataset(tmp_path):
+def test_killed_twice_the_run_finishes_with_the_same_dataset(made, tmp_path):
     home, log = clone(tmp_path / "home"), tmp_path / "run.log"
 
     # SIGKILL in the middle of `pairs`
@@ -113,10 +99,10 @@ def test_killed_twice_the_run_finishes_with_the_same_dataset(tmp_path):
     kill(process, home)
     assert not (home / "models/editor").exists()
 
-    # the third start finishes, skips what was done, and the dataset is that of an uninterrupted run
+    # the third start finishes, skips what was done, and the dataset is that of an uninterrupted run of one process
     printed = finish(home, log)
     assert json.loads((home / "reports/pairs.json").read_text())["extra"]["shards_resumed"] >= 2
-    assert digest(home / "data/dataset") == reference(tmp_path / "reference")
+    assert digest(home / "data/dataset") == digest(made / "dataset")
     report = Path(re.search(r"^report: (.*)$", printed, re.M)[1])
     assert "<h1>ip2p-editor version 1</h1>" in report.read_text()
 
