@@ -14,7 +14,7 @@ import torch
 from ip2p.errors import ModelError, ParamsError, UserError
 from ip2p.model.edit import load_editor
 from ip2p.model.folder import model_card, save_editor
-from ip2p.models import EMBEDDED
+from ip2p.models import EMBEDDED, load_diffusion
 from ip2p.records import RECORD
 from ip2p.release.single_file import save_single_file
 from ip2p.store import digest, read_json, write_bytes, write_json
@@ -62,12 +62,15 @@ def _embed(folder: Path) -> str:
     if not (folder / RECORD).is_file():
         raise ModelError(f"{folder}: no trained editor; run `dvc repro train`")
     record = read_json(folder / RECORD)
-    if record["start"] != "world":
-        raise ModelError(f"{folder}: trained from {record['start']}; the embedded editor needs the embedded teacher's other parts")
+    cpu = torch.device("cpu")
+    editor, teacher = load_editor(folder, device=cpu), load_diffusion("world", device=cpu)
+    for part in ("vae", "text_encoder"):
+        if not _same(getattr(editor, part), getattr(teacher, part)):
+            raise ModelError(f"{folder}: its {part} is not the embedded teacher's, which an embedded editor gets; train it from `world`")
     target = EMBEDDED / "editor"
     staging = target.with_name(".editor.tmp")
     shutil.rmtree(staging, ignore_errors=True)
-    unet: Any = load_editor(folder, device=torch.device("cpu")).unet
+    unet: Any = editor.unet
     unet.half().save_pretrained(staging / "unet", safe_serialization=True)
     for path in (staging / "unet").iterdir():
         path.chmod(0o644)  # ships
@@ -76,6 +79,11 @@ def _embed(folder: Path) -> str:
     shutil.rmtree(target, ignore_errors=True)
     staging.replace(target)
     return str(target)
+
+
+def _same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
 def _write_card(target: Path, folder: Path, evaluation: Path | None) -> None:

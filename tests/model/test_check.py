@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ip2p.errors import ModelError, ParamsError
 from ip2p.model import check
@@ -98,7 +98,11 @@ def test_a_trained_editor_becomes_the_embedded_one_in_half_the_bytes(recorded, t
     assert folder == tmp_path / "weights/editor" and {p.name for p in folder.iterdir()} == {"unet", "training.json", "README.md"}
     assert {v.dtype for v in load_file(weights).values()} == {torch.float16} and weights.stat().st_mode & 0o044
     assert "--model world" in (folder / "README.md").read_text()
+    # trained on from another editor of the same teacher it is taken too, with another autoencoder it is not
     record = json.loads((recorded / "training.json").read_text())
-    (recorded / "training.json").write_text(json.dumps(record | {"start": "sd15"}))
-    with pytest.raises(ModelError, match="trained from sd15"):
+    (recorded / "training.json").write_text(json.dumps(record | {"start": "first-leg"}))
+    export_editor(recorded, "embedded", None)
+    vae = recorded / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file({k: v + 0.01 for k, v in load_file(vae).items()}, vae, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="its vae is not the embedded teacher's"):
         export_editor(recorded, "embedded", None)
