@@ -123,18 +123,20 @@ def types(shipped: dict[str, Any], laptop: dict[str, Any]) -> str:
 def comparison(report: dict[str, Any]) -> str:
     """At each of the editor's points, the image similarity that SDEdit holds at the same direction similarity, by interpolation."""
     curve = sorted((p["direction_similarity"], p["image_similarity"]) for p in report["points"] if p["system"] == "sdedit")
-    told, above = [], 0
-    ours = sorted((p["direction_similarity"], p["image_similarity"]) for p in report["points"] if p["system"] == "editor")
-    for direction, image in ours:
-        held = interpolated(curve, direction)
-        above += held is not None and image > held
-        told.append(f"| {direction:.3f} | {image:.3f} | {'no edit so weak or so strong' if held is None else f'{held:.3f}'} |")
-    within = sum(interpolated(curve, d) is not None for d, _ in ours)
-    table = "\n".join(told)
-    return f"""The editor's curve lies above SDEdit's at {above} of the {within} points that both reach.
+    ours = sorted((p["direction_similarity"], p["image_similarity"], p["setting"]) for p in report["points"] if p["system"] == "editor")
+    held = [interpolated(curve, direction) for direction, _, _ in ours]
+    above = [h is not None and image > h for (_, image, _), h in zip(ours, held, strict=True)]
+    best = [not any(d > direction and i > image for d, i, _ in ours) for direction, image, _ in ours]
+    rows = []
+    for (direction, image, scales), h in zip(ours, held, strict=True):
+        there = "no edit so weak or so strong" if h is None else f"{h:.3f}"
+        rows.append(f"| {scales['text_guidance']:g} | {scales['image_guidance']:g} | {direction:.3f} | {image:.3f} | {there} |")
+    table, both = "\n".join(rows), sum(a and b for a, b in zip(above, best, strict=True))
+    return f"""The editor's points lie above SDEdit's curve at {sum(above)} of {len(ours)} scales; of the {sum(best)} that
+no other scales of the editor exceed in both similarities, {both} do.
 
-| direction similarity | image similarity of the editor | of SDEdit there |
-|---|---|---|
+| s_T | s_I | direction similarity | image similarity of the editor | of SDEdit there |
+|---|---|---|---|---|
 {table}"""
 
 
