@@ -56,12 +56,13 @@ def main() -> None:
 
 def trained_on(work: Path) -> Path:
     """A folder of all triplets that the shipped editor was trained on, whose captions are not to be held out."""
+    together = work / "triplets"
+    together.mkdir(parents=True, exist_ok=True)
     for leg in LEGS:
         triplets.run(load_params(leg), out=work / leg.stem, work=work)
         for shard in shards(work / leg.stem):
-            (work / "triplets").mkdir(exist_ok=True)
-            shutil.copyfile(shard, work / "triplets" / f"{leg.stem}-{shard.name}")
-    return work / "triplets"
+            shutil.copyfile(shard, together / f"{leg.stem}-{shard.name}")
+    return together
 
 
 def points(reports: dict[str, Any]) -> list[dict[str, Any]]:
@@ -78,10 +79,10 @@ def markdown(reports: dict[str, Any]) -> str:
     systems |= {f"{n} (baseline)": p for n, p in shipped["baselines"].items()} | {"the truth, as rendered": shipped["truth"]}
     lines = "\n".join(f"| {name} | {cells(point)} |" for name, point in systems.items())
     scales = shipped["headline"]["setting"]
-    first, second = (load_params(leg).train for leg in LEGS)
+    first, second = load_params(LEGS[0]).train, record["train"]
     return f"""Written by `python docs/embedded.py` after `make run`. The editor that ships with ip2p (`--model world`) was trained by
 [params/long.yaml](../params/long.yaml), {first.steps:,} steps of {first.batch}, and on from there by
-[params/longer.yaml](../params/longer.yaml), {second.steps:,} steps of {second.batch} on {record["pairs"]:,} other pairs;
+[params/longer.yaml](../params/longer.yaml), {second["steps"]:,} steps of {second["batch"]} on {record["pairs"]:,} other pairs;
 that of `make run` by {own["train"]["steps"]:,} steps of {own["train"]["batch"]} on {own["pairs"]:,}.
 The same {shipped["count"]} held-out edits, of captions that neither was trained on;
 scales s_T {scales["text_guidance"]:g}, s_I {scales["image_guidance"]:g}.
@@ -123,16 +124,18 @@ def types(shipped: dict[str, Any], laptop: dict[str, Any]) -> str:
 def comparison(report: dict[str, Any]) -> str:
     """At each of the editor's points, the image similarity that SDEdit holds at the same direction similarity, by interpolation."""
     curve = sorted((p["direction_similarity"], p["image_similarity"]) for p in report["points"] if p["system"] == "sdedit")
-    ours = sorted((p["direction_similarity"], p["image_similarity"], p["setting"]) for p in report["points"] if p["system"] == "editor")
-    held = [interpolated(curve, direction) for direction, _, _ in ours]
-    above = [h is not None and image > h for (_, image, _), h in zip(ours, held, strict=True)]
-    best = [not any(d > direction and i > image for d, i, _ in ours) for direction, image, _ in ours]
-    rows = []
-    for (direction, image, scales), h in zip(ours, held, strict=True):
-        there = "no edit so weak or so strong" if h is None else f"{h:.3f}"
+    points = [p for p in report["points"] if p["system"] == "editor"]
+    ours = [(p["direction_similarity"], p["image_similarity"], p["setting"]) for p in points]
+    rows, above, best, both = [], 0, 0, 0
+    for direction, image, scales in sorted(ours, key=lambda point: point[:2]):
+        held = interpolated(curve, direction)
+        higher = held is not None and image > held
+        unbeaten = not any(d > direction and i > image for d, i, _ in ours)
+        above, best, both = above + higher, best + unbeaten, both + (higher and unbeaten)
+        there = "no edit so weak or so strong" if held is None else f"{held:.3f}"
         rows.append(f"| {scales['text_guidance']:g} | {scales['image_guidance']:g} | {direction:.3f} | {image:.3f} | {there} |")
-    table, both = "\n".join(rows), sum(a and b for a, b in zip(above, best, strict=True))
-    return f"""The editor's points lie above SDEdit's curve at {sum(above)} of {len(ours)} scales; of the {sum(best)} that
+    table = "\n".join(rows)
+    return f"""The editor's points lie above SDEdit's curve at {above} of {len(ours)} scales; of the {best} that
 no other scales of the editor exceed in both similarities, {both} do.
 
 | s_T | s_I | direction similarity | image similarity of the editor | of SDEdit there |

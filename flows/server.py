@@ -40,7 +40,8 @@ def prefect_server(home: Path = Path("work/prefect")) -> Iterator[None]:
         os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
         yield
     finally:
-        os.environ.pop("PREFECT_API_URL", None)
+        for name in ("PREFECT_API_URL", "PREFECT_HOME"):
+            os.environ.pop(name, None)
         _stop(server)
 
 

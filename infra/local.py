@@ -224,7 +224,7 @@ def _started(pid: int) -> str:
     return f"{psutil.Process(pid).create_time():.2f}"
 
 
-def _end(pid: int, sign: signal.Signals, patience: float = 30.0) -> None:
+def _end(pid: int, sign: signal.Signals, patience: float) -> None:
     """Ask a process group to end, wait, then insist."""
     for step, seconds in ((sign, patience), (signal.SIGKILL, 5.0)):
         with suppress(ProcessLookupError):

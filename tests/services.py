@@ -47,5 +47,5 @@ def service(name):
             local._create_databases(topology)
         yield topology
     finally:
-        local._end(local._pid(topology, name), signal.SIGINT)
+        local._end(local._pid(topology, name), signal.SIGINT, wanted.patience)
         shutil.rmtree(root, ignore_errors=True)

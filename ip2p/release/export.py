@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -70,8 +69,7 @@ def _embed(folder: Path) -> str:
     target = EMBEDDED / "editor"
     staging = target.with_name(".editor.tmp")
     shutil.rmtree(staging, ignore_errors=True)
-    unet: Any = editor.unet
-    unet.half().save_pretrained(staging / "unet", safe_serialization=True)
+    editor.unet.half().save_pretrained(staging / "unet", safe_serialization=True)
     for path in (staging / "unet").iterdir():
         path.chmod(0o644)  # ships
     write_json(staging / RECORD, record)
