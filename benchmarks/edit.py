@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--timed", type=int, default=12, help="edits timed one by one (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=12, help="edits at once for throughput (default: %(default)s)")
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
+    parser.add_argument("--half", action="store_true", help="bfloat16 alone, for a GPU that is had for minutes")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         made = options.model in ("sd15", "sd15-small")
@@ -69,7 +70,7 @@ def main() -> None:
         first: tuple[float, float] | None = None
         reference: Tensor | None = None
         cost = Cost(0, 0)
-        for name, dtype, edit, compiled in ways(work, compiled=options.compile):
+        for name, dtype, edit, compiled in ways(work, compiled=options.compile, half=options.half):
             for size in (1, work.batch):  # warms up
                 edit(slice(0, size))
             cost = cost if compiled else cost_of(partial(edit, slice(0, work.batch)))  # compiled code cannot be counted: as the row before
@@ -94,20 +95,21 @@ def prepare(folder: Path, options: argparse.Namespace, *, made: bool) -> Work:
     return Work(folder, requests, truths, options.steps, options.batch, device)
 
 
-def ways(work: Work, *, compiled: bool) -> Iterator[tuple[str, torch.dtype, Edit, bool]]:
+def ways(work: Work, *, compiled: bool, half: bool) -> Iterator[tuple[str, torch.dtype, Edit, bool]]:
     """Each way to make the same edits, and the ways that cost quality; a model is loaded when its first way is wanted."""
-    steps, full, half = work.steps, torch.float32, torch.bfloat16
+    steps, bfloat16 = work.steps, torch.bfloat16
+    dtypes = (bfloat16,) if half else (torch.float32, bfloat16)
     same = EditOptions(steps, "euler_ancestral")
-    for dtype in (full, half):
+    for dtype in dtypes:
         pipeline = load_pipeline(work.folder, work.device, dtype)
         yield f"diffusers' pipeline, {steps} steps, {told(dtype)}", dtype, lambda some, p=pipeline: by_pipeline(p, work, some), False
         del pipeline
-    for dtype in (full, half):
+    for dtype in dtypes:
         editor = load_editor(work.folder, device=work.device, dtype=dtype)
         yield f"ours, {told(dtype)}", dtype, ours(editor, work, same), False
     if compiled:
-        editor = load_editor(work.folder, device=work.device, dtype=half, compiled=True)
-        yield "+ compiled", half, ours(editor, work, same), True
+        editor = load_editor(work.folder, device=work.device, dtype=bfloat16, compiled=True)
+        yield "+ compiled", bfloat16, ours(editor, work, same), True
     half_steps, third = max(2, steps // 2), max(2, steps // 3)
     approximations = {
         "guidance differences kept for 2 steps": EditOptions(steps, every=2),
@@ -120,7 +122,7 @@ def ways(work: Work, *, compiled: bool) -> Iterator[tuple[str, torch.dtype, Edit
         f"DPM-Solver++(2M), {third} steps": EditOptions(third, "dpmpp_2m"),
     }
     for name, how in approximations.items():
-        yield name, half, ours(editor, work, how), compiled
+        yield name, bfloat16, ours(editor, work, how), compiled
 
 
 def ours(editor: Diffusion, work: Work, how: EditOptions) -> Edit:

@@ -34,39 +34,46 @@ class Muon(torch.optim.Optimizer):
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
-            updates = self._matrices(weights, group) if group["matrices"] else [self._vector(p, group) for p in weights]
-            for p, update in zip(weights, updates, strict=True):
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update, alpha=-group["lr"])
+            if not weights:
+                continue
+            updates = self._matrices(weights, group) if group["matrices"] else self._vectors(weights, group)
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(weights, updates, alpha=-group["lr"])
 
     def _matrices(self, weights: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-        blended = [self._momentum(p, group).flatten(1) for p in weights]
+        blended = [m.flatten(1) for m in self._momenta(weights, group)]
         owners, rank = _owners(blended), dist.get_rank() if _together() else 0
-        updates = [
-            orthogonalised(m) if o == rank else torch.empty_like(m, dtype=torch.bfloat16) for m, o in zip(blended, owners, strict=True)
-        ]
+        mine = iter(_orthogonalised_all([m for m, o in zip(blended, owners, strict=True) if o == rank]))
+        updates = [next(mine) if o == rank else torch.empty_like(m, dtype=torch.bfloat16) for m, o in zip(blended, owners, strict=True)]
         if _together():
             _exchange(updates, owners)
         scales = [0.2 * max(m.shape) ** 0.5 for m in blended]
         return [(u.to(p.dtype) * s).view_as(p) for p, u, s in zip(weights, updates, scales, strict=True)]
 
-    def _momentum(self, p: Tensor, group: dict[str, Any]) -> Tensor:
-        """Nesterov's: the gradient, moved on along the momentum."""
-        momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-        momentum.lerp_(p.grad, 1 - group["momentum"])  # type: ignore[arg-type]
-        return p.grad.lerp(momentum, group["momentum"])  # type: ignore[union-attr]
+    def _momenta(self, weights: list[Tensor], group: dict[str, Any]) -> tuple[Tensor, ...]:
+        """Nesterov's: the gradients, moved on along the momentum."""
+        gradients, momenta = _gradients(weights), self._states(weights, "momentum")
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        return torch._foreach_lerp(gradients, momenta, group["momentum"])
 
-    def _vector(self, p: Tensor, group: dict[str, Any]) -> Tensor:
-        state = self.state[p]
-        first, second = state.setdefault("first", torch.zeros_like(p)), state.setdefault("second", torch.zeros_like(p))
-        count = state.setdefault("count", torch.zeros(()))
-        count += 1
+    def _vectors(self, weights: list[Tensor], group: dict[str, Any]) -> tuple[Tensor, ...]:
+        gradients, first, second = _gradients(weights), self._states(weights, "first"), self._states(weights, "second")
+        counts = [self.state[p].setdefault("count", torch.zeros(())) for p in weights]
+        torch._foreach_add_(counts, 1)
         b1, b2 = group["betas"]
-        first.lerp_(p.grad, 1 - b1)  # type: ignore[arg-type]
-        second.lerp_(p.grad.square(), 1 - b2)  # type: ignore[union-attr]
-        bias1, bias2 = 1 - b1 ** count.item(), 1 - b2 ** count.item()
-        update: Tensor = (first / bias1) / ((second / bias2).sqrt() + 1e-8)
-        return update
+        torch._foreach_lerp_(first, gradients, 1 - b1)
+        torch._foreach_lerp_(second, torch._foreach_mul(gradients, gradients), 1 - b2)
+        done = [c.item() for c in counts]
+        spread = torch._foreach_sqrt(torch._foreach_div(second, [1 - b2**n for n in done]))
+        torch._foreach_add_(spread, 1e-8)
+        return torch._foreach_div(torch._foreach_div(first, [1 - b1**n for n in done]), spread)  # type: ignore[no-any-return]
+
+    def _states(self, weights: list[Tensor], name: str) -> list[Tensor]:
+        return [self.state[p].setdefault(name, torch.zeros_like(p)) for p in weights]
+
+
+def _gradients(weights: list[Tensor]) -> list[Tensor]:
+    return [p.grad for p in weights if p.grad is not None]
 
 
 def _together() -> bool:
@@ -101,14 +108,26 @@ def _is_matrix(name: str, p: Tensor) -> bool:
     return p.ndim >= 2 and "embedding" not in name and min(p.shape[0], p[0].numel()) >= 8
 
 
+def _orthogonalised_all(matrices: list[Tensor]) -> list[Tensor]:
+    """Each matrix orthogonalised; on a GPU those of one shape together, for their launches take longer than their products."""
+    if not matrices or matrices[0].device.type == "cpu":
+        return [orthogonalised(m) for m in matrices]
+    alike: dict[torch.Size, list[int]] = {}
+    for i, m in enumerate(matrices):
+        alike.setdefault(m.shape, []).append(i)
+    results = {i: x for some in alike.values() for i, x in zip(some, orthogonalised(torch.stack([matrices[i] for i in some])), strict=True)}
+    return [results[i] for i in range(len(matrices))]
+
+
 def orthogonalised(matrix: Tensor, *, steps: int = 5) -> Tensor:
-    """The nearest matrix with singular values near 1, by Newton-Schulz; bfloat16."""
+    """The nearest matrix with singular values near 1, by Newton-Schulz, of each `…RC`; bfloat16."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = (matrix / (matrix.norm() + 1e-7)).bfloat16()
-    tall = x.shape[0] > x.shape[1]
-    x = (x.T if tall else x).contiguous()
+    x = (matrix / (matrix.norm(dim=(-2, -1), keepdim=True) + 1e-7)).bfloat16()
+    tall = x.shape[-2] > x.shape[-1]
+    x = (x.mT if tall else x).contiguous()
+    fused = torch.addmm if x.ndim == 2 else torch.baddbmm
     for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    result: Tensor = x.T if tall else x
+        gram = x @ x.mT
+        x = fused(x, fused(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    result: Tensor = x.mT if tall else x
     return result

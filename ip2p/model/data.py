@@ -37,7 +37,9 @@ _ZOOM = 1.125
 _SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 _TIMESTEPS = 1000
 _PAIRS = 8
-"""Pairs encoded at once."""
+"""Pairs encoded at once on a CPU, and at least on a GPU."""
+_PIXELS = 2**23
+"""Pixels of all views that a GPU encodes at once."""
 _TEXTS = 4096
 """Instructions a file."""
 
@@ -230,9 +232,10 @@ def _encode(table: pa.Table, model: Diffusion, section: TrainParams, seed: int) 
     scale = model.vae.config.scaling_factor
     rows = table.select(["pair_id", "edit_prompt", "original_image", "edited_image"]).to_pylist()
     parts: dict[str, list[Tensor]] = {"source_NVCHW": [], "mean_NVCHW": [], "std_NVCHW": []}
+    at_once = _PAIRS if model.device.type == "cpu" else max(_PAIRS, _PIXELS // (2 * section.views * model.image_size**2))
     with ThreadPoolExecutor(4) as pool:
-        for first in range(0, len(rows), _PAIRS):
-            views_NV = list(pool.map(lambda row: _views(row, model.image_size, section, seed), rows[first : first + _PAIRS]))
+        for first in range(0, len(rows), at_once):
+            views_NV = list(pool.map(lambda row: _views(row, model.image_size, section, seed), rows[first : first + at_once]))
             pairs_MCHW = torch.stack(views_NV).flatten(0, 1)
             mean, std = (x.unflatten(0, (2, -1, section.views)) for x in encode_images(model, torch.cat(pairs_MCHW.chunk(2, dim=1))))
             for name, value in (("source_NVCHW", mean[0]), ("mean_NVCHW", mean[1] * scale), ("std_NVCHW", std[1] * scale)):

@@ -145,5 +145,15 @@ class PretrainParams(Section):
     clip_steps: Count = 3_500
     autoencoder_steps: Count = 8_000
     teacher_steps: Count = 10_000
+    minutes: Positive | None = None
+    """End each part's leg after so many minutes if its steps take longer (one process): for a GPU that is had for minutes."""
+    rate: Positive = 2e-3
+    decay: Share = 0.3
+    """Share of a leg over which the rate falls to zero."""
+    clip_batch: Count = 64
+    autoencoder_batch: Count = 16
+    """Crops of `autoencoder_crop` pixels a step."""
+    autoencoder_crop: Annotated[int, Field(ge=16, multiple_of=8)] = 48
+    teacher_batch: Count = 64
     workers: Count = 2
-    """CPU processes for the teacher and for rendering."""
+    """CPU processes for training and for rendering."""

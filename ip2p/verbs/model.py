@@ -200,7 +200,7 @@ def add_verbs(verbs: Any) -> None:
     world.add_argument("--count", type=int, default=256, help="held-out scenes (report; default: %(default)s)")
     world.set_defaults(run=_world)
     pretrain = verbs.add_parser("pretrain", help="train the embedded models from rendered scenes (hours; resumes)")
-    parts = ("all", "tokenizer", "clip", "autoencoder", "teacher", "export", "adopt", "editor")
-    what = "one part; adopt: go on from the shipped weights; editor: make models/editor the embedded editor"
+    parts = ("all", "tokenizer", "clip", "autoencoder", "teacher", "export", "adopt", "pack")
+    what = "one part; adopt: go on from the weights of work/pretrain/pieces, or the shipped; pack: write them there, 16 MiB a file"
     pretrain.add_argument("--part", choices=parts, default="all", help=what)
     pretrain.set_defaults(run=_pretrain)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -56,8 +57,9 @@ def build_corpus(
     jobs = [(path, seed, i, size) for i, path in enumerate(paths) if not path.exists()]
     if not jobs:
         return Corpus(seed, tuple(np.load(path, mmap_mode="r") for path in paths))
-    with get_context("spawn").Pool(workers) as pool:
-        for done, _ in enumerate(pool.imap_unordered(_render_shard, jobs), 1):
+    with ProcessPoolExecutor(min(workers, len(jobs)), get_context("spawn")) as pool:
+        for done, job in enumerate(as_completed([pool.submit(_render_shard, j) for j in jobs]), 1):
+            job.result()
             progress(done * SHARD)
     return Corpus(seed, tuple(np.load(path, mmap_mode="r") for path in paths))
 

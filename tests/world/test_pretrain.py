@@ -1,11 +1,15 @@
+import shutil
+
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ip2p.checkpoint import checkpoints
+from ip2p.checkpoint import checkpoints, save_checkpoint
+from ip2p.errors import ModelError
 from ip2p.models import EMBEDDED
 from ip2p.muon import orthogonalised
-from ip2p.world.pretrain import pretrain
+from ip2p.world.pretrain import export, pretrain
 from ip2p.world.pretrain.fit import Leg, fit
 
 
@@ -24,16 +28,46 @@ def test_parts_that_have_checkpoints_keep_them(tiny, tmp_path):
     assert checkpoints(tmp_path / "vae")[0].stat().st_mtime_ns == before
 
 
+def test_weights_travel_in_pieces_and_training_goes_on_from_them(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "PIECE", 2**20)
+    here, there = tmp_path / "here", tmp_path / "there"
+    pretrain.run(tiny, work=here, part="adopt")
+    kept = load_file(checkpoints(here / "vae")[0])
+    changed = {k.removeprefix("ema."): v + 0.5 for k, v in kept.items() if k.startswith("ema.")}
+    save_checkpoint(here / "vae", 7, nn.Module(), ema=changed)
+    pretrain.run(tiny, work=here, part="pack")
+    pieces = list((here / "pieces").glob("vae-*"))
+    assert len(pieces) > 3
+    assert all(p.stat().st_size < 2 * 2**20 for p in pieces)
+    shutil.copytree(here / "pieces", there / "pieces")
+    pretrain.run(tiny, work=there, part="adopt")
+    brought = load_file(checkpoints(there / "vae")[0])
+    assert all(torch.equal(brought[f"ema.{k}"], v.half().float()) for k, v in changed.items())
+    pieces[0].unlink()
+    with pytest.raises(ModelError, match="missing; bring all"):
+        export.read_pieces(here / "pieces", "vae")
+
+
+def test_a_leg_ends_by_the_clock_with_its_rate_at_zero(tmp_path):
+    model, leg = nn.Linear(4, 4), Leg(steps=10**9, lr=1.0, warmup=1, decay=0.5, minutes=0.01)
+    fit(model, lambda step, g: (torch.randn(2, 4, generator=g),), lambda x: (model(x[0]).square().mean(), {}), leg, tmp_path)
+    assert len(checkpoints(tmp_path)) == 1
+    assert [leg.rate(9, seconds) for seconds in (0.0, 0.3, 0.45, 0.6, 1.0)] == pytest.approx([1, 1, 0.5, 0, 0], abs=1e-6)
+
+
 def test_a_leg_resumed_ends_where_an_uninterrupted_one_does(tmp_path):
     def trained(folder, *legs):
         for steps in legs:
             torch.manual_seed(0)
             model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 2))
 
-            def loss(step, generator, model=model):
-                return model(torch.randn(8, 16, generator=generator)).square().mean(), {}
+            def draw(step, generator):
+                return (torch.randn(8, 16, generator=generator),)
 
-            ema = fit(model, loss, Leg(steps=steps, lr=0.01, warmup=2, decay=0), folder)
+            def loss(drawn, model=model):
+                return model(*drawn).square().mean(), {}
+
+            ema = fit(model, draw, loss, Leg(steps=steps, lr=0.01, warmup=2, decay=0), folder)
         return ema
 
     whole, resumed = trained(tmp_path / "a", 6), trained(tmp_path / "b", 3, 6)
@@ -42,6 +76,6 @@ def test_a_leg_resumed_ends_where_an_uninterrupted_one_does(tmp_path):
 
 def test_orthogonalised_singular_values_are_near_one_whatever_the_shape():
     torch.manual_seed(0)
-    for shape in ((32, 100), (100, 32)):
+    for shape in ((32, 100), (100, 32), (3, 32, 100), (3, 100, 32)):
         values = torch.linalg.svdvals(orthogonalised(torch.randn(shape)).float())
         assert 0.6 < values.min() < values.max() < 1.3

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,14 +68,6 @@ def new_clip(config: dict[str, Any]) -> Any:
     return open_clip.model.CLIP(**config["model_cfg"])
 
 
-@dataclass(frozen=True)
-class SwapBatch:
-    """Pictures and, for each, its caption followed by `_SWAPS` captions of edited scenes."""
-
-    images_BCHW: Tensor
-    tokens_ML: Tensor
-
-
 def train_clip(
     rank: int,
     workers: int,
@@ -94,12 +85,15 @@ def train_clip(
     model = new_clip(config).to(device, memory_format=torch.channels_last)
     dtype = resolve_dtype("auto", torch.device(device))
 
-    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def draw(step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         picks = torch.randint(2048, len(corpus), (batch,), generator=generator).tolist()
         rng = random.Random(int(torch.randint(0, 2**62, (1,), generator=generator)))
-        data = swap_batch(corpus, picks, tokenizer, rng)
+        images_BCHW, tokens_ML = swap_batch(corpus, picks, tokenizer, rng)
+        return roughen(images_BCHW, generator), tokens_ML
+
+    def loss(drawn: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype != torch.float32):
-            return swap_loss(model, SwapBatch(roughen(data.images_BCHW, generator).to(device), data.tokens_ML.to(device)))
+            return swap_loss(model, *drawn)
 
     def on_save(step: int) -> None:
         scores = swap_accuracy(model, corpus, list(range(384)), tokenizer)
@@ -108,23 +102,23 @@ def train_clip(
         with (folder / "log.txt").open("a") as log:
             log.write(line + "\n")
 
-    fit(model, loss, leg, folder, rank=rank, workers=workers, on_save=on_save)
+    fit(model, draw, loss, leg, folder, rank=rank, workers=workers, on_save=on_save)
 
 
-def swap_batch(corpus: Corpus, picks: list[int], tokenizer: CLIPTokenizer, rng: random.Random) -> SwapBatch:
-    """Pictures number `picks` with their true and swapped captions."""
+def swap_batch(corpus: Corpus, picks: list[int], tokenizer: CLIPTokenizer, rng: random.Random) -> tuple[Tensor, Tensor]:
+    """Pictures number `picks`, `images_BCHW` in [0, 1], and the tokens `ML` of each one's caption and `_SWAPS` of edited scenes."""
     texts: list[str] = []
     for index in picks:
         scene = scene_of(corpus.seed, index)
         texts.append(write_caption(scene, rng))
         texts += [write_caption(_swapped(scene, rng), rng) for _ in range(_SWAPS)]
-    return SwapBatch(_images(corpus, picks), encode(tokenizer, texts))
+    return _images(corpus, picks), encode(tokenizer, texts)
 
 
-def swap_loss(model: Any, data: SwapBatch) -> tuple[Tensor, dict[str, float]]:
+def swap_loss(model: Any, images_BCHW: Tensor, tokens_ML: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy of each picture over all captions, and of each true caption over all pictures."""
-    image_BD = F.normalize(model.encode_image(normalized(data.images_BCHW)).float(), dim=-1)
-    text_MD = F.normalize(model.encode_text(data.tokens_ML).float(), dim=-1)
+    image_BD = F.normalize(model.encode_image(normalized(images_BCHW)).float(), dim=-1)
+    text_MD = F.normalize(model.encode_text(tokens_ML).float(), dim=-1)
     logits_BM = model.logit_scale.clamp(max=4.6).exp() * image_BD @ text_MD.T
     count = len(image_BD)
     order = torch.arange(count, device=logits_BM.device)
@@ -133,7 +127,7 @@ def swap_loss(model: Any, data: SwapBatch) -> tuple[Tensor, dict[str, float]]:
     swaps = F.cross_entropy(own, torch.zeros_like(true))
     value = F.cross_entropy(logits_BM, true) + 0.5 * F.cross_entropy(logits_BM[:, true].T, order) + swaps
     hit = (own.argmax(1) == 0).float().mean()
-    return value, {"swap": hit.item()}
+    return value, {"swap": hit}
 
 
 @torch.no_grad()

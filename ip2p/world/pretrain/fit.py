@@ -1,30 +1,43 @@
 """One resumable training loop for the embedded models, on CPU or GPU, in one process or several.
 
-Loss functions draw their batch from a generator seeded by (seed, step, rank): a killed run, resumed, goes on as if
-nothing had happened. Several processes average gradients over gloo (CPU).
+A batch is drawn from a generator seeded by (seed, step, rank): a killed run, resumed, goes on as if nothing had happened.
+Several processes average gradients over gloo (CPU). For a GPU other processes draw ahead, so that it never waits for scenes,
+captions or tokens.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from ip2p.checkpoint import load_newest, save_checkpoint
 from ip2p.muon import Muon
 from ip2p.parallel import average_gradients
 
-Loss = Callable[[int, torch.Generator], tuple[Tensor, dict[str, float]]]
+Batch = tuple[Tensor, ...]
+Draw = Callable[[int, torch.Generator], Batch]
+"""What a step sees, on the CPU; called in other processes for a GPU."""
+Loss = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
+"""The loss of a batch on the model's device, and what else is worth logging."""
+_AHEAD = 4
+"""Batches that each drawing process keeps ready."""
 
 
 @dataclass(frozen=True)
 class Leg:
-    """How long and how fast to train. `lr` warms up, stays, and falls to zero over the last `decay` of the steps."""
+    """How long and how fast to train. `lr` warms up, stays, and falls to zero over the last `decay` of the leg.
+
+    A leg ends after `steps`, or after `minutes` of this process if that comes first: for a machine that is had for minutes.
+    """
 
     steps: int
     lr: float
@@ -36,56 +49,90 @@ class Leg:
     clip: float = 1.0
     save_seconds: float = 120.0
     log_every: int = 50
+    minutes: float = math.inf
 
-    def rate(self, step: int) -> float:
-        """Learning rate at `step`."""
-        start = self.steps * (1 - self.decay)
-        fall = 1.0 if step < start else max(0.0, (self.steps - step) / max(1.0, self.steps - start))
-        return self.lr * min(1.0, (step + 1) / self.warmup) * fall
+    def rate(self, step: int, seconds: float = 0.0) -> float:
+        """Learning rate at `step`, so many seconds after this process began."""
+        left = 1 - max(step / self.steps, seconds / 60 / self.minutes)
+        return self.lr * min(1.0, (step + 1) / self.warmup) * max(0.0, min(1.0, left / self.decay if self.decay else 1.0))
+
+
+class _Batches(Dataset[Batch]):
+    """Batches by number of their step."""
+
+    def __init__(self, draw: Draw, leg: Leg, rank: int) -> None:
+        self.draw, self.leg, self.rank = draw, leg, rank
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.draw(step, torch.Generator().manual_seed((self.leg.seed * 1_000_003 + step) * 64 + self.rank))
 
 
 def fit(
-    model: nn.Module, loss: Loss, leg: Leg, folder: Path, *, rank: int = 0, workers: int = 1, on_save: Callable[[int], None] | None = None
+    model: nn.Module,
+    draw: Draw,
+    loss: Loss,
+    leg: Leg,
+    folder: Path,
+    *,
+    rank: int = 0,
+    workers: int = 1,
+    on_save: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Train until `leg.steps`, resuming from `folder`; returns the moving average of the weights."""
+    """Train to the end of the leg, resuming from `folder`; returns the moving average of the weights."""
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = Muon(model, lr=leg.lr, weight_decay=leg.weight_decay)
     ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    step = load_newest(folder, model, optimizer, ema)
-    device = parameters[0].device
-    began = saved = time.monotonic()
-    sums: dict[str, float] = {}
-    while step < leg.steps:
-        for group in optimizer.param_groups:
-            group["lr"] = leg.rate(step)
-        generator = torch.Generator().manual_seed((leg.seed * 1_000_003 + step) * 64 + rank)
-        value, logged = loss(step, generator)
+    step, device = load_newest(folder, model, optimizer, ema), parameters[0].device
+    start = began = saved = time.monotonic()
+    sums: dict[str, Tensor] = {}
+    for batch in _drawn(draw, leg, step, rank, device):
+        value, logged = loss(tuple(x.to(device, non_blocking=True) for x in batch))
         optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
         average_gradients(parameters, workers)
         norm = nn.utils.clip_grad_norm_(parameters, leg.clip)
+        rate = leg.rate(step, time.monotonic() - start)
         if math.isfinite(norm.item()):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
             optimizer.step()
         _update_ema(ema, model, min(leg.ema, (1 + step) / (10 + step)))
         step += 1
-        for name, number in ({"loss": value.item(), "norm": norm.item()} | logged).items():
-            sums[name] = sums.get(name, 0.0) + number
+        for name, number in ({"loss": value.detach(), "norm": norm} | logged).items():
+            sums[name] = sums.get(name, torch.zeros_like(number)) + number
+        last = step == leg.steps or time.monotonic() - start > 60 * leg.minutes
         if rank == 0 and step % leg.log_every == 0:
-            _report(folder, step, leg, sums, time.monotonic() - began, device)
+            _report(folder, step, leg, {k: v.item() for k, v in sums.items()}, rate, time.monotonic() - began, device)
             sums, began = {}, time.monotonic()
-        if rank == 0 and (time.monotonic() - saved > leg.save_seconds or step == leg.steps):
+        if rank == 0 and (time.monotonic() - saved > leg.save_seconds or last):
             save_checkpoint(folder, step, model, optimizer, ema)
             if on_save is not None:
-                model_state = {k: v.clone() for k, v in model.state_dict().items()}
-                model.load_state_dict(ema)
-                model.eval()
-                with torch.no_grad():
-                    on_save(step)
-                model.load_state_dict(model_state)
-                model.train()
+                _with_average(model, ema, lambda at=step: on_save(at))  # type: ignore[misc]
             saved = time.monotonic()
+        if last:
+            break
     return ema
+
+
+def _drawn(draw: Draw, leg: Leg, step: int, rank: int, device: torch.device) -> DataLoader[Batch]:
+    """The batches from `step` on, in order; drawn here for a CPU, ahead and on all other cores for a GPU."""
+    cuda = device.type == "cuda"
+    feeders = max(1, len(os.sched_getaffinity(0)) - 2) if cuda else 0
+    options: dict[str, Any] = {"prefetch_factor": _AHEAD, "multiprocessing_context": "fork"} if feeders else {}
+    steps = range(step, leg.steps)
+    return DataLoader(_Batches(draw, leg, rank), batch_size=None, sampler=steps, num_workers=feeders, pin_memory=cuda, **options)
+
+
+def _with_average(model: nn.Module, ema: dict[str, Tensor], look: Callable[[], None]) -> None:
+    """Call `look` while the model holds its averaged weights."""
+    kept = {k: v.clone() for k, v in model.state_dict().items()}
+    model.load_state_dict(ema)
+    model.eval()
+    with torch.no_grad():
+        look()
+    model.load_state_dict(kept)
+    model.train()
 
 
 @torch.no_grad()
@@ -97,9 +144,9 @@ def _update_ema(ema: dict[str, Tensor], model: nn.Module, rate: float) -> None:
         ema[name].copy_(state[name])
 
 
-def _report(folder: Path, step: int, leg: Leg, sums: dict[str, float], seconds: float, device: torch.device) -> None:
+def _report(folder: Path, step: int, leg: Leg, sums: dict[str, float], rate: float, seconds: float, device: torch.device) -> None:
     means = " ".join(f"{k} {v / leg.log_every:.4f}" for k, v in sums.items())
-    line = f"{folder.name} step {step}/{leg.steps} {means} lr {leg.rate(step):.2e} {leg.log_every / seconds:.2f} step/s {device.type}"
+    line = f"{folder.name} step {step}/{leg.steps} {means} lr {rate:.2e} {leg.log_every / seconds:.2f} step/s {device.type}"
     print(line, flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("a") as log:

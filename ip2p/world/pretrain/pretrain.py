@@ -1,17 +1,20 @@
 """`pretrain`: tokenizer → CLIP → autoencoder → latents → teacher → exported weights. Resumes at any instant.
 
 Each part keeps its checkpoints in `work/pretrain/<part>`; raising its steps in params.yaml and running again trains on.
-`part` runs one part alone, so that parts that do not depend on each other can share a machine. The part `adopt`, which is
-not run unless asked for, makes the shipped weights the first checkpoints, so that training goes on from them.
+`part` runs one part alone, so that parts that do not depend on each other can share a machine. Two parts run only if asked for, and
+carry training from one machine to the next: `pack` writes the averaged weights in pieces of at most 16 MiB to `work/pretrain/pieces`;
+`adopt` makes them (or, without any, the shipped weights) the first checkpoints, so that training goes on from them.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,7 @@ from ip2p.world.report import sample_captions
 
 _CORPUS_SEED = 1
 PARTS = ("tokenizer", "clip", "autoencoder", "teacher", "export")
-ADOPT = "adopt"
+ADOPT, PACK = "adopt", "pack"
 
 
 def run(params: Params, *, work: Path, part: str = "all") -> StageReport:
@@ -50,6 +53,7 @@ def run(params: Params, *, work: Path, part: str = "all") -> StageReport:
     chosen = PARTS if part == "all" else (part,)
     jobs: dict[str, Callable[[PretrainParams, Path, str], None]] = {
         ADOPT: _adopt,
+        PACK: _pack,
         "tokenizer": _tokenizer,
         "clip": _clip,
         "autoencoder": _autoencoder,
@@ -71,7 +75,7 @@ def open_corpus(section: PretrainParams, work: Path) -> Corpus:
         seed=_CORPUS_SEED,
         count=section.scenes,
         size=section.size,
-        workers=section.workers,
+        workers=max(section.workers, len(os.sched_getaffinity(0))),
         progress=lambda n: print(f"rendered {n}", flush=True),
     )
 
@@ -90,32 +94,42 @@ def _tokenizer(section: PretrainParams, work: Path, device: str) -> None:
         train_tokenizer(work / "tokenizer", seed=_CORPUS_SEED)
 
 
+def _leg(section: PretrainParams, steps: int) -> Leg:
+    return Leg(steps=steps, lr=section.rate, decay=section.decay, minutes=section.minutes or math.inf)
+
+
+def _processes(section: PretrainParams, device: str) -> int:
+    """How many train together: by the clock only one can, for they would not stop at the same step."""
+    return section.workers if device == "cpu" and section.minutes is None else 1
+
+
 def _clip(section: PretrainParams, work: Path, device: str) -> None:
     open_corpus(section, work)
     tokenizer = read_tokenizer(work)
-    leg = Leg(steps=section.clip_steps, lr=2e-3, weight_decay=0.05, decay=0.4)
-    launch(section.workers if device == "cpu" else 1, _run_clip, section, work, tokenizer, leg, device)
+    leg = replace(_leg(section, section.clip_steps), weight_decay=0.05)
+    launch(_processes(section, device), _run_clip, section, work, tokenizer, leg, device)
 
 
 def _run_clip(rank: int, workers: int, section: PretrainParams, work: Path, tokenizer: Any, leg: Leg, device: str) -> None:
-    contrast.train_clip(rank, workers, open_corpus(section, work), tokenizer, work / "clip", leg, batch=64, device=device)
+    corpus = open_corpus(section, work)
+    contrast.train_clip(rank, workers, corpus, tokenizer, work / "clip", leg, batch=section.clip_batch, device=device)
 
 
 def _autoencoder(section: PretrainParams, work: Path, device: str) -> None:
     open_corpus(section, work)
-    workers = section.workers if device == "cpu" else 1
-    launch(workers, _run_autoencoder, section, work, Leg(steps=section.autoencoder_steps, lr=2e-3, ema=0.998), device)
+    leg = replace(_leg(section, section.autoencoder_steps), ema=0.998)
+    launch(_processes(section, device), _run_autoencoder, section, work, leg, device)
 
 
 def _run_autoencoder(rank: int, workers: int, section: PretrainParams, work: Path, leg: Leg, device: str) -> None:
-    autoencoder.train_autoencoder(rank, workers, open_corpus(section, work), work / "vae", leg, batch=16 // workers, crop=48, device=device)
+    batch = section.autoencoder_batch // workers
+    corpus = open_corpus(section, work)
+    autoencoder.train_autoencoder(rank, workers, corpus, work / "vae", leg, batch=batch, crop=section.autoencoder_crop, device=device)
 
 
 def _teacher(section: PretrainParams, work: Path, device: str) -> None:
     path = _latents(section, work, device)
-    workers = section.workers if device == "cpu" else 1
-    leg = Leg(steps=section.teacher_steps, lr=2e-3, ema=0.999)
-    launch(workers, _run_teacher, section, work, path, leg, device)
+    launch(_processes(section, device), _run_teacher, section, work, path, _leg(section, section.teacher_steps), device)
 
 
 def _run_teacher(rank: int, workers: int, section: PretrainParams, work: Path, latents: Path, leg: Leg, device: str) -> None:
@@ -134,7 +148,7 @@ def _run_teacher(rank: int, workers: int, section: PretrainParams, work: Path, l
 
     from diffusers import DDIMScheduler
 
-    options = {"batch": 64 // workers, "device": device, "on_save": on_save}
+    options = {"batch": section.teacher_batch // workers, "device": device, "on_save": on_save}
     teacher.train_teacher(rank, workers, latents, _CORPUS_SEED, tokenizer, work / "unet", leg, **options)  # type: ignore[arg-type]
 
 
@@ -170,8 +184,7 @@ def latent_statistics(vae: Any, corpus: Corpus) -> tuple[Tensor, Tensor]:
 
 def pictures(corpus: Corpus, numbers: range) -> Tensor:
     """Pictures of these numbers, `images_BCHW` in [-1, 1]."""
-    stack = np.stack([corpus.picture(i) for i in numbers])
-    return torch.from_numpy(stack).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    return autoencoder.in_range(torch.from_numpy(np.stack([corpus.picture(i) for i in numbers])))
 
 
 def _trained_vae(section: PretrainParams, work: Path, device: str) -> tuple[Any, str]:
@@ -205,26 +218,43 @@ def _export(section: PretrainParams, work: Path, device: str) -> None:
     print(f"exported {size:.1f} MB to {EMBEDDED}", flush=True)
 
 
+def _modules(section: PretrainParams, tokenizer: Any) -> dict[str, nn.Module]:
+    """The modules that are trained, new, by the folder of their checkpoints."""
+    vae = autoencoder.new_autoencoder(size=section.size)
+    clip = contrast.new_clip(contrast.clip_config(size=section.size, vocabulary=len(tokenizer)))
+    return {"vae": vae, "unet": _new_teacher(section, vae, tokenizer), "clip": clip}
+
+
 def _adopt(section: PretrainParams, work: Path, device: str) -> None:
-    """Write the shipped weights as the first checkpoint of each part that has none."""
+    """Write the weights of `pieces`, or the shipped ones, as the first checkpoint of each part that has none."""
     if not (work / "tokenizer").exists():
         shutil.copytree(EMBEDDED / "teacher" / "tokenizer", work / "tokenizer")
-    tokenizer = read_tokenizer(work)
-    vae = autoencoder.new_autoencoder(size=section.size)
-    model = _new_teacher(section, vae, tokenizer)
-    clip = contrast.new_clip(contrast.clip_config(size=section.size, vocabulary=len(tokenizer)))
-    shipped = {"vae": vae, "unet": model.unet, "text_encoder": model.text_encoder}
-    for name, module in shipped.items():
-        module.load_state_dict(_weights(next((EMBEDDED / "teacher" / name).glob("*.safetensors"))))
-    clip.load_state_dict(_weights(EMBEDDED / "clip" / "open_clip_model.safetensors"))
-    for name, whole in (("vae", vae), ("unet", model), ("clip", clip)):
-        if not checkpoints(work / name):
-            save_checkpoint(work / name, 1, whole, ema=whole.state_dict())
-            print(f"{name}: goes on from the shipped weights", flush=True)
+    for name, module in _modules(section, read_tokenizer(work)).items():
+        if checkpoints(work / name):
+            continue
+        brought = export.read_pieces(work / "pieces", name)
+        module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in (brought or _shipped(name)).items()})
+        save_checkpoint(work / name, 1, module, ema=module.state_dict())
+        print(f"{name}: goes on from the {'pieces brought' if brought else 'shipped weights'}", flush=True)
 
 
-def _weights(path: Path) -> dict[str, Tensor]:
-    return {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+def _pack(section: PretrainParams, work: Path, device: str) -> None:
+    """Write the newest averages of the parts that were trained in pieces."""
+    for name, module in _modules(section, read_tokenizer(work)).items():
+        if checkpoints(work / name):
+            _load_ema(work / name, module)
+            for path in export.write_pieces(module.state_dict(), work / "pieces", name):
+                print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB", flush=True)
+
+
+def _shipped(name: str) -> dict[str, Tensor]:
+    """The shipped weights of a part."""
+    if name != "unet":
+        path = {"vae": "teacher/vae/diffusion_pytorch_model", "clip": "clip/open_clip_model"}[name]
+        return dict(load_file(EMBEDDED / f"{path}.safetensors"))
+    parts = {"unet": "diffusion_pytorch_model", "text_encoder": "model"}
+    files = {part: load_file(EMBEDDED / "teacher" / part / f"{file}.safetensors") for part, file in parts.items()}
+    return {f"{part}.{k}": v for part, weights in files.items() for k, v in weights.items()}
 
 
 def _new_teacher(section: PretrainParams, vae: Any, tokenizer: Any) -> teacher.Teacher:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -95,29 +94,32 @@ def train_teacher(
     device: str = "cpu",
     on_save: Callable[[int, Teacher], None] | None = None,
 ) -> None:
-    """Train until `leg.steps` on precomputed latents `N,C,H,W` (float16, standardised)."""
-    latents: npt.NDArray[np.float16] = np.load(latents_path, mmap_mode="r")
+    """Train to the end of the leg on precomputed latents `N,C,H,W` (float16, standardised), which a GPU holds in its memory."""
+    latents = torch.from_numpy(np.load(latents_path, mmap_mode="c")).to(device)
     torch.manual_seed(leg.seed)
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     model = new_teacher(latent_channels=latents.shape[1], latent_size=latents.shape[2], vocabulary=len(tokenizer), end=int(end)).to(device)
     model.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model.unet.set_attn_processor(Float32Attention())
+    if device == "cpu":
+        model.unet.set_attn_processor(Float32Attention())
     alphas_T = alphas_cumprod().to(device)
 
-    def loss(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def draw(step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         picks = torch.randint(2048, len(latents), (batch,), generator=generator)
         rng = random.Random(int(torch.randint(0, 2**62, (1,), generator=generator)))
         texts = [draw_text(scene_of(seed, i), rng) for i in picks.tolist()]
-        clean = torch.from_numpy(latents[picks.numpy()]).float().to(device)
-        noise = torch.randn(clean.shape, generator=generator).to(device)
-        timesteps = torch.randint(0, 1000, (batch,), generator=generator).to(device)
-        alpha = alphas_T[timesteps].view(-1, 1, 1, 1)
+        noise = torch.randn((batch, *latents.shape[1:]), generator=generator)
+        return picks, encode(tokenizer, texts), noise, torch.randint(0, 1000, (batch,), generator=generator)
+
+    def loss(drawn: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+        picks, tokens, noise, timesteps = drawn
+        clean, alpha = latents[picks].float(), alphas_T[timesteps].view(-1, 1, 1, 1)
         noisy, target = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
         with torch.autocast(device, dtype=torch.bfloat16):
-            v = model(noisy.contiguous(memory_format=torch.channels_last), timesteps, encode(tokenizer, texts).to(device))
+            v = model(noisy.contiguous(memory_format=torch.channels_last), timesteps, tokens)
         return F.mse_loss(v.float(), target), {}
 
-    fit(model, loss, leg, folder, rank=rank, workers=workers, on_save=on_save and (lambda step: on_save(step, model)))
+    fit(model, draw, loss, leg, folder, rank=rank, workers=workers, on_save=on_save and (lambda step: on_save(step, model)))
 
 
 def alphas_cumprod() -> Tensor:
