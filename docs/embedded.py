@@ -26,7 +26,7 @@ from ip2p.store import read_json, shards
 from ip2p.world.report import LONG, write_part
 
 OUT = Path("reports/embedded")
-LEGS = (Path("params/long.yaml"), Path("params/longer.yaml"))
+LEGS = (Path("params/long.yaml"), Path("params/longer.yaml"), Path("params/gpu.yaml"))
 """What the shipped editor was trained by, one after the other."""
 WIDER = {
     "count": COUNT,
@@ -79,10 +79,10 @@ def markdown(reports: dict[str, Any]) -> str:
     systems |= {f"{n} (baseline)": p for n, p in shipped["baselines"].items()} | {"the truth, as rendered": shipped["truth"]}
     lines = "\n".join(f"| {name} | {cells(point)} |" for name, point in systems.items())
     scales = shipped["headline"]["setting"]
-    first, second = load_params(LEGS[0]).train, record["train"]
+    legs = [(leg, load_params(leg).train) for leg in LEGS]
+    trained = ", then ".join(f"[{leg}](../{leg}) ({section.steps:,} steps of {section.batch})" for leg, section in legs)
     return f"""Written by `python docs/embedded.py` after `make run`. The editor that ships with ip2p (`--model world`) was trained by
-[params/long.yaml](../params/long.yaml), {first.steps:,} steps of {first.batch}, and on from there by
-[params/longer.yaml](../params/longer.yaml), {second["steps"]:,} steps of {second["batch"]} on {record["pairs"]:,} other pairs;
+{trained}, the last on {record["pairs"]:,} pairs;
 that of `make run` by {own["train"]["steps"]:,} steps of {own["train"]["batch"]} on {own["pairs"]:,}.
 The same {shipped["count"]} held-out edits, of captions that neither was trained on;
 scales s_T {scales["text_guidance"]:g}, s_I {scales["image_guidance"]:g}.

@@ -28,7 +28,11 @@ from tests.e2e.test_pipeline import SMALL, clone, running_in
 from tests.serve.conftest import png
 from tests.services import here, until
 
-SMALLER = SMALL | {"triplets": {"count": 22}, "train": SMALL["train"] | {"steps": 6, "checkpoint_every": 3}}
+SMALLER = SMALL | {
+    "triplets": {"count": 22},
+    "pairs": SMALL["pairs"] | {"workers": 1},
+    "train": SMALL["train"] | {"steps": 6, "checkpoint_every": 3, "workers": 1},
+}
 MISSING = [name for name in ("postgres", "s3") if not here(name)]
 BEGAN = time.monotonic()
 SENTINEL = "sk-sentinel-3c1f9a"
