@@ -80,9 +80,10 @@ PARTS = {
     "edit-sd15": Part(
         "Editing at Stable Diffusion 1.5's true size",
         ("-m", "benchmarks.edit", "--model", "sd15", "--half", "--steps", "16", "--edits", "8", "--batch", "8", "--timed", "3"),
-        "512 px, random weights, batches of 8, nothing compiled. *Differs* says nothing here: the pipeline draws its noise in bfloat16, "
-        "which are other numbers; in float32 both make the same picture to 4e-6 on the GPU too (fewer channels). **The exact edit is slower "
-        "than the pipeline**, most likely because autocast keeps group and layer norms in float32 where the pipeline computes all in bfloat16.",
+        "512 px, random weights, batches of 8, nothing compiled. *Differs* says nothing here: the pipeline draws its noise in "
+        "bfloat16, which are other numbers; in float32 both make the same picture to 4e-6 on the GPU too (fewer channels). **The exact "
+        "edit is slower than the pipeline**, most likely because autocast keeps group and layer norms in float32 where the pipeline "
+        "computes all in bfloat16.",
         gpu=True,
     ),
     "sd15-small": Part(
