@@ -1,17 +1,16 @@
 """How good the editor is that ships, beside the one that `make run` trains: `python docs/embedded.py` after `make run` (ten minutes).
 
-Both make the same held-out edits, of captions that neither was trained on. Writes the fourth part of docs/world.md and its pictures;
+Both make the same held-out edits, of captions that neither was trained on. Writes a part of docs/world.md and its pictures;
 `python docs/picture.py` then makes the README's of the same edits. Resumes.
 """
 
 from __future__ import annotations
 
 import shutil
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from quality import COUNT, IMAGES, MEASURES, PAGE, cells, difference, progress, told
+from quality import COUNT, IMAGES, MEASURES, PAGE, cells, comparison, difference, progress, told
 
 from ip2p.dataset import triplets
 from ip2p.model import evaluate
@@ -72,7 +71,7 @@ def points(reports: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def markdown(reports: dict[str, Any]) -> str:
-    """The fourth part of the page."""
+    """That part of the page."""
     shipped, laptop = reports["shipped"], reports["laptop"]
     record, own = read_json(EMBEDDED / "editor" / RECORD), read_json(EDITOR / RECORD)
     systems = {NAMES[n]: r["headline"] for n, r in reports.items()}
@@ -119,36 +118,6 @@ def types(shipped: dict[str, Any], laptop: dict[str, Any]) -> str:
         return f"{told['done']:.2f} | {told['stayed']:.2f} | {told['success']:.2f} [{told['success_low']:.2f}, {told['success_high']:.2f}]"
 
     return "\n".join(f"| {t} | {three(ours[t])} | {three(theirs[t])} |" for t in order)
-
-
-def comparison(report: dict[str, Any]) -> str:
-    """At each of the editor's points, the image similarity that SDEdit holds at the same direction similarity, by interpolation."""
-    curve = sorted((p["direction_similarity"], p["image_similarity"]) for p in report["points"] if p["system"] == "sdedit")
-    points = [p for p in report["points"] if p["system"] == "editor"]
-    ours = [(p["direction_similarity"], p["image_similarity"], p["setting"]) for p in points]
-    rows, above, best, both = [], 0, 0, 0
-    for direction, image, scales in sorted(ours, key=lambda point: point[:2]):
-        held = interpolated(curve, direction)
-        higher = held is not None and image > held
-        unbeaten = not any(d > direction and i > image for d, i, _ in ours)
-        above, best, both = above + higher, best + unbeaten, both + (higher and unbeaten)
-        there = "no edit so weak or so strong" if held is None else f"{held:.3f}"
-        rows.append(f"| {scales['text_guidance']:g} | {scales['image_guidance']:g} | {direction:.3f} | {image:.3f} | {there} |")
-    table = "\n".join(rows)
-    return f"""The editor's points lie above SDEdit's curve at {above} of {len(ours)} scales; of the {best} that
-no other scales of the editor exceed in both similarities, {both} do.
-
-| s_T | s_I | direction similarity | image similarity of the editor | of SDEdit there |
-|---|---|---|---|---|
-{table}"""
-
-
-def interpolated(curve: list[tuple[float, float]], x: float) -> float | None:
-    """The curve's height at x, or None where it does not reach."""
-    for (x0, y0), (x1, y1) in pairwise(curve):
-        if x0 <= x <= x1:
-            return y0 + (y1 - y0) * (x - x0) / (x1 - x0) if x1 > x0 else y0
-    return None
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ _USUAL_GATE = (0.95, 0.90)
 _STEPS, _GUIDANCE, _BATCH = 12, 4.0, 16
 QUALITY = "# What an editor learns in it"
 """Heading of the part of the page that docs/quality.py writes."""
+ABLATION = "# What the data are worth"
+"""Heading of the part of the page that docs/ablation.py writes."""
 P2P = "# What Prompt-to-Prompt adds"
 """Heading of the part of the page that docs/prompt_to_prompt.py writes."""
 LONG = "# The editor that ships"
