@@ -43,9 +43,10 @@ def markdown(report: dict[str, Any]) -> str:
     variants = "\n".join(f"| {name} | {report['pairs'][name]} | {cells(point)} |" for name, point in report["headline"].items())
     bound = report["headline"]["truth"]["by_type"]
     types = ", ".join(f"{t} {bound[t]['success']:.2f}" for t in sorted(bound, key=lambda t: -bound[t]["success"]))
-    return f"""Written by `python docs/ablation.py` after `make run`, with the teacher `{teacher()}`; {report["count"]} held-out edits. The same training
-on the filtered pairs, on as many drawn from all that were made, on a tenth of the triplets, and on the truth, which is the upper bound of what
-data can do for it (paper Fig. 10). The filter kept {kept["kept"]:,} of the {kept["seen"]:,} pairs: the first two are much the same pairs.
+    return f"""Written by `python docs/ablation.py` after `make run`, with the teacher `{teacher()}`.
+{report["count"]} held-out edits. The same training on the filtered pairs, on as many drawn from all that were made, on a tenth of the
+triplets, and on the truth, which is the upper bound of what data can do for it (paper Fig. 10). The filter kept
+{kept["kept"]:,} of the {kept["seen"]:,} pairs: the first two are much the same pairs.
 
 | data | pairs | {" | ".join(n.replace("_", " ") for n in MEASURES)} |
 {"|---" * (len(MEASURES) + 2)}|
