@@ -65,8 +65,8 @@ def markdown(params: Params, report: dict[str, Any]) -> str:
     sdedit = report["baselines"]["sdedit"]
     return f"""Written by `python docs/quality.py` after `make run`. {report["count"]} held-out edits, seeds fixed; the editor has seen
 {own["pairs"]:,} pairs of the teacher `{teacher()}` in {training.steps} steps of {training.batch}.
-An edit is *done* if where it belongs the picture is nearer the truth than the source; the rest *stayed* if its structure did; *success* is both, read in pixels by a checker whose
-own error is in ARCHITECTURE.md. Square brackets: 95% bootstrap intervals.
+An edit is *done* if where it belongs the picture is nearer the truth than the source; the rest *stayed* if its structure did;
+*success* is both, read in pixels by a checker whose own error is in ARCHITECTURE.md. Square brackets: 95% bootstrap intervals.
 Scales: s_T {section.text_guidance:g}, s_I {section.image_guidance:g}.
 
 | | {" | ".join(n.replace("_", " ") for n in MEASURES)} |
