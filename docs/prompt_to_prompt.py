@@ -138,7 +138,8 @@ def markdown(asked: list[Triplet], results: dict[tuple[str, float], Result], bou
     )
     shown = ", ".join(f"“{next(t.instruction for t in asked if t.edit_type == k)}”" for k in SHOWN)
     return f"""Written by `python docs/prompt_to_prompt.py`, with the teacher `{teacher()}`.
-{len(asked)} triplets, {len(asked) // len(types)} an edit type, one pair each with the same noise and guidance in every row; 0 is shared noise alone. *Edit made*: CLIP, whose own error is in the
+{len(asked)} triplets, {len(asked) // len(types)} an edit type, one pair each with the same noise and guidance in every row; 0 is
+shared noise alone. *Edit made*: CLIP, whose own error is in the
 last row, reads the source's value off the first image and the value asked for off the second, out of all values the edit
 could have had (adding and removing leave only two). *Layout*: correlation of both images' edges; *where made* counts 0 where the
 edit was not made, so it is what a pair is worth to a student. *Kept*: share that passes the filters of params.yaml. By edit
