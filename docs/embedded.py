@@ -29,6 +29,7 @@ LEGS = (Path("params/long.yaml"), Path("params/longer.yaml"), Path("params/gpu.y
 """What the shipped editor was trained by, one after the other."""
 WIDER = {
     "count": COUNT,
+    "image_guidance": 1.2,
     "image_guidance_sweep": (1.0, 1.2, 1.4, 1.6, 2.0),
     "text_guidance_sweep": (1.0, 2.0, 3.0, 5.0),
     "sdedit_strengths": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
