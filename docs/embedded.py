@@ -80,9 +80,10 @@ def markdown(reports: dict[str, Any]) -> str:
     lines = "\n".join(f"| {name} | {cells(point)} |" for name, point in systems.items())
     scales = shipped["headline"]["setting"]
     legs = [(leg, load_params(leg).train) for leg in LEGS]
-    trained = ", then ".join(f"[{leg}](../{leg}) ({section.steps:,} steps of {section.batch})" for leg, section in legs)
+    trained = ",\nthen ".join(f"[{leg}](../{leg}) ({section.steps:,} steps of {section.batch})" for leg, section in legs)
     return f"""Written by `python docs/embedded.py` after `make run`. The editor that ships with ip2p (`--model world`) was trained by
-{trained}, the last on {record["pairs"]:,} pairs;
+{trained},
+the last on {record["pairs"]:,} pairs;
 that of `make run` by {own["train"]["steps"]:,} steps of {own["train"]["batch"]} on {own["pairs"]:,}.
 The same {shipped["count"]} held-out edits, of captions that neither was trained on;
 scales s_T {scales["text_guidance"]:g}, s_I {scales["image_guidance"]:g}.

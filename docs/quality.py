@@ -129,14 +129,14 @@ def comparison(report: dict[str, Any]) -> str:
     rows, above, best, both = [], 0, 0, 0
     for direction, image, scales in sorted(ours, key=lambda point: point[:2]):
         held = interpolated(curve, direction)
-        higher = held is not None and image > held
+        higher = image > held if held is not None else direction > curve[-1][0]
         unbeaten = not any(d > direction and i > image for d, i, _ in ours)
         above, best, both = above + higher, best + unbeaten, both + (higher and unbeaten)
-        there = "no edit so weak or so strong" if held is None else f"{held:.3f}"
+        there = f"{held:.3f}" if held is not None else f"no edit so {'strong' if direction > curve[-1][0] else 'weak'}"
         rows.append(f"| {scales['text_guidance']:g} | {scales['image_guidance']:g} | {direction:.3f} | {image:.3f} | {there} |")
     table = "\n".join(rows)
-    return f"""The editor's points lie above SDEdit's curve at {above} of {len(ours)} scales; of the {best} that
-no other scales of the editor exceed in both similarities, {both} do.
+    return f"""The editor's points lie above SDEdit's curve, or beyond the strongest of its edits, at {above} of {len(ours)} scales; of the
+{best} that no other scales of the editor exceed in both similarities, {both} do.
 
 | s_T | s_I | direction similarity | image similarity of the editor | of SDEdit there |
 |---|---|---|---|---|
