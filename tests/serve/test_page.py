@@ -190,6 +190,6 @@ def test_a_stored_script_is_text(page, server):
 def test_on_a_phone_nothing_is_cut_off(page):
     page.set_viewport_size({"width": 360, "height": 740})
     give(page)
-    page.get_by_role("button", name="night").click()
+    page.get_by_role("button", name="night", exact=True).click()
     edited(page)
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
