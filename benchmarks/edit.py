@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.card import Cost, cost_of, seconds
+from benchmarks.card import cost_of, seconds
 from benchmarks.sd15 import build
 from ip2p.dataset.world_writer import write_triplets
 from ip2p.diffusion import Diffusion
@@ -69,11 +69,10 @@ def main() -> None:
         print(f"| {' | '.join(head)} |\n{'|---' * len(head)}|", flush=True)
         first: tuple[float, float] | None = None
         reference: Tensor | None = None
-        cost = Cost(0, 0)
-        for name, dtype, edit, compiled in ways(work, compiled=options.compile, half=options.half):
+        for name, dtype, edit, counted in ways(work, compiled=options.compile, half=options.half):
             for size in (1, work.batch):  # warms up
                 edit(slice(0, size))
-            cost = cost if compiled else cost_of(partial(edit, slice(0, work.batch)))  # compiled code cannot be counted: as the row before
+            cost = cost_of(partial(counted, slice(0, work.batch)))
             alone = statistics.median(seconds(partial(edit, slice(i, i + 1)), work.device) for i in range(options.timed))
             pictures, spent = in_batches(edit, work)
             together = statistics.median(spent) / work.batch
@@ -95,21 +94,26 @@ def prepare(folder: Path, options: argparse.Namespace, *, made: bool) -> Work:
     return Work(folder, requests, truths, options.steps, options.batch, device)
 
 
-def ways(work: Work, *, compiled: bool, half: bool) -> Iterator[tuple[str, torch.dtype, Edit, bool]]:
-    """Each way to make the same edits, and the ways that cost quality; a model is loaded when its first way is wanted."""
+def ways(work: Work, *, compiled: bool, half: bool) -> Iterator[tuple[str, torch.dtype, Edit, Edit]]:
+    """Each way to make the same edits, and the ways that cost quality; a model is loaded when its first way is wanted.
+
+    The last is the same way uncompiled, for compiled code cannot be counted.
+    """
     steps, bfloat16 = work.steps, torch.bfloat16
     dtypes = (bfloat16,) if half else (torch.float32, bfloat16)
     same = EditOptions(steps, "euler_ancestral")
     for dtype in dtypes:
         pipeline = load_pipeline(work.folder, work.device, dtype)
-        yield f"diffusers' pipeline, {steps} steps, {told(dtype)}", dtype, lambda some, p=pipeline: by_pipeline(p, work, some), False
-        del pipeline
+        edit = partial(by_pipeline, pipeline, work)
+        yield f"diffusers' pipeline, {steps} steps, {told(dtype)}", dtype, edit, edit
+        del pipeline, edit
     for dtype in dtypes:
         editor = load_editor(work.folder, device=work.device, dtype=dtype)
-        yield f"ours, {told(dtype)}", dtype, ours(editor, work, same), False
+        yield f"ours, {told(dtype)}", dtype, ours(editor, work, same), ours(editor, work, same)
+    plain = editor
     if compiled:
         editor = load_editor(work.folder, device=work.device, dtype=bfloat16, compiled=True)
-        yield "+ compiled", bfloat16, ours(editor, work, same), True
+        yield "+ compiled", bfloat16, ours(editor, work, same), ours(plain, work, same)
     half_steps, third = max(2, steps // 2), max(2, steps // 3)
     approximations = {
         "guidance differences kept for 2 steps": EditOptions(steps, every=2),
@@ -122,7 +126,7 @@ def ways(work: Work, *, compiled: bool, half: bool) -> Iterator[tuple[str, torch
         f"DPM-Solver++(2M), {third} steps": EditOptions(third, "dpmpp_2m"),
     }
     for name, how in approximations.items():
-        yield name, bfloat16, ours(editor, work, how), compiled
+        yield name, bfloat16, ours(editor, work, how), ours(plain, work, how)
 
 
 def ours(editor: Diffusion, work: Work, how: EditOptions) -> Edit:
