@@ -109,7 +109,8 @@ def ways(work: Work, *, compiled: bool, half: bool) -> Iterator[tuple[str, torch
         del pipeline, edit
     for dtype in dtypes:
         editor = load_editor(work.folder, device=work.device, dtype=dtype)
-        yield f"ours, {told(dtype)}", dtype, ours(editor, work, same), ours(editor, work, same)
+        edit = ours(editor, work, same)
+        yield f"ours, {told(dtype)}", dtype, edit, edit
     plain = editor
     if compiled:
         editor = load_editor(work.folder, device=work.device, dtype=bfloat16, compiled=True)

@@ -151,9 +151,11 @@ class PretrainParams(Section):
     decay: Share = 0.3
     """Share of a leg over which the rate falls to zero."""
     clip_batch: Count = 64
+    """Pictures a step of each process."""
     autoencoder_batch: Count = 16
-    """Crops of `autoencoder_crop` pixels a step."""
+    """Crops of `autoencoder_crop` pixels a step, shared by the processes."""
     autoencoder_crop: Annotated[int, Field(ge=16, multiple_of=8)] = 48
     teacher_batch: Count = 64
+    """Samples a step, shared by the processes."""
     workers: Count = 2
     """CPU processes for training and for rendering."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -36,6 +36,10 @@ class Corpus:
         """Picture number `index`, HW3."""
         picture: npt.NDArray[np.uint8] = self.shards[index // SHARD][index % SHARD]
         return picture
+
+    def pictures(self, numbers: Iterable[int]) -> npt.NDArray[np.uint8]:
+        """Pictures of these numbers, NHW3."""
+        return np.stack([self.picture(i) for i in numbers])
 
     def scene(self, index: int) -> Scene:
         """Scene number `index`."""

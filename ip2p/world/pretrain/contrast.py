@@ -12,7 +12,6 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -180,5 +179,4 @@ def _swapped(scene: Scene, rng: random.Random) -> Scene:
 
 
 def _images(corpus: Corpus, picks: list[int]) -> Tensor:
-    stack = np.stack([corpus.picture(i) for i in picks])
-    return torch.from_numpy(stack).permute(0, 3, 1, 2).float().div(255)
+    return torch.from_numpy(corpus.pictures(picks)).permute(0, 3, 1, 2).float().div(255)

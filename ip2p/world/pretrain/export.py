@@ -69,8 +69,7 @@ def write_pieces(state: Mapping[str, Tensor], folder: Path, name: str) -> list[P
     """Write weights in fp16 as `NAME-0001-of-NNNN.safetensors`, none larger than 16 MiB, so that they travel where files are small."""
     pieces: list[dict[str, Tensor]] = [{}]
     room = PIECE
-    for key, value in state.items():
-        weight = (value.half() if value.is_floating_point() else value).cpu().contiguous()
+    for key, weight in _halved(state).items():
         if pieces[-1] and weight.nbytes > room:
             pieces.append({})
             room = PIECE
@@ -83,6 +82,10 @@ def write_pieces(state: Mapping[str, Tensor], folder: Path, name: str) -> list[P
     for path, piece in zip(paths, pieces, strict=True):
         save_file(piece, path)
     return paths
+
+
+def _halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: (v.half() if v.is_floating_point() else v).cpu().contiguous() for k, v in state.items()}
 
 
 def read_pieces(folder: Path, name: str) -> dict[str, Tensor]:
@@ -100,7 +103,6 @@ def export_clip(model: Any, tokenizer: Any, folder: Path, *, size: int) -> None:
     """Write the OpenCLIP folder."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
-    state = {k: v.half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    save_file(state, folder / "open_clip_model.safetensors")
+    save_file(_halved(model.state_dict()), folder / "open_clip_model.safetensors")
     config = clip_config(size=size, vocabulary=len(tokenizer))
     write_bytes(folder / "open_clip_config.json", (json.dumps(config, indent=2) + "\n").encode())

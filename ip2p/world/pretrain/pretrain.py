@@ -184,7 +184,7 @@ def latent_statistics(vae: Any, corpus: Corpus) -> tuple[Tensor, Tensor]:
 
 def pictures(corpus: Corpus, numbers: range) -> Tensor:
     """Pictures of these numbers, `images_BCHW` in [-1, 1]."""
-    return autoencoder.in_range(torch.from_numpy(np.stack([corpus.picture(i) for i in numbers])))
+    return autoencoder.in_range(torch.from_numpy(corpus.pictures(numbers)))
 
 
 def _trained_vae(section: PretrainParams, work: Path, device: str) -> tuple[Any, str]:
@@ -199,15 +199,14 @@ def _export(section: PretrainParams, work: Path, device: str) -> None:
     tokenizer, corpus = read_tokenizer(work), open_corpus(section, work)
     staging = work / "weights"
     shutil.rmtree(staging, ignore_errors=True)
-    vae, _ = _trained_vae(section, work, "cpu")
+    modules = _modules(section, tokenizer)
+    for name, module in modules.items():
+        _load_ema(work / name, module)
+    vae = modules["vae"].eval().requires_grad_(False)
     export.standardise(vae, *latent_statistics(vae, corpus))
     export.export_vae(vae, staging / "teacher")
-    model = _new_teacher(section, vae, tokenizer)
-    _load_ema(work / "unet", model)
-    export.export_teacher(model, tokenizer, staging / "teacher")
-    clip = contrast.new_clip(contrast.clip_config(size=section.size, vocabulary=len(tokenizer)))
-    _load_ema(work / "clip", clip)
-    export.export_clip(clip, tokenizer, staging / "clip", size=section.size)
+    export.export_teacher(modules["unet"], tokenizer, staging / "teacher")
+    export.export_clip(modules["clip"], tokenizer, staging / "clip", size=section.size)
     for name in ("teacher", "clip"):
         fresh = EMBEDDED / f".{name}.tmp"
         shutil.rmtree(fresh, ignore_errors=True)
@@ -218,7 +217,7 @@ def _export(section: PretrainParams, work: Path, device: str) -> None:
     print(f"exported {size:.1f} MB to {EMBEDDED}", flush=True)
 
 
-def _modules(section: PretrainParams, tokenizer: Any) -> dict[str, nn.Module]:
+def _modules(section: PretrainParams, tokenizer: Any) -> dict[str, Any]:
     """The modules that are trained, new, by the folder of their checkpoints."""
     vae = autoencoder.new_autoencoder(size=section.size)
     clip = contrast.new_clip(contrast.clip_config(size=section.size, vocabulary=len(tokenizer)))
