@@ -1,7 +1,8 @@
 """A latent diffusion model (teacher or editor) and the five things that are done with it, each written once.
 
 Text to states, images to latents and back, the UNet's prediction, classifier-free guidance. All take and give float32;
-inside, the arithmetic is the model's `dtype` by autocast. Shapes: B batch, C H W image or latent, L tokens, D width.
+inside, the arithmetic is the model's `dtype`: weights that are only used are held in it, those that are trained stay float32 and
+compute by autocast. Shapes: B batch, C H W image or latent, L tokens, D width.
 Stable Diffusion XL's second text encoder is carried along: its pooled text is one more row of `text_BLD`, padded to D.
 """
 
@@ -48,9 +49,14 @@ class Diffusion:
         """Pixels a latent cell, along one side."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
+    @property
+    def held(self) -> torch.dtype:
+        """What the weights of UNet and autoencoder are held in, and so what goes into them."""
+        return self.unet.conv_in.weight.dtype
+
     def arithmetic(self) -> torch.autocast:
-        """The context in which UNet and autoencoder compute."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+        """The context in which UNet and autoencoder compute: autocast where their weights are held in more than `dtype`."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != self.held)
 
 
 @torch.no_grad()
@@ -81,7 +87,7 @@ def text_arguments(model: Diffusion, text_BLD: Tensor, side: tuple[int, int]) ->
         return {"encoder_hidden_states": text_BLD}
     pooled = text_BLD[:, -1, : model.text_encoder_2.config.projection_dim]
     height, width = (x * model.factor for x in side)
-    sizes = torch.tensor([height, width, 0, 0, height, width], device=text_BLD.device, dtype=text_BLD.dtype)
+    sizes = torch.tensor([height, width, 0, 0, height, width], device=text_BLD.device, dtype=torch.float32)
     added = {"text_embeds": pooled, "time_ids": sizes.expand(len(text_BLD), -1)}
     return {"encoder_hidden_states": text_BLD[:, :-1], "added_cond_kwargs": added}
 
@@ -90,7 +96,8 @@ def text_arguments(model: Diffusion, text_BLD: Tensor, side: tuple[int, int]) ->
 def encode_images(model: Diffusion, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (its mode) and spread of the autoencoder's posterior of images in [0, 1]: latents as they are, unscaled (METHOD §4)."""
     with model.arithmetic():
-        posterior = model.vae.encode((images_BCHW.to(model.device) * 2 - 1).contiguous(memory_format=torch.channels_last)).latent_dist
+        images = (images_BCHW.to(model.device) * 2 - 1).to(model.held, memory_format=torch.channels_last)
+        posterior = model.vae.encode(images).latent_dist
     return posterior.mean.float(), posterior.std.float()
 
 
@@ -98,7 +105,7 @@ def encode_images(model: Diffusion, images_BCHW: Tensor) -> tuple[Tensor, Tensor
 def decode_latents(model: Diffusion, latents_BCHW: Tensor) -> Tensor:
     """Images in [0, 1] of scaled latents."""
     with model.arithmetic():
-        latents = (latents_BCHW / model.vae.config.scaling_factor).contiguous(memory_format=torch.channels_last)
+        latents = (latents_BCHW / model.vae.config.scaling_factor).to(model.held, memory_format=torch.channels_last)
         images = model.vae.decode(latents).sample
     pictures: Tensor = ((images.float() + 1) / 2).clamp(0, 1)
     return pictures
@@ -107,8 +114,8 @@ def decode_latents(model: Diffusion, latents_BCHW: Tensor) -> Tensor:
 def run_unet(model: Diffusion, rows_BCHW: Tensor, timestep: Tensor, text_BLD: Tensor) -> Tensor:
     """The UNet's prediction for rows of noisy (scaled) latents, with the source's latents beside them for an editor."""
     with model.arithmetic():
-        rows = rows_BCHW.contiguous(memory_format=torch.channels_last)
-        told = text_arguments(model, text_BLD, (rows.shape[-2], rows.shape[-1]))
+        rows = rows_BCHW.to(model.held, memory_format=torch.channels_last)
+        told = text_arguments(model, text_BLD.to(model.held), (rows.shape[-2], rows.shape[-1]))
         prediction: Tensor = model.unet(rows, timestep.to(model.device), **told).sample
     return prediction.float()
 

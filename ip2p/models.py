@@ -83,7 +83,8 @@ def load_diffusion(
     parts: dict[str, Any] = {}
     weights = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
     for part, load in weights.items():
-        parts[part] = _part(load, source, part, subject, dtype=torch.float32, use_safetensors=True)
+        held = torch.float32 if exact or part == "text_encoder" else dtype
+        parts[part] = _part(load, source, part, subject, dtype=held, use_safetensors=True)
     if parts["unet"].config.addition_embed_type == "text_time":
         options = {"dtype": torch.float32, "use_safetensors": True}
         parts["text_encoder_2"] = _part(CLIPTextModelWithProjection, source, "text_encoder_2", subject, **options)
@@ -93,8 +94,6 @@ def load_diffusion(
         parts["tokenizer_2"] = _part(CLIPTokenizer, source, "tokenizer_2", subject)
     for part in ("vae", "unet"):
         parts[part].to(memory_format=torch.channels_last)
-        if dtype != torch.float32 and not exact:
-            _cast(parts[part], dtype)
     if compiled:
         frozen = device.type == "cpu"  # weights packed once for the operators that read them
         parts["unet"].compile(dynamic=False if frozen else None, options={"freezing": True} if frozen else None)
@@ -181,13 +180,6 @@ def model_digest(name: str, kind: str) -> str:
 
 def _is_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or (os.sep == "\\" and ":" in name)
-
-
-def _cast(model: Any, dtype: torch.dtype) -> None:
-    """Store the weights in `dtype` that autocast would cast to it on every pass: the same bits, sooner."""
-    for module in model.modules():
-        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
-            module.to(dtype)
 
 
 def _part(load: Any, source: str, part: str, subject: str, **options: Any) -> Any:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-import time
 from collections.abc import Callable
+from multiprocessing import connection, get_all_start_methods, get_context, parent_process
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import torch
@@ -36,6 +37,15 @@ def barrier() -> None:
         dist.barrier()
 
 
+def processes() -> BaseContext:
+    """How processes are started here: forked from one that has read the libraries, or, where a GPU must not be forked, from nothing."""
+    if torch.cuda.is_available() or "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["ip2p.preload"])
+    return context
+
+
 def launch(workers: int, work: Callable[..., None], *arguments: object) -> None:
     """Run `work(rank, workers, *arguments)` here, or in `workers` processes of one thread each."""
     if workers == 1:
@@ -43,8 +53,8 @@ def launch(workers: int, work: Callable[..., None], *arguments: object) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         try:
-            torch.multiprocessing.spawn(  # type: ignore[no-untyped-call,attr-defined]
-                _joined, args=(workers, folder, os.getpid(), work, arguments), nprocs=workers
+            torch.multiprocessing.start_processes(  # type: ignore[no-untyped-call,attr-defined]
+                _joined, args=(workers, folder, work, arguments), nprocs=workers, start_method=processes().get_start_method()
             )
         except (ProcessRaisedException, ProcessExitedException) as error:
             told = Path(folder) / "error"
@@ -76,19 +86,20 @@ def average(value: torch.Tensor, workers: int) -> float:
     return value.item() / workers
 
 
-def leave_with_parent(parent: int) -> None:
-    """Watch from a thread: end this process when the one that started it is gone, even by SIGKILL."""
+def leave_with_parent() -> None:
+    """Watch from a thread: end this process when the one that asked for it is gone, even by SIGKILL."""
+    parent = parent_process()
+    assert parent is not None
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
+        connection.wait([parent.sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _joined(rank: int, workers: int, folder: str, parent: int, work: Callable[..., None], arguments: tuple[object, ...]) -> None:
-    leave_with_parent(parent)
+def _joined(rank: int, workers: int, folder: str, work: Callable[..., None], arguments: tuple[object, ...]) -> None:
+    leave_with_parent()
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=workers)

@@ -1,14 +1,26 @@
 import torch
 
-from ip2p.diffusion import run_unet
+from ip2p.diffusion import decode_latents, encode_images, run_unet
 from ip2p.models import load_diffusion
 
 
-def test_weights_cast_once_give_the_bits_of_autocast(cpu):
-    once = load_diffusion("world", device=cpu, dtype=torch.bfloat16)
-    each = load_diffusion("world", device=cpu, dtype=torch.bfloat16, exact=True)
-    assert (once.unet.conv_in.weight.dtype, each.unet.conv_in.weight.dtype) == (torch.bfloat16, torch.float32)
-    rows = torch.randn(2, once.latent_channels, 12, 12, generator=torch.Generator().manual_seed(0))
-    text = torch.zeros(2, 48, once.unet.config.cross_attention_dim)
+def test_weights_held_in_bfloat16_predict_what_autocast_does_within_its_rounding(cpu):
+    held = load_diffusion("world", device=cpu, dtype=torch.bfloat16)
+    trained = load_diffusion("world", device=cpu, dtype=torch.bfloat16, exact=True)
+    full = load_diffusion("world", device=cpu)
+    assert {p.dtype for m in (held.unet, held.vae) for p in m.parameters()} == {torch.bfloat16}
+    assert {p.dtype for m in (trained.unet, trained.vae, held.text_encoder) for p in m.parameters()} == {torch.float32}
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(2, held.latent_channels, 12, 12, generator=generator)
+    text = torch.randn(2, 48, held.unet.config.cross_attention_dim, generator=generator)
+    image = torch.rand(2, 3, 96, 96, generator=generator)
     with torch.no_grad():
-        assert torch.equal(*(run_unet(m, rows, torch.tensor(500.0), text) for m in (once, each)))
+        for use in (
+            lambda m: run_unet(m, rows, torch.tensor(500.0), text),
+            lambda m: encode_images(m, image)[0],
+            lambda m: decode_latents(m, rows),
+        ):
+            exact, once, each = (use(m) for m in (full, held, trained))
+            assert {exact.dtype, once.dtype, each.dtype} == {torch.float32}
+            errors = [(x - exact).square().mean().sqrt() / exact.std() for x in (once, each)]
+            assert 0 < errors[0] < 1.5 * errors[1] < 0.05, errors

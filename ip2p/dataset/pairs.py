@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from ip2p.dataset.synthesis import ABANDONED, Made, Synthesiser, load_synthesise
 from ip2p.dataset.thresholds import reject_reason
 from ip2p.errors import ParamsError
 from ip2p.models import free_pairs, model_digest, resolve_device, resolve_dtype
-from ip2p.parallel import leave_with_parent
+from ip2p.parallel import leave_with_parent, processes
 from ip2p.params import PairsParams, Params
 from ip2p.pictures import to_png
 from ip2p.records import PAIRS, Draw, StageReport, Triplet
@@ -197,12 +196,12 @@ def make_in_processes(params: Params, pending: list[Unit], work: Path) -> Iterat
     if workers == 0:
         return
     if workers == 1:
-        _start_worker(params, None)
+        _held["params"] = params
         for done, unit in enumerate(pending, 1):
             _work(unit, work)
             yield done
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (params, os.getpid())) as pool:
+    with ProcessPoolExecutor(workers, processes(), _start_worker, (params,)) as pool:
         jobs = [pool.submit(_work, unit, work) for unit in pending]
         for done, job in enumerate(as_completed(jobs), 1):
             if job.exception() is not None:
@@ -223,9 +222,8 @@ def make_shard(params: Params, unit: Unit) -> bytes:
 _held: dict[str, Any] = {}
 
 
-def _start_worker(params: Params, parent: int | None) -> None:
-    if parent is not None:
-        leave_with_parent(parent)
+def _start_worker(params: Params) -> None:
+    leave_with_parent()
     _held["params"] = params
 
 
