@@ -5,6 +5,8 @@ Off-switches and time-outs must be in the environment before Prefect is first im
 
 import os
 
+from ip2p.startup import start_quickly
+
 for _name, _value in {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "true",
@@ -18,3 +20,5 @@ for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",
 }.items():
     os.environ.setdefault(_name, _value)
+
+start_quickly()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ip2p.errors import UserError
+from ip2p.startup import start_quickly
 from ip2p.verbs import data, model, operate
 from ip2p.verbs.stage import stage
 
@@ -54,6 +55,7 @@ STAGE_HELP = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 2 for what the user can mend, told in one line."""
+    start_quickly()
     options = build_parser().parse_args(arguments)
     try:
         code: int = options.run(options)

@@ -52,7 +52,8 @@ class Diffusion:
     @property
     def held(self) -> torch.dtype:
         """What the weights of UNet and autoencoder are held in, and so what goes into them."""
-        return self.unet.conv_in.weight.dtype
+        held: torch.dtype = self.unet.conv_in.weight.dtype
+        return held
 
     def arithmetic(self) -> torch.autocast:
         """The context in which UNet and autoencoder compute: autocast where their weights are held in more than `dtype`."""

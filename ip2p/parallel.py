@@ -6,8 +6,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable
-from multiprocessing import connection, get_all_start_methods, get_context, parent_process
-from multiprocessing.context import BaseContext
+from multiprocessing import connection, parent_process
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from torch import nn
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException  # type: ignore[attr-defined]
 
 from ip2p.errors import UserError
+from ip2p.startup import processes
 
 _BUCKET = 2**24
 """Gradients that are sent at once."""
@@ -35,15 +35,6 @@ def barrier() -> None:
     """Wait for the others, if there are any."""
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
-
-
-def processes() -> BaseContext:
-    """How processes are started here: forked from one that has read the libraries, or, where a GPU must not be forked, from nothing."""
-    if torch.cuda.is_available() or "forkserver" not in get_all_start_methods():
-        return get_context("spawn")
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["ip2p.preload"])
-    return context
 
 
 def launch(workers: int, work: Callable[..., None], *arguments: object) -> None:

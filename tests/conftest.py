@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from ip2p.startup import start_quickly
+
+start_quickly()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).parents[1]
 TINY = {

@@ -67,7 +67,7 @@ def test_every_verb_is_in_the_readme():
 
 
 # What every stage imports and no stage's result depends on by itself: reading parameters, writing files, telling errors.
-INFRASTRUCTURE = {"errors", "params", "store", "remote", "track", "torchvision_cpu"}
+INFRASTRUCTURE = {"startup", "errors", "params", "store", "remote", "track", "torchvision_cpu"}
 MODULES = {
     **dict.fromkeys(("triplets", "pairs", "filter", "validate"), "dataset"),
     "train": "model",

@@ -5,7 +5,6 @@ A unit of triplets is one shard, a pure function of its fingerprint: the same bi
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections import Counter
@@ -26,10 +25,11 @@ from ip2p.dataset.synthesis import ABANDONED, Made, Synthesiser, load_synthesise
 from ip2p.dataset.thresholds import reject_reason
 from ip2p.errors import ParamsError
 from ip2p.models import free_pairs, model_digest, resolve_device, resolve_dtype
-from ip2p.parallel import leave_with_parent, processes
+from ip2p.parallel import leave_with_parent
 from ip2p.params import PairsParams, Params
 from ip2p.pictures import to_png
 from ip2p.records import PAIRS, Draw, StageReport, Triplet
+from ip2p.startup import processes
 from ip2p.store import assemble, code_mark, fingerprint, read_shards, shard_bytes, shard_mark, shard_note, write_bytes
 
 Progress = Callable[[int, int], None]

@@ -84,8 +84,10 @@ def wait_for(condition, process: subprocess.Popen[bytes], log: Path, seconds: fl
 
 
 @pytest.mark.timeout(1500)
-def test_killed_twice_the_run_finishes_with_the_same_dataset(made, tmp_path):
+def test_killed_twice_the_run_finishes_with_the_same_dataset(made, track_in, tmp_path):
     home, log = clone(tmp_path / "home"), tmp_path / "run.log"
+    (home / "work").mkdir()
+    track_in(home / "work")
 
     # SIGKILL in the middle of `pairs`
     process = start(home, log)
