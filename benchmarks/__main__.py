@@ -83,8 +83,8 @@ PARTS = {
         ("-m", "benchmarks.edit", "--model", "sd15", "--half", "--steps", "16", "--edits", "8", "--batch", "8", "--timed", "3"),
         "512 px, random weights, batches of 8, nothing compiled. *Differs* says nothing here: the pipeline draws its noise in "
         "bfloat16, which are other numbers; in float32 both make the same picture to 4e-6 on the GPU too (fewer channels). **The exact "
-        "edit is slower than the pipeline**, most likely because autocast keeps group and layer norms in float32 where the pipeline "
-        "computes all in bfloat16.",
+        "edit was slower than the pipeline**: it computed by autocast, which keeps group and layer norms in float32 on a GPU, where the "
+        "pipeline computes all in bfloat16. Since then ours does, too; that has not been measured on a GPU yet.",
         gpu=True,
     ),
     "sd15-small": Part(
