@@ -1,9 +1,12 @@
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from scipy.optimize import linprog
 
-from ip2p.muon import Muon
+from ip2p.muon import _QUINTICS, Muon, orthogonalised
 from ip2p.parallel import launch
 
 
@@ -26,3 +29,38 @@ def test_processes_that_share_the_work_take_the_steps_of_one(tmp_path):
         launch(workers, two_steps, str(tmp_path))
     alone, *others = (load_file(tmp_path / f"{n}.safetensors") for n in ("1-0", "2-0", "2-1"))
     assert all(torch.equal(alone[k], other[k]) for other in others for k in alone)
+
+
+def test_each_quintic_brings_singular_values_as_near_to_1_as_any_can():
+    low, high = 0.005, 1.0
+    for quintic in _QUINTICS:
+        x = np.geomspace(low, high, 4000)
+        powers = np.stack([x, x**3, x**5, -np.ones_like(x)], axis=1)
+        bounds, signs = [(None, None)] * 4, np.array([1, 1, 1, -1])
+        best = linprog(
+            [0, 0, 0, 1], np.concatenate([powers, -powers * signs]), np.concatenate([np.ones_like(x), -np.ones_like(x)]), bounds=bounds
+        )
+        ours = abs(powers[:, :3] @ quintic - 1).max()
+        assert ours == pytest.approx(best.fun, rel=1e-3)
+        low, high = 1 - ours, 1 + ours
+    assert (low, high) == pytest.approx((0.505, 1.495), abs=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (48, 400), (400, 48)])
+def test_singular_vectors_stay_and_values_become_what_the_quintics_make_of_them(shape):
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    values = torch.logspace(0, -2, 48)
+    wanted = values / values.norm() / 1.01
+    for a, b, c in _QUINTICS:
+        wanted = a * wanted + b * wanted**3 + c * wanted**5
+    made = u.T @ orthogonalised(u @ values.diag() @ v).float() @ v.T
+    assert (made.diag() - wanted).abs().max() < 0.05
+    assert (made - made.diag().diag()).abs().max() < 0.05
+
+
+def test_orthogonalised_singular_values_are_near_one_whatever_the_shape():
+    torch.manual_seed(0)
+    for shape in ((32, 100), (100, 32), (3, 32, 100), (3, 100, 32)):
+        values = torch.linalg.svdvals(orthogonalised(torch.randn(shape)).float())
+        assert 0.45 < values.min() < values.max() < 1.55
