@@ -106,17 +106,24 @@ class Service:
     """Seconds that it has to end when asked."""
 
 
+WAVES = (("postgres", "s3"), ("mlflow", "prefect"), ("worker", "editor"))
+"""What can start at once, for all that it needs is there."""
+
+
 def up(topology: Topology, *, say: Callable[[str], None] = print) -> None:
-    """Start what does not run yet, in order. Raises `TopologyError`; what was started then stays, and `down` ends it."""
+    """Start what does not run yet, a wave at a time. Raises `TopologyError`; what was started then stays, and `down` ends it."""
     _prepare_postgres(topology)
-    for service in services(topology):
-        if _pid(topology, service.name) is None:
-            _start(topology, service)
-        _wait(topology, service)
-        say(f"{service.name:9} {_address(topology, service.name)}")
-        if service.name == "postgres":
+    known = {service.name: service for service in services(topology)}
+    for wave in WAVES:
+        for name in wave:
+            if _pid(topology, name) is None:
+                _start(topology, known[name])
+        for name in wave:
+            _wait(topology, known[name])
+            say(f"{name:9} {_address(topology, name)}")
+        if "postgres" in wave:
             _create_databases(topology)
-        if service.name == "prefect":
+        if "prefect" in wave:
             _deploy(topology)
     lines = [f"export {k}={shlex.quote(v)}" for k, v in topology.environment().items()]
     _private(topology.home / "env", "\n".join(lines) + "\n")

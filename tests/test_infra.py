@@ -8,7 +8,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from infra.local import Topology, services
+from infra.local import WAVES, Topology, services
 from ip2p.params import ServeParams
 from ip2p.stages import STAGES
 
@@ -20,6 +20,7 @@ DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
 def test_compose_runs_the_services_that_run_on_one_machine(tmp_path):
     local = {s.name for s in services(Topology.new(tmp_path / "infra"))}
     assert local <= set(COMPOSE["services"])
+    assert local == {name for wave in WAVES for name in wave}
 
 
 @pytest.mark.parametrize("name", COMPOSE["services"])
