@@ -108,13 +108,11 @@ def ways(work: Work, *, compiled: bool, half: bool) -> Iterator[tuple[str, torch
         yield f"diffusers' pipeline, {steps} steps, {told(dtype)}", dtype, edit, edit
         del pipeline, edit
     for dtype in dtypes:
-        editor = load_editor(work.folder, device=work.device, dtype=dtype)
-        edit = ours(editor, work, same)
-        yield f"ours, {told(dtype)}", dtype, edit, edit
-    plain = editor
-    if compiled:
-        editor = load_editor(work.folder, device=work.device, dtype=bfloat16, compiled=True)
-        yield "+ compiled", bfloat16, ours(editor, work, same), ours(plain, work, same)
+        editor = plain = load_editor(work.folder, device=work.device, dtype=dtype)
+        yield f"ours, {told(dtype)}", dtype, ours(editor, work, same), ours(plain, work, same)
+        if compiled:
+            editor = load_editor(work.folder, device=work.device, dtype=dtype, compiled=True)
+            yield f"ours, {told(dtype)}, compiled", dtype, ours(editor, work, same), ours(plain, work, same)
     half_steps, third = max(2, steps // 2), max(2, steps // 3)
     approximations = {
         "guidance differences kept for 2 steps": EditOptions(steps, every=2),
