@@ -1,6 +1,7 @@
 """What the data are worth (paper Fig. 10): `python docs/ablation.py` after `make run` (forty minutes on two cores; resumes).
 
-Editors trained alike on other data than the filtered pairs. Writes a part of docs/world.md and its picture.
+Editors trained alike from the teacher (`params/teacher.yaml`), on other data than the filtered pairs. Writes a part of docs/world.md
+and its picture.
 """
 
 from __future__ import annotations
@@ -13,22 +14,21 @@ from quality import COUNT, IMAGES, MEASURES, PAGE, cells, progress, teacher, tol
 
 from ip2p.model import ablate
 from ip2p.params import load_params
-from ip2p.stages import DATASET, EDITOR, PAIRS, REPORTS, TRIPLETS, WORK
+from ip2p.stages import DATASET, PAIRS, REPORTS, TRIPLETS, WORK
 from ip2p.store import read_json
 from ip2p.world.report import ABLATION, write_part
 
-OUT = Path("reports/ablation")
+OUT, TEACHER = Path("reports/ablation"), Path("params/teacher.yaml")
 
 
 def main() -> None:
     """Measure and write."""
     ablate.run(
-        told(load_params(Path("params.yaml")), count=COUNT, sdedit_strengths=()),
+        told(load_params(TEACHER), count=COUNT, sdedit_strengths=()),
         variants=ablate.VARIANTS,
         pairs=PAIRS,
         dataset=DATASET,
         triplets=TRIPLETS,
-        trained=EDITOR,
         out=OUT,
         work=WORK / "ablate",
         progress=progress("ablate"),
@@ -44,9 +44,9 @@ def markdown(report: dict[str, Any]) -> str:
     bound = report["headline"]["truth"]["by_type"]
     types = ", ".join(f"{t} {bound[t]['success']:.2f}" for t in sorted(bound, key=lambda t: -bound[t]["success"]))
     return f"""Written by `python docs/ablation.py` after `make run`, with the teacher `{teacher()}`.
-{report["count"]} held-out edits. The same training on the filtered pairs, on as many drawn from all that were made, on a tenth of the
-triplets, and on the truth, which is the upper bound of what data can do for it (paper Fig. 10). The filter kept
-{kept["kept"]:,} of the {kept["seen"]:,} pairs: the first two are much the same pairs.
+{report["count"]} held-out edits. The same training from the teacher ([{report["steps"]} steps](../{TEACHER})) on the filtered pairs,
+on as many drawn from all that were made, on a tenth of the triplets, and on the truth, which is the upper bound of what data can do
+for it (paper Fig. 10). The filter kept {kept["kept"]:,} of the {kept["seen"]:,} pairs: the first two are much the same pairs.
 
 | data | pairs | {" | ".join(n.replace("_", " ") for n in MEASURES)} |
 {"|---" * (len(MEASURES) + 2)}|

@@ -13,15 +13,17 @@ from typing import Any
 from quality import COUNT, IMAGES, MEASURES, PAGE, cells, comparison, difference, progress, told
 
 from ip2p.dataset import triplets
+from ip2p.dataset.read import read_triplets
 from ip2p.model import evaluate
 from ip2p.model.folder import model_card
 from ip2p.model.measure import paired
 from ip2p.model.plots import plot_curves
+from ip2p.model.seen import NONE
 from ip2p.models import EMBEDDED
 from ip2p.params import load_params
 from ip2p.records import RECORD
-from ip2p.stages import DATASET, EDITOR, WORK
-from ip2p.store import read_json, shards
+from ip2p.stages import DATASET, EDITOR, TRIPLETS, WORK
+from ip2p.store import read_json
 from ip2p.world.report import LONG, write_part
 
 OUT = Path("reports/embedded")
@@ -41,9 +43,9 @@ def main() -> None:
     """Measure and write."""
     params = load_params(Path("params.yaml"))
     work = WORK / "embedded"
-    trained = trained_on(work)
+    know_captions(work)
     for name, editor in (("shipped", EMBEDDED / "editor"), ("laptop", EDITOR)):
-        paths = {"triplets": trained, "dataset": DATASET, "out": OUT / name, "work": work / "points"}
+        paths = {"triplets": TRIPLETS, "dataset": DATASET, "out": OUT / name, "work": work / "points"}
         evaluate.run(told(params, **WIDER), editor=editor, progress=progress(name), **paths)
     reports = {name: read_json(OUT / name / "report.json") for name in NAMES}
     IMAGES.mkdir(parents=True, exist_ok=True)
@@ -54,15 +56,13 @@ def main() -> None:
     (EMBEDDED / "editor/README.md").write_text(card, encoding="utf-8")
 
 
-def trained_on(work: Path) -> Path:
-    """A folder of all triplets that the shipped editor was trained on, whose captions are not to be held out."""
-    together = work / "triplets"
-    together.mkdir(parents=True, exist_ok=True)
+def know_captions(work: Path) -> None:
+    """Write beside the shipped editor which captions it was trained on: those of all triplets that were made for it."""
+    seen = NONE
     for leg in LEGS:
         triplets.run(load_params(leg), out=work / leg.stem, work=work)
-        for shard in shards(work / leg.stem):
-            shutil.copyfile(shard, together / f"{leg.stem}-{shard.name}")
-    return together
+        seen = seen.with_captions(t.caption.text for t in read_triplets(work / leg.stem))
+    seen.write(EMBEDDED / "editor")
 
 
 def points(reports: dict[str, Any]) -> list[dict[str, Any]]:

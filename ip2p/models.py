@@ -166,8 +166,10 @@ def model_source(name: str, *, kind: str, subject: str) -> str:
     return str(path)
 
 
-def model_label(name: str) -> str:
+def model_label(name: str, kind: str = "teacher") -> str:
     """A model's name for records that leave this machine: of a local folder its last part alone."""
+    if name == "world" and kind == "editor":
+        return "world/editor"
     return Path(name).name if _is_path(name) else name
 
 
@@ -175,6 +177,8 @@ def model_label(name: str) -> str:
 def model_digest(name: str, kind: str) -> str:
     """What identifies a model in a fingerprint: the bytes of a local folder, the name of a remote one."""
     source = model_source(name, kind=kind, subject=f"models.{kind}")
+    if source == str(EMBEDDED / "editor"):  # a UNet alone, and its record: the rest is the teacher's
+        return fingerprint(digest(Path(source) / "unet"), model_digest("world", "teacher"))
     return digest(Path(source)) if Path(source).is_dir() else fingerprint(source)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from ip2p.errors import DataError
 from ip2p.records import Caption, Triplet
@@ -37,7 +37,7 @@ def write_triplets(
     count: int,
     stream: str,
     captions: list[Caption] | None = None,
-    avoid: frozenset[str] = frozenset(),
+    avoid: Container[str] = frozenset(),
     edit_types: tuple[str, ...] = EDIT_TYPES,
 ) -> Iterator[Triplet]:
     """`count` distinct triplets, balanced over edit types; `avoid` holds captions (texts) not to use.

@@ -53,6 +53,8 @@ def run(
     """
     if unknown := set(variants) - set(VARIANTS):
         raise ParamsError(f"--variants: {', '.join(sorted(unknown))} unknown; choose among {', '.join(VARIANTS)}")
+    if params.train.start:
+        raise ParamsError("train.start: an editor that was trained before hides what the data are worth; give --params params/teacher.yaml")
     told = params.model_copy(update={"train": params.train.model_copy(update={"steps": steps or params.train.steps})})
     bench, held, curves = open_bench(told, work / "points"), None, {}
     for number, name in enumerate(variants):

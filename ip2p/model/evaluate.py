@@ -26,6 +26,7 @@ from ip2p.model.heldout import HeldOut, held_out, of_benchmark
 from ip2p.model.measure import Edit, Meter, Point, judged_by, load_dino, measure, paired
 from ip2p.model.plots import plot_curves, plot_types
 from ip2p.model.sdedit import sdedit
+from ip2p.model.seen import read_seen
 from ip2p.models import load_clip, load_diffusion, model_digest, resolve_device, resolve_dtype
 from ip2p.params import EvaluateParams, JudgeParams, Params
 from ip2p.pictures import from_bytes, grid, to_pillow
@@ -78,7 +79,7 @@ def run(
     began = time.monotonic()
     section = params.evaluate
     model, bench = open_editor(editor, params.models), open_bench(params, work)
-    held = held_out(params, triplets=triplets, dataset=dataset, size=model.image_size)
+    held = held_out(params, triplets=triplets, dataset=dataset, size=model.image_size, seen=read_seen(editor))
     identity = digest(editor)
     points = _points(bench, model, identity, held, progress)
     headline = next(p for p in points if p.system == "editor" and p.setting == _scales(section))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ip2p.diffusion import Diffusion
+from ip2p.model.seen import NONE, Seen
 from ip2p.records import RECORD
 from ip2p.store import write_json
 
@@ -25,10 +26,12 @@ _MEASURES = {
 }
 
 
-def save_editor(unet: Any, teacher: Diffusion, out: Path, *, lora: Path | None = None, record: dict[str, Any] | None = None) -> None:
+def save_editor(
+    unet: Any, teacher: Diffusion, out: Path, *, lora: Path | None = None, record: dict[str, Any] | None = None, seen: Seen = NONE
+) -> None:
     """Write a folder that diffusers' InstructPix2Pix pipeline (of SD or SDXL) loads, the LoRA weights of `lora` beside.
 
-    With a record of its training comes a model card.
+    With a record of its training come a model card and the captions that it has `seen`.
     """
     staging = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
@@ -49,6 +52,7 @@ def save_editor(unet: Any, teacher: Diffusion, out: Path, *, lora: Path | None =
     if record is not None:
         write_json(staging / RECORD, record)
         (staging / "README.md").write_text(model_card(record), encoding="utf-8")
+        seen.write(staging)
     if lora is not None:
         shutil.copytree(lora, staging / "lora")
     write_json(staging / "model_index.json", index)

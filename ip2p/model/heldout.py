@@ -25,6 +25,7 @@ from ip2p.dataset.exchange.example import MAX_BYTES, Example, parquet_rows, read
 from ip2p.dataset.read import read_triplets
 from ip2p.dataset.world_writer import write_triplets
 from ip2p.errors import DataError
+from ip2p.model.seen import NONE, Seen
 from ip2p.params import Params
 from ip2p.pictures import from_bytes, to_png
 from ip2p.store import code_mark, fingerprint
@@ -94,21 +95,23 @@ class HeldOut:
         return F.interpolate(picture[None], size=(self.size, self.size), mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
-def held_out(params: Params, *, triplets: Path, dataset: Path, size: int) -> HeldOut:
-    """The edits that the parameters name. Raises `DataError` if there are none."""
+def held_out(params: Params, *, triplets: Path, dataset: Path, size: int, seen: Seen = NONE) -> HeldOut:
+    """The edits that the parameters name, none of a caption that was `seen` in training. Raises `DataError` if there are none."""
     section = params.evaluate
     if section.held_out == "world":
-        return of_world(count=section.count, stream=f"{params.seed}/evaluate", triplets=triplets, size=size)
-    tests = map(_held, read_dataset(dataset, splits=("test",)))
+        return of_world(count=section.count, stream=f"{params.seed}/evaluate", triplets=triplets, size=size, seen=seen)
+    tests = (e for e in map(_held, read_dataset(dataset, splits=("test",))) if e.caption not in seen)
     edits = tuple(islice(_once(tests), section.count))
     if not edits:
-        raise DataError(f"{dataset}: has no test split to evaluate on; raise filter.splits, or set evaluate.held_out to world")
+        raise DataError(
+            f"{dataset}: has no test split of captions that the editor has not seen; raise filter.splits, or set evaluate.held_out to world"
+        )
     return HeldOut("test split", edits, size)
 
 
-def of_world(*, count: int, stream: str, triplets: Path, size: int) -> HeldOut:
-    """Edits of scenes whose captions were not trained on, rendered, with their truth."""
-    used = frozenset(t.caption.text for t in read_triplets(triplets))
+def of_world(*, count: int, stream: str, triplets: Path, size: int, seen: Seen = NONE) -> HeldOut:
+    """Edits of scenes whose captions are neither among the triplets nor `seen` in training, rendered, with their truth."""
+    used = seen.with_captions(t.caption.text for t in read_triplets(triplets))
     edits = []
     for t in write_triplets(count=count, stream=stream, avoid=used):
         truth = truth_of(t.caption.text, t.instruction, seed=random.Random(f"evaluate/{t.id}").getrandbits(31), size=size)

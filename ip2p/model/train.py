@@ -27,13 +27,14 @@ from ip2p.model.guidance import EditRequest, edit_options
 from ip2p.model.lora import merge_lora
 from ip2p.model.objective import learning_rate
 from ip2p.model.plan import require_memory
+from ip2p.model.seen import Seen, read_seen
 from ip2p.model.trainer import Job, Trainer
-from ip2p.models import load_diffusion, model_digest, model_label, resolve_device, resolve_dtype
+from ip2p.models import load_diffusion, model_digest, model_label, model_source, resolve_device, resolve_dtype
 from ip2p.parallel import barrier, joined, launch
 from ip2p.params import Params
 from ip2p.pictures import grid, to_pillow
 from ip2p.records import StageReport
-from ip2p.store import Folder, code_mark, digest, fingerprint, read_json, write_json
+from ip2p.store import Folder, code_mark, digest, fingerprint, read_json, read_shards, write_json
 from ip2p.track import MADE, Run, track
 
 _GRID = 6
@@ -67,7 +68,7 @@ def run(params: Params, *, dataset: Folder, marker: Path, out: Path, work: Path)
         params.seed,
         str(resolve_dtype(params.models.dtype, device)),
         data,
-        model_digest(section.start or params.models.teacher, "teacher"),
+        model_digest(*start_of(params)),
         code_mark(
             *(f"model/{n}.py" for n in ("train", "trainer", "objective", "lora", "data", "unet")), "muon.py", "diffusion.py", "pictures.py"
         ),
@@ -92,16 +93,20 @@ def run(params: Params, *, dataset: Folder, marker: Path, out: Path, work: Path)
     return StageReport(stage="train", seen=seen, kept=seen, seconds=time.monotonic() - began, extra=extra)
 
 
+def start_of(params: Params) -> tuple[str, str]:
+    """What training starts from: the name of a model, and what `world` stands for there (an editor, or the teacher)."""
+    return (params.train.start, "editor") if params.train.start else (params.models.teacher, "teacher")
+
+
 def load_base(params: Params) -> Diffusion:
     """The model that training starts from: the teacher, or an editor; told to predict what the parameters say."""
     from diffusers import DDIMScheduler
 
     models, section = params.models, params.train
     device = resolve_device(models.device)
+    name, kind = start_of(params)
     subject = "train.start" if section.start else "models.teacher"
-    base = load_diffusion(
-        section.start or models.teacher, device=device, dtype=resolve_dtype(models.dtype, device), subject=subject, exact=True
-    )
+    base = load_diffusion(name, device=device, dtype=resolve_dtype(models.dtype, device), kind=kind, subject=subject, exact=True)
     if section.prediction is None:
         return base
     return replace(base, scheduler=DDIMScheduler.from_config(base.scheduler.config, prediction_type=section.prediction))
@@ -110,7 +115,7 @@ def load_base(params: Params) -> Diffusion:
 def _load(job: Job, rank: int = 0, workers: int = 1) -> tuple[Diffusion, Latents]:
     params = job.params
     base = load_base(params)
-    mark = model_digest(params.train.start or params.models.teacher, "teacher")
+    mark = model_digest(*start_of(params))
     told = partial(_told, "train: latents, part")
     of = partial(load_latents, job.dataset, base, params.train, model_digest=mark, seed=params.seed, cache=job.work.parent)
     return base, of(rank=rank, workers=workers, on_part=told)
@@ -139,18 +144,25 @@ def _work(rank: int, workers: int, job: Job, loaded: tuple[Diffusion, Latents] |
             merge_lora(trainer.unet, trainer.ema, job.work / "lora")
         else:
             trainer.unet.load_state_dict(trainer.ema)
-        start = model_label(params.train.start or params.models.teacher)
         record = {
-            "start": start,
-            "start_digest": model_digest(params.train.start or params.models.teacher, "teacher"),
+            "start": model_label(*start_of(params)),
+            "start_digest": model_digest(*start_of(params)),
             "dataset": job.data_digest,
             "pairs": len(trainer.latents),
             "loss": read_json(job.work / "progress.json")["loss"],
-            "train": params.train.model_dump() | {"start": start if params.train.start else None},
+            "train": params.train.model_dump() | {"start": params.train.start and Path(params.train.start).name},
         }
-        save_editor(trainer.unet, trainer.base, job.out, lora=job.work / "lora" if params.train.lora_rank else None, record=record)
+        lora = job.work / "lora" if params.train.lora_rank else None
+        save_editor(trainer.unet, trainer.base, job.out, lora=lora, record=record, seen=_seen(job))
         tracked.tag(MADE, digest(job.out))
         _log_grid(trainer, tracked)
+
+
+def _seen(job: Job) -> Seen:
+    """The captions trained on now, and those that an editor to go on from was trained on before."""
+    name, kind = start_of(job.params)
+    before = read_seen(Path(model_source(name, kind=kind, subject="train.start")))
+    return before.with_captions(read_shards(job.dataset, "train-", columns=["original_prompt"])["original_prompt"].to_pylist())
 
 
 def _train(trainer: Trainer, tracked: Run | None) -> None:

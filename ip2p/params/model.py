@@ -16,7 +16,9 @@ class TrainParams(Section):
     steps: Count = 600
     batch: Count = 32
     start: str | None = None
-    """An editor to go on from (a diffusers folder as `./path`, or a Hub id such as `timbrooks/instruct-pix2pix`); none: the teacher."""
+    """An editor to go on from (`world`: the one that ships; a diffusers folder as `./path`; a Hub id such as
+    `timbrooks/instruct-pix2pix`); none: the teacher. The captions that its folder says it was trained on
+    are not held out."""
     lora_rank: Annotated[int, Field(ge=0, le=1024)] = 0
     """Rank of LoRA weights that are trained in place of the whole UNet; 0 trains it all."""
     optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"

@@ -13,6 +13,7 @@ import torch
 from ip2p.errors import ModelError, ParamsError, UserError
 from ip2p.model.edit import load_editor
 from ip2p.model.folder import model_card, save_editor
+from ip2p.model.seen import read_seen
 from ip2p.models import EMBEDDED, load_diffusion
 from ip2p.records import RECORD
 from ip2p.release.single_file import save_single_file
@@ -34,7 +35,7 @@ def export_editor(folder: Path | str, to: str, output: str | None, *, evaluation
     if folder == "world" and to != "single":  # not a folder of its own
         if to == "hub":
             raise ParamsError("world: export it `--to diffusers` first, then that folder `--to hub`")
-        save_editor(editor.unet, editor, Path(output), record=read_json(EMBEDDED / "editor" / RECORD))
+        save_editor(editor.unet, editor, Path(output), record=read_json(EMBEDDED / "editor" / RECORD), seen=read_seen(EMBEDDED / "editor"))
         return output
     folder = Path(folder)
     if to == "single":
@@ -73,6 +74,7 @@ def _embed(folder: Path) -> str:
     for path in (staging / "unet").iterdir():
         path.chmod(0o644)  # ships
     write_json(staging / RECORD, record)
+    read_seen(folder).write(staging)
     write_bytes(staging / "README.md", model_card(record, embedded=True).encode())
     shutil.rmtree(target, ignore_errors=True)
     staging.replace(target)
