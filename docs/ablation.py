@@ -41,8 +41,6 @@ def markdown(report: dict[str, Any]) -> str:
     """That part of the page."""
     kept = read_json(REPORTS / "filter.json")
     variants = "\n".join(f"| {name} | {report['pairs'][name]} | {cells(point)} |" for name, point in report["headline"].items())
-    bound = report["headline"]["truth"]["by_type"]
-    types = ", ".join(f"{t} {bound[t]['success']:.2f}" for t in sorted(bound, key=lambda t: -bound[t]["success"]))
     return f"""Written by `python docs/ablation.py` after `make run`, with the teacher `{teacher()}`.
 {report["count"]} held-out edits. The same training from the teacher ([{report["steps"]} steps](../{TEACHER})) on the filtered pairs,
 on as many drawn from all that were made, on a tenth of the triplets, and on the truth, which is the upper bound of what data can do
@@ -52,10 +50,17 @@ for it (paper Fig. 10). The filter kept {kept["kept"]:,} of the {kept["seen"]:,}
 {"|---" * (len(MEASURES) + 2)}|
 {variants}
 
-Success by edit type when trained on the truth: {types}.
+Success by edit type when trained on the filtered pairs: {types(report["headline"]["filtered"])}.
+On the truth: {types(report["headline"]["truth"])}.
 
 ![the same curves for editors trained on other data](img/ablation.png)
 """
+
+
+def types(point: dict[str, Any]) -> str:
+    """Success of each edit type, the most often done first."""
+    told = point["by_type"]
+    return ", ".join(f"{t} {told[t]['success']:.2f}" for t in sorted(told, key=lambda t: -told[t]["success"]))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from quality import COUNT, IMAGES, MEASURES, PAGE, cells, comparison, difference, progress, told
+from quality import COUNT, IMAGES, MEASURES, PAGE, POINTS, cells, comparison, difference, progress, told
 
 from ip2p.dataset import triplets
 from ip2p.dataset.read import read_triplets
@@ -45,7 +45,7 @@ def main() -> None:
     work = WORK / "embedded"
     know_captions(work)
     for name, editor in (("shipped", EMBEDDED / "editor"), ("laptop", EDITOR)):
-        paths = {"triplets": TRIPLETS, "dataset": DATASET, "out": OUT / name, "work": work / "points"}
+        paths = {"triplets": TRIPLETS, "dataset": DATASET, "out": OUT / name, "work": POINTS}
         evaluate.run(told(params, **WIDER), editor=editor, progress=progress(name), **paths)
     reports = {name: read_json(OUT / name / "report.json") for name in NAMES}
     IMAGES.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def markdown(reports: dict[str, Any]) -> str:
     return f"""Written by `python docs/embedded.py` after `make run`. The editor that ships with ip2p (`--model world`) was trained by
 {trained},
 the last on {record["pairs"]:,} pairs;
-that of `make run` by {own["train"]["steps"]:,} steps of {own["train"]["batch"]} on {own["pairs"]:,}.
+that of `make run` went on from it by {own["train"]["steps"]:,} steps of {own["train"]["batch"]} on {own["pairs"]:,}.
 The same {shipped["count"]} held-out edits, of captions that neither was trained on;
 scales s_T {scales["text_guidance"]:g}, s_I {scales["image_guidance"]:g}.
 docs/log.md has the training's log and cost, [its card](../ip2p/world/weights/editor/README.md) what it is.

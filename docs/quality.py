@@ -21,6 +21,8 @@ from ip2p.store import read_json
 from ip2p.world.report import QUALITY, write_part
 
 PAGE, IMAGES, OUT = Path("docs/world.md"), Path("docs/img"), Path("reports/quality")
+POINTS = WORK / "quality"
+"""What was measured, which docs/embedded.py need not measure again."""
 COUNT = 264
 WIDER = {
     "count": COUNT,
@@ -35,7 +37,7 @@ def main() -> None:
     """Measure and write."""
     params = load_params(Path("params.yaml"))
     paths = {"dataset": DATASET, "triplets": TRIPLETS}
-    evaluate.run(told(params, **WIDER), editor=EDITOR, out=OUT, work=WORK / "quality", progress=progress("evaluate"), **paths)
+    evaluate.run(told(params, **WIDER), editor=EDITOR, out=OUT, work=POINTS, progress=progress("evaluate"), **paths)
     IMAGES.mkdir(parents=True, exist_ok=True)
     for name in ("curve", "extremes"):
         shutil.copyfile(OUT / f"{name}.png", IMAGES / f"{name}.png")
@@ -63,8 +65,8 @@ def markdown(params: Params, report: dict[str, Any]) -> str:
     systems = {"the editor": report["headline"], **{f"{n} (baseline)": p for n, p in report["baselines"].items()}}
     systems["the truth, as rendered"] = report["truth"]
     sdedit = report["baselines"]["sdedit"]
-    return f"""Written by `python docs/quality.py` after `make run`. {report["count"]} held-out edits, seeds fixed; the editor has seen
-{own["pairs"]:,} pairs of the teacher `{teacher()}` in {training.steps} steps of {training.batch}.
+    return f"""Written by `python docs/quality.py` after `make run`. {report["count"]} held-out edits, seeds fixed. The editor went
+on from `{own["start"]}` (below) by {training.steps} steps of {training.batch} on {own["pairs"]:,} new pairs of the teacher `{teacher()}`.
 An edit is *done* if where it belongs the picture is nearer the truth than the source; the rest *stayed* if its structure did;
 *success* is both, read in pixels by a checker whose own error is in ARCHITECTURE.md. Square brackets: 95% bootstrap intervals.
 Scales: s_T {section.text_guidance:g}, s_I {section.image_guidance:g}.
