@@ -8,7 +8,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = load_diffusion("world", device=torch.device("cpu"))
-    half = replace(model, dtype=torch.bfloat16)
+    half = load_diffusion("world", device=torch.device("cpu"), dtype=torch.bfloat16)
     side, channels = model.unet.config.sample_size, model.latent_channels
     latents, text = torch.randn(BATCH, channels, side, side), torch.randn(BATCH, 48, model.text_encoder.config.hidden_size)
     with torch.inference_mode():
