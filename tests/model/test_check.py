@@ -95,7 +95,12 @@ def test_a_trained_editor_becomes_the_embedded_one_in_half_the_bytes(recorded, t
     monkeypatch.setattr(export, "EMBEDDED", tmp_path / "weights")
     folder = Path(export_editor(recorded, "embedded", None))
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    assert folder == tmp_path / "weights/editor" and {p.name for p in folder.iterdir()} == {"unet", "training.json", "README.md", "captions.safetensors"}
+    assert folder == tmp_path / "weights/editor" and {p.name for p in folder.iterdir()} == {
+        "unet",
+        "training.json",
+        "README.md",
+        "captions.safetensors",
+    }
     assert {v.dtype for v in load_file(weights).values()} == {torch.float16} and weights.stat().st_mode & 0o044
     assert "--model world" in (folder / "README.md").read_text()
     # trained on from another editor of the same teacher it is taken too, with another autoencoder it is not
