@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import atexit
 import gc
-from multiprocessing import get_all_start_methods, get_context
+import sys
+from multiprocessing import get_context
 from multiprocessing.context import BaseContext
 
 
@@ -18,10 +19,11 @@ def start_quickly() -> None:
 
 
 def processes() -> BaseContext:
-    """How processes are started here: forked from one that has read the libraries, or, where a GPU must not be forked, from nothing."""
+    """How processes are started here: forked from one that has read the libraries; or from nothing, where what they hold must not be
+    forked: a GPU, the frameworks of macOS."""
     import torch
 
-    if torch.cuda.is_available() or "forkserver" not in get_all_start_methods():
+    if sys.platform != "linux" or torch.cuda.is_available():
         return get_context("spawn")
     context = get_context("forkserver")
     context.set_forkserver_preload(["ip2p.preload"])

@@ -58,3 +58,10 @@ def test_an_unknown_variant_is_refused(setup):
     params, paths = setup
     with pytest.raises(ParamsError, match="half unknown; choose among filtered"):
         ablate.run(params, variants=["half"], **paths)
+
+
+def test_going_on_from_an_editor_is_refused_for_it_hides_what_the_data_are_worth(setup):
+    params, paths = setup
+    started = params.model_copy(update={"train": params.train.model_copy(update={"start": "world"})})
+    with pytest.raises(ParamsError, match=r"train\.start: .* give --params params/teacher\.yaml"):
+        ablate.run(started, variants=("filtered",), **paths)
