@@ -28,7 +28,8 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _evaluate_options(parser: argparse.ArgumentParser) -> None:
-    what = "ablate: train editors on other data (unfiltered, a tenth, the truth) and compare them, paper Fig. 10; resumes"
+    what = "ablate: train editors on other data (unfiltered, a tenth, the truth) and compare them, paper Fig. 10; resumes (`ip2p --params "
+    what += "params/teacher.yaml evaluate ablate`: each from the teacher)"
     parser.add_argument("what", nargs="?", choices=("ablate",), help=what)
     parser.add_argument(
         "--variants", nargs="+", default=["filtered", "random", "tenth", "truth"], help="data to train on (default: %(default)s)"
