@@ -63,8 +63,8 @@ PARTS = {
         ("-m", "benchmarks.edit", "--compile"),
         "Against diffusers' `StableDiffusionInstructPix2PixPipeline` on the same weights, noise and scheduler. First the same picture "
         "(*differs*: the largest difference of a pixel from the first row's), then savings that change it, with edit success on "
-        "held-out edits. At the scales of params.yaml, s_I = 1, at which ours needs two passes of the UNet where the pipeline makes three. "
-        "Latency is the median over pictures edited one by one; batches are of 12.",
+        "held-out edits. At the scales of params/teacher.yaml, s_I = 1, at which ours needs two passes of the UNet where the "
+        "pipeline makes three. Latency is the median over pictures edited one by one; batches are of 12.",
     ),
     "serve": Part(
         "Serving",

@@ -85,7 +85,7 @@ def main() -> None:
 
 def prepare(folder: Path, options: argparse.Namespace, *, made: bool) -> Work:
     """The world's edits, drawn at the editor's size."""
-    section = load_params(Path("params/sd15.yaml" if made else "params.yaml")).evaluate
+    section = load_params(Path("params/sd15.yaml" if made else "params/teacher.yaml")).evaluate
     device = resolve_device("auto")
     size = load_editor(folder, device=device).image_size
     triplets = list(write_triplets(count=options.edits // options.batch * options.batch, stream="benchmark-edit"))

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from quality import COUNT, IMAGES, MEASURES, PAGE, cells, progress, teacher, told
+from quality import COUNT, IMAGES, MEASURES, PAGE, cells, progress, ranked, teacher, told
 
 from ip2p.model import ablate
 from ip2p.params import load_params
@@ -58,9 +58,9 @@ On the truth: {types(report["headline"]["truth"])}.
 
 
 def types(point: dict[str, Any]) -> str:
-    """Success of each edit type, the most often done first."""
+    """Success of each edit type."""
     told = point["by_type"]
-    return ", ".join(f"{t} {told[t]['success']:.2f}" for t in sorted(told, key=lambda t: -told[t]["success"]))
+    return ", ".join(f"{t} {told[t]['success']:.2f}" for t in ranked(told))
 
 
 if __name__ == "__main__":

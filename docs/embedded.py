@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from quality import COUNT, IMAGES, MEASURES, PAGE, POINTS, cells, comparison, difference, progress, told
+from quality import COUNT, IMAGES, MEASURES, PAGE, POINTS, cells, comparison, difference, progress, ranked, told
 
 from ip2p.dataset import triplets
 from ip2p.dataset.read import read_triplets
@@ -114,12 +114,11 @@ Best (first row), median and worst edits of the shipped editor, each with its so
 def types(shipped: dict[str, Any], laptop: dict[str, Any]) -> str:
     """A line an edit type, the most often done first."""
     ours, theirs = shipped["headline"]["by_type"], laptop["headline"]["by_type"]
-    order = sorted(ours, key=lambda t: -ours[t]["success"])
 
     def three(told: dict[str, float]) -> str:
         return f"{told['done']:.2f} | {told['stayed']:.2f} | {told['success']:.2f} [{told['success_low']:.2f}, {told['success_high']:.2f}]"
 
-    return "\n".join(f"| {t} | {three(ours[t])} | {three(theirs[t])} |" for t in order)
+    return "\n".join(f"| {t} | {three(ours[t])} | {three(theirs[t])} |" for t in ranked(ours))
 
 
 if __name__ == "__main__":

@@ -114,8 +114,13 @@ def types(report: dict[str, Any]) -> str:
     return "\n".join(
         f"| {t} | {ours[t]['count']:.0f} | {ours[t]['done']:.2f} | "
         f"{ours[t]['success']:.2f} [{ours[t]['success_low']:.2f}, {ours[t]['success_high']:.2f}] |"
-        for t in sorted(ours, key=lambda t: -ours[t]["success"])
+        for t in ranked(ours)
     )
+
+
+def ranked(by_type: dict[str, dict[str, float]]) -> list[str]:
+    """Edit types, the most often done right first."""
+    return sorted(by_type, key=lambda t: -by_type[t]["success"])
 
 
 def difference(paired: dict[str, float]) -> str:

@@ -22,6 +22,8 @@ from ip2p.store import digest, fingerprint
 from ip2p.torchvision_cpu import declare_operators
 
 EMBEDDED = Path(__file__).parent / "world" / "weights"
+_SHIPPED = str(EMBEDDED / "editor")
+"""A UNet alone, and what is told of it: its other parts are the embedded teacher's."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def model_label(name: str, kind: str = "teacher") -> str:
 def model_digest(name: str, kind: str) -> str:
     """What identifies a model in a fingerprint: the bytes of a local folder, the name of a remote one."""
     source = model_source(name, kind=kind, subject=f"models.{kind}")
-    if source == str(EMBEDDED / "editor"):  # a UNet alone, and its record: the rest is the teacher's
+    if source == _SHIPPED:
         return fingerprint(digest(Path(source) / "unet"), model_digest("world", "teacher"))
     return digest(Path(source)) if Path(source).is_dir() else fingerprint(source)
 
@@ -187,7 +189,7 @@ def _is_path(name: str) -> bool:
 
 
 def _part(load: Any, source: str, part: str, subject: str, **options: Any) -> Any:
-    if source == str(EMBEDDED / "editor") and part != "unet":  # shipped as a UNet alone: the rest is the teacher's
+    if source == _SHIPPED and part != "unet":
         source = str(EMBEDDED / "teacher")
     if _is_path(source) and not (Path(source) / part).is_dir():
         raise ModelError(f"{subject}: {source} has no `{part}` folder; give a diffusers text-to-image folder")
