@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ip2p.errors import DataError
 
 MAX_PIXELS = 64_000_000
+MAX_RATIO = 32
+"""Greatest ratio of the sides of a picture that is edited."""
 _VISIBLE = 0.06
 
 
@@ -61,13 +63,39 @@ def open_picture(data: bytes, *, where: str, alpha: bool = False) -> Image.Image
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{where}: {image.width}×{image.height} pixels, at most {MAX_PIXELS} are accepted")
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            whole = standard(image)
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: not a whole picture ({error}); give an intact PNG, JPEG or WebP") from error
-    if "A" in upright.getbands() or "transparency" in upright.info:
-        rgba = upright.convert("RGBA")
-        return rgba if alpha else on_white(rgba)
-    return upright.convert("RGB")
+    return whole if alpha else on_white(whole)
+
+
+def standard(image: Image.Image) -> Image.Image:
+    """A decoded picture upright, in sRGB of 8 bits: RGB, or RGBA if it has transparency."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):  # grey of 16 bits, which Pillow would cut off at 255
+        upright = Image.fromarray((np.asarray(upright) / 257).round().clip(0, 255).astype(np.uint8))
+    if "A" not in upright.getbands() and "transparency" not in upright.info:
+        return _in_srgb(upright)
+    clear = upright.convert("RGBA")
+    colours = _in_srgb(clear.convert("RGB"))
+    colours.putalpha(clear.getchannel("A"))
+    return colours
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """A picture without transparency in sRGB, by the colour profile that it carries (a telephone's is Display P3); without one as it is."""
+    profile = image.info.get("icc_profile")
+    if profile:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if "sRGB" not in ImageCms.getProfileDescription(source):
+                colours = image if image.mode in ("L", "CMYK") else image.convert("RGB")
+                image = ImageCms.profileToProfile(colours, source, ImageCms.createProfile("sRGB"), outputMode="RGB") or image
+        except (ImageCms.PyCMSError, OSError):  # a profile that is damaged, or of another kind of picture, says nothing
+            pass
+    plain = image.convert("RGB")
+    plain.info.pop("icc_profile", None)
+    return plain
 
 
 def on_white(picture: Image.Image) -> Image.Image:

@@ -18,6 +18,10 @@ Predict = Callable[[Tensor, Tensor, int], Tensor]
 """(scaled latents_BCHW, timestep, step number) → the UNet's (guided) prediction."""
 
 
+_LEAST_ALPHA = 2**-24
+"""In place of the 0 at which schedules of zero terminal SNR end (Lin et al. 2024), whose noise level would be infinite."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Noise levels `sigmas` (S+1, ending in 0) and the fractional timesteps `timesteps` (S) they belong to."""
@@ -36,7 +40,7 @@ def make_schedule(
     alphas_cumprod: Tensor, *, steps: int, prediction: str, solver: Solver = "euler_ancestral", start: float = 1.0
 ) -> Schedule:
     """A schedule of `steps` steps; `start` < 1 begins later, at that share of the timesteps (SDEdit)."""
-    alphas = alphas_cumprod.double().cpu()
+    alphas = alphas_cumprod.double().cpu().clamp(min=_LEAST_ALPHA)
     levels = ((1 - alphas) / alphas).sqrt().log()
     times = torch.linspace((len(levels) - 1) * start, 0, steps, dtype=torch.float64)
     low = times.floor().long()

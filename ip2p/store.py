@@ -136,8 +136,18 @@ def assemble(out: Path, parts: Iterable[Path]) -> None:
             os.link(part, staging / part.name)
         except OSError:
             shutil.copy2(part, staging / part.name)
-    shutil.rmtree(out, ignore_errors=True)
+    replace_folder(staging, out)
+
+
+def replace_folder(staging: Path, out: Path) -> None:
+    """Put a finished folder in the place of `out`. A kill meanwhile leaves the old one, none or the new one, never a part."""
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.exists():
+        out.replace(old)
     staging.replace(out)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def code_mark(*names: str) -> str:

@@ -60,6 +60,14 @@ def test_before_any_training_the_embedded_editor_edits_and_says_so(tmp_path, cap
     edited = from_pillow(Image.open("out.png"))
     assert (edited - truth.target_CHW).abs().mean() < (truth.source_CHW - truth.target_CHW).abs().mean()
 
+    # with a mask the rest stays bit for bit, in a file that can hold it
+    Image.new("L", (96, 96)).save("nowhere.png")
+    masked = ["--params", ROOT / "params.yaml", "edit", "picture.png", "make it winter", "--mask", "nowhere.png", "-o"]
+    code, output = run([*masked, "same.jpg"], capsys)
+    assert code == 2 and "JPEG changes every pixel" in output.err
+    code, _ = run([*masked, "same.webp"], capsys)
+    assert code == 0 and Image.open("same.webp").convert("RGB").tobytes() == Image.open("picture.png").tobytes()
+
     # it exports as a whole editor for other programs
     code, _ = run(["--params", ROOT / "params.yaml", "model", "export", "world", "--to", "diffusers", "-o", "whole"], capsys)
     assert code == 0 and Path("whole/vae").is_dir() and "instruct-pix2pix" in Path("whole/README.md").read_text()

@@ -1,8 +1,9 @@
 import io
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from ip2p.errors import DataError
 from ip2p.pictures import from_bytes, open_picture, to_png
@@ -37,3 +38,32 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatc
     monkeypatch.setattr("ip2p.pictures.MAX_PIXELS", 100)
     with pytest.raises(DataError, match="at most 100"):
         open_picture(encoded(Image.new("RGB", (20, 20))), where="x")
+
+
+def test_grey_of_16_bits_keeps_its_shades():
+    ramp = Image.fromarray(np.array([[0, 257 * 100, 65535]], dtype=np.uint16))
+    assert [open_picture(encoded(ramp), where="x").getpixel((i, 0))[0] for i in range(3)] == [0, 100, 255]
+
+
+def profile(text=b"test"):
+    """A colour profile in which red is sRGB's green and green its red."""
+    plain = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    tags = {plain[132 + 12 * i :][:4]: 132 + 12 * i + 4 for i in range(int.from_bytes(plain[128:132], "big"))}
+    red, green = (plain[tags[n] : tags[n] + 8] for n in (b"rXYZ", b"gXYZ"))
+    other = bytearray(plain)
+    other[tags[b"rXYZ"] : tags[b"rXYZ"] + 8], other[tags[b"gXYZ"] : tags[b"gXYZ"] + 8] = green, red
+    return bytes(other).replace("sRGB".encode("utf-16-be"), text.decode().encode("utf-16-be"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_colours_are_those_of_the_pictures_profile(mode):
+    red = Image.new(mode, (4, 4), (255, 0, 0, 128)[: len(mode)])
+    found = open_picture(encoded(red, icc_profile=profile()), where="x", alpha=True)
+    assert np.allclose(found.getpixel((0, 0)), (0, 255, 0, 128)[: len(mode)], atol=3)
+    assert "icc_profile" not in found.info
+
+
+@pytest.mark.parametrize("own", [profile(b"sRGB"), b"damaged", None])
+def test_without_another_profile_pixels_stay_bit_for_bit(own):
+    noise = Image.effect_noise((16, 16), 90).convert("RGB")
+    assert open_picture(encoded(noise, icc_profile=own), where="x").tobytes() == noise.tobytes()

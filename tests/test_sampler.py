@@ -74,3 +74,9 @@ def test_noise_depends_on_the_seed_alone_not_on_the_batch():
 def test_an_unknown_prediction_type_is_refused():
     with pytest.raises(ValueError, match="sample"):
         to_clean(torch.zeros(1), torch.zeros(1), torch.ones(1), "sample")
+
+
+def test_a_schedule_of_zero_terminal_snr_has_finite_noise():
+    schedule = make_schedule(torch.linspace(0.99, 0, 1000), steps=4, prediction="v_prediction")
+    assert schedule.sigmas.isfinite().all()
+    assert (schedule.sigmas.diff() < 0).all()

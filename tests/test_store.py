@@ -2,7 +2,7 @@ import pyarrow as pa
 import pytest
 
 from ip2p.errors import DataError
-from ip2p.store import assemble, digest, fingerprint, read_json, read_shards, shard_mark, write_bytes, write_shard
+from ip2p.store import assemble, digest, fingerprint, read_json, read_shards, replace_folder, shard_mark, write_bytes, write_shard
 
 
 def test_a_shard_carries_its_fingerprint_and_the_same_bytes_each_time(tmp_path):
@@ -49,3 +49,14 @@ def test_broken_json_names_the_line(tmp_path):
     path.write_text('{"a": 1,\n oops}')
     with pytest.raises(DataError, match=r"x\.json:2: not valid JSON"):
         read_json(path)
+
+
+def test_a_folder_is_replaced_whole_even_where_a_kill_left_the_old_one_aside(tmp_path):
+    out = tmp_path / "deep" / "out"
+    for text in ("first", "second"):
+        (tmp_path / "new").mkdir()
+        (tmp_path / "new" / text).write_text(text)
+        replace_folder(tmp_path / "new", out)
+        (out.parent / ".out.old").mkdir()
+    assert [p.name for p in out.iterdir()] == ["second"]
+    assert not (tmp_path / "new").exists()

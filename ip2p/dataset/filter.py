@@ -20,7 +20,7 @@ from ip2p.dataset.read import read_drops, read_scores
 from ip2p.dataset.survival import Survival, plot_survival
 from ip2p.params import FilterParams, Params
 from ip2p.records import EXAMPLES, JUDGEMENTS, SPLITS, VERDICTS, StageReport
-from ip2p.store import fingerprint, read_shards, shards, write_bytes, write_json, write_shard
+from ip2p.store import fingerprint, read_shards, replace_folder, shards, write_bytes, write_json, write_shard
 
 _IMAGES = ("original_image", "edited_image")
 SURVIVAL = "survival"
@@ -69,8 +69,7 @@ def _run(params: Params, pairs: Path, out: Path, judge: Judge | None) -> StageRe
         write_shard(staging / "judged" / "judged-00000.parquet", judgements, fingerprint("judged", len(judgements)))
     write_json(staging / SURVIVAL / "survival.json", survival.table())
     write_bytes(staging / SURVIVAL / "survival.png", plot_survival(survival.table()))
-    shutil.rmtree(out, ignore_errors=True)
-    staging.replace(out)
+    replace_folder(staging, out)
     reasons = survival.reasons()
     return StageReport(
         stage="filter",

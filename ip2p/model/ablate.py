@@ -22,10 +22,12 @@ from ip2p.model.evaluate import editor_curve, open_bench
 from ip2p.model.heldout import HeldOut, held_out
 from ip2p.model.measure import Point, judged_by, paired
 from ip2p.model.plots import plot_curves
+from ip2p.models import model_digest, resolve_device, resolve_dtype
 from ip2p.params import Params
 from ip2p.pictures import to_png
 from ip2p.records import RECORD
-from ip2p.store import digest, fingerprint, read_json, read_shard, shards, write_bytes, write_json, write_shard
+from ip2p.store import digest, fingerprint, first_rows, read_json, read_shard, replace_folder, shards, write_bytes, write_json, write_shard
+from ip2p.world.language import LanguageError
 from ip2p.world.truth import truth_of
 
 _FACTS = ["pair_id", "triplet_id", "edit_type", "original_prompt", "edit_prompt", "edited_prompt"]
@@ -55,6 +57,8 @@ def run(
         raise ParamsError(f"--variants: {', '.join(sorted(unknown))} unknown; choose among {', '.join(VARIANTS)}")
     if params.train.start:
         raise ParamsError("train.start: an editor that was trained before hides what the data are worth; give --params params/teacher.yaml")
+    if "truth" in variants:
+        _require_world(dataset)
     told = params.model_copy(update={"train": params.train.model_copy(update={"steps": steps or params.train.steps})})
     bench, held, curves = open_bench(told, work / "points"), None, {}
     for number, name in enumerate(variants):
@@ -81,7 +85,19 @@ def _is_trained_so(editor: Path, params: Params, dataset: Path) -> bool:
     if not (editor / RECORD).exists():
         return False
     record = read_json(editor / RECORD)
-    return bool(record["dataset"] == digest(dataset) and record["train"] == params.train.model_dump())
+    dtype = resolve_dtype(params.models.dtype, resolve_device(params.models.device))
+    now = {"dataset": digest(dataset), "start_digest": model_digest(*train.start_of(params)), "seed": params.seed, "dtype": str(dtype)}
+    return all(record.get(k) == v for k, v in (now | {"train": params.train.model_dump()}).items())
+
+
+def _require_world(dataset: Path) -> None:
+    """Raise `ParamsError` unless the dataset's edits are the world's, whose true pictures can be drawn."""
+    for row in first_rows(dataset, "train-", 1):
+        try:
+            truth_of(row["original_prompt"], row["edit_prompt"], seed=0, size=16)
+        except LanguageError as error:
+            others = " ".join(v for v in VARIANTS if v != "truth")
+            raise ParamsError(f"--variants: nobody knows the truth of {dataset}'s edits ({error}); give --variants {others}") from error
 
 
 def _report(params: Params, told: Params, curves: dict[str, tuple[int, list[Point]]], held: HeldOut | None) -> dict[str, Any]:
@@ -124,8 +140,7 @@ def _make(name: str, params: Params, *, pairs: Path, dataset: Path, out: Path) -
     for number, table in enumerate(tables):
         write_shard(staging / f"train-{number:05d}.parquet", table, fingerprint("ablate", name, table["pair_id"].to_pylist()))
         count += len(table)
-    shutil.rmtree(out, ignore_errors=True)
-    staging.replace(out)
+    replace_folder(staging, out)
     return count
 
 
@@ -159,7 +174,7 @@ def _tenth(params: Params, pairs: Path, dataset: Path, wanted: int) -> Iterator[
 
 
 def _truth(params: Params, pairs: Path, dataset: Path, wanted: int) -> Iterator[pa.Table]:
-    """Rendered source and true edit of each training triplet. Raises `DataError` if a caption is not the world's."""
+    """Rendered source and true edit of each training triplet."""
     size = params.pretrain.size
     for path in shards(dataset, "train-"):
         rows = read_shard(

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ip2p.diffusion import Diffusion, encode_images, encode_text, run_unet
+from ip2p.errors import ModelError
 from ip2p.model.data import example_pairs
 from ip2p.model.unet import new_editor_unet
 from ip2p.records import RECORD
@@ -52,6 +53,11 @@ def check(editor: Diffusion, teacher: Diffusion, dataset: Path, folder: Path | N
 
 def bias_kept(editor: Diffusion, teacher: Diffusion) -> Finding:
     """Whether `conv_in`'s bias was kept when the UNet grew; a well-known training script left it random."""
+    if editor.unet.conv_in.bias.shape != teacher.unet.conv_in.bias.shape:
+        ours, theirs = (len(m.unet.conv_in.bias) for m in (editor, teacher))
+        raise ModelError(
+            f"models.teacher: its UNet is {theirs} channels wide, the editor's {ours}; name the teacher that it was trained from"
+        )
     same = float(F.cosine_similarity(editor.unet.conv_in.bias, teacher.unet.conv_in.bias, dim=0))
     told = f"cosine {same:.2f} with the teacher's; training moves it little, a new one has none"
     return Finding("bias of conv_in kept", same >= _SAME_BIAS, told)

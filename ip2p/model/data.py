@@ -36,6 +36,8 @@ from ip2p.store import Folder, Shard, code_mark, digest, fingerprint, first_rows
 _ZOOM = 1.125
 _SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 _TIMESTEPS = 1000
+_SEEDS = 2**63
+"""Numbers that a generator takes as its seed."""
 _PAIRS = 8
 """Pairs encoded at once on a CPU, and at least on a GPU."""
 _PIXELS = 2**23
@@ -166,7 +168,7 @@ def draw_batch(latents: Latents, section: TrainParams, *, seed: int, step: int, 
     Triplets are drawn evenly, then one kept pair and one view of each; conditioning is dropped as METHOD §4 says.
     """
     whole, count = section.batch, section.batch if count is None else count
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % _SEEDS)
     triplets = torch.randint(0, len(latents.groups), (whole,), generator=generator).tolist()
     u_B3 = torch.rand(whole, 3, generator=generator)
     timesteps = torch.randint(0, _TIMESTEPS, (whole,), generator=generator)
@@ -180,7 +182,7 @@ def draw_batch(latents: Latents, section: TrainParams, *, seed: int, step: int, 
     )
     noise = torch.empty(2, *mean.shape)
     for i in range(count):
-        generator.manual_seed((seed * 1_000_003 + step) * 65_537 + first + i + 1)
+        generator.manual_seed(((seed * 1_000_003 + step) * 65_537 + first + i + 1) % _SEEDS)
         noise[:, i] = torch.randn(2, *mean.shape[1:], generator=generator)
     no_text, no_image = dropout(u_B3[mine, 2], section)
     text = torch.where(no_text.view(-1, 1, 1), latents.empty_1LD, latents.text_MLD.take(latents.text_of_N[p] for p in picks))
@@ -273,7 +275,7 @@ def _view(pair_CHW: Tensor, view: int, *, mirror: bool, seed: int) -> Tensor:
     """View 0 is the pair itself; the others are random resized crops (256–288 of 256, METHOD §4), odd ones mirrored if asked."""
     if view == 0:
         return pair_CHW
-    generator = torch.Generator().manual_seed(seed * 16 + view)
+    generator = torch.Generator().manual_seed((seed * 16 + view) % _SEEDS)
     size = pair_CHW.shape[-1]
     zoom, x, y = torch.rand(3, generator=generator).tolist()
     large = round(size * (1 + (_ZOOM - 1) * zoom))

@@ -23,7 +23,7 @@ from ip2p.model.guidance import EditOptions, EditRequest, Guide, guided_predicto
 from ip2p.model.unet import require_editor
 from ip2p.models import load_diffusion, resolve_device, resolve_dtype
 from ip2p.params import ModelsParams
-from ip2p.pictures import from_pillow, on_white, to_pillow
+from ip2p.pictures import MAX_RATIO, from_pillow, on_white, to_pillow
 from ip2p.sampler import draw_noise, make_schedule, sample
 
 _FEATHER = 1 / 64
@@ -97,13 +97,15 @@ def edit_pictures(
 ) -> list[Image.Image]:
     """Edit pictures of any sizes; each comes back at its own size. White in a mask: edit here, and nowhere else.
 
-    Raises `DataError` if a mask's size is not its picture's.
+    Raises `DataError` if a mask's size is not its picture's, or a side is more than 32 times the other.
     """
     masks = masks or [None] * len(pictures)
     groups: dict[tuple[int, int], list[int]] = {}
     for i, (picture, mask) in enumerate(zip(pictures, masks, strict=True)):
         if mask is not None and mask.size != picture.size:
             raise DataError(f"mask: {mask.width}×{mask.height} pixels, the picture has {picture.width}×{picture.height}; make them equal")
+        if max(picture.size) > MAX_RATIO * min(picture.size):
+            raise DataError(f"picture: {picture.width}×{picture.height} pixels; no side may be more than {MAX_RATIO} times the other")
         groups.setdefault(working_size(editor, picture.size), []).append(i)
     edited: dict[int, Image.Image] = {}
     for size, members in groups.items():

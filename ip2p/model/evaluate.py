@@ -23,7 +23,7 @@ from ip2p.diffusion import Diffusion
 from ip2p.model.edit import edit_batch, open_editor
 from ip2p.model.guidance import EditRequest, edit_options
 from ip2p.model.heldout import HeldOut, held_out, of_benchmark
-from ip2p.model.measure import Edit, Meter, Point, judged_by, load_dino, measure, paired
+from ip2p.model.measure import Edit, Meter, Point, judged_by, load_dino, measure, paired, picture_name
 from ip2p.model.plots import plot_curves, plot_types
 from ip2p.model.sdedit import sdedit
 from ip2p.model.seen import read_seen
@@ -67,7 +67,8 @@ class Bench:
         folder = self.work / fingerprint("point", system, setting, held.mark, self.mark, identity)
         keep = folder / "pictures" if setting == _scales(self.params.evaluate) else None
         path = folder / "rows.json"
-        if not path.exists():
+        pictured = keep is None or (keep / picture_name(len(held.edits) - 1)).exists()  # not if other scales were the headline's then
+        if not (path.exists() and pictured):
             write_json(path, measure(held, self.meter, edit, batch=self.params.evaluate.batch, keep=keep))
         return Point(system, setting, read_json(path), keep)
 

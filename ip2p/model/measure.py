@@ -113,7 +113,7 @@ class Point:
     def picture(self, index: int) -> bytes:
         """An edited picture that was kept, as a PNG file."""
         assert self.pictures is not None, "pictures are kept at the headline's scales"
-        return (self.pictures / f"{index:05d}.png").read_bytes()
+        return (self.pictures / picture_name(index)).read_bytes()
 
     def mean(self, name: str) -> float:
         """The mean of a measure."""
@@ -149,8 +149,13 @@ def measure(held: HeldOut, meter: Meter, edit: Edit, *, batch: int, keep: Path |
             rows.setdefault(name, []).extend(values)
         if keep is not None:
             for number, picture in enumerate(edited, first):
-                write_bytes(keep / f"{number:05d}.png", to_png(picture))
+                write_bytes(keep / picture_name(number), to_png(picture))
     return rows
+
+
+def picture_name(index: int) -> str:
+    """File name of a kept picture."""
+    return f"{index:05d}.png"
 
 
 def judged_by(rows: Rows) -> str:

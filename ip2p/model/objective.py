@@ -34,7 +34,7 @@ def loss_of(unet: Any, batch: TrainBatch, model: Diffusion, *, min_snr: float = 
 def snr_weight(alpha_B: Tensor, prediction: str, gamma: float) -> Tensor:
     """min(SNR, γ) over what an error of eps, or of v, weighs in x0: SNR, or SNR + 1."""
     snr = alpha_B / (1 - alpha_B)
-    weight: Tensor = snr.clamp(max=gamma) / (snr if prediction == "epsilon" else snr + 1)
+    weight: Tensor = (gamma / snr).clamp(max=1) if prediction == "epsilon" else snr.clamp(max=gamma) / (snr + 1)  # SNR may be 0
     return weight
 
 
@@ -50,16 +50,24 @@ def ema_rate(section: TrainParams, step: int) -> float:
     return min(section.ema, (1 + step) / (10 + step))
 
 
+def require_optimizer(section: TrainParams) -> None:
+    """Raise `ParamsError` if the optimizer is not installed."""
+    if section.optimizer == "adamw8bit":
+        try:
+            import bitsandbytes  # noqa: F401
+        except ImportError as error:
+            raise ParamsError("train.optimizer: adamw8bit needs bitsandbytes; `pip install 'ip2p[gpu]'`, or take adamw") from error
+
+
 def new_optimizer(unet: nn.Module, section: TrainParams) -> torch.optim.Optimizer:
     """The optimizer that the parameters name, over the weights that are trained."""
     if section.optimizer == "muon":
         return Muon(unet, lr=section.lr, weight_decay=section.weight_decay)
     weights = [p for p in unet.parameters() if p.requires_grad]
     if section.optimizer == "adamw8bit":
-        try:
-            import bitsandbytes
-        except ImportError as error:
-            raise ParamsError("train.optimizer: adamw8bit needs bitsandbytes; `pip install 'ip2p[gpu]'`, or take adamw") from error
+        require_optimizer(section)
+        import bitsandbytes
+
         optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(weights, lr=section.lr, weight_decay=section.weight_decay)
         return optimizer
     return torch.optim.AdamW(weights, lr=section.lr, weight_decay=section.weight_decay)

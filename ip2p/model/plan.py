@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +41,19 @@ class Memory:
     optimizer: float
     ema: float
     activations: float
+    grids: float
+    """A copy of the UNet with the averaged weights, which draws sample grids while there are no activations."""
 
     @property
     def total(self) -> float:
         """All of it, with slack."""
-        return _SLACK * (self.weights + self.frozen + self.gradients + self.optimizer + self.ema + self.activations)
+        kept = self.weights + self.frozen + self.gradients + self.optimizer + self.ema
+        return _SLACK * (kept + max(self.activations, self.grids))
 
     def lines(self) -> list[str]:
         """A table, a line each."""
-        rows = [(f.name, getattr(self, f.name)) for f in fields(self)] + [(f"in all, with {_SLACK - 1:.0%} for gaps", self.total)]
+        rows = [(f.name, getattr(self, f.name)) for f in fields(self)]
+        rows.append((f"in all, with {_SLACK - 1:.0%} for gaps (activations and grids are not there at once)", self.total))
         return [f"{value:8.2f} GB  {name}" for name, value in rows]
 
 
@@ -77,7 +81,7 @@ def _memory(base: Diffusion, section: TrainParams, dry: DryPass, *, gpu: bool, w
     cast = 0.5 if base.dtype != torch.float32 else 0.0
     frozen = [x for x in (base.vae, base.text_encoder, base.text_encoder_2) if x is not None]
     parts = [weights * (1 + cast), sum(map(_bytes, frozen)), trained, moments * trained]
-    parts += [0.0 if section.ema_on_cpu and gpu else trained, dry.once + part * dry.each]
+    parts += [0.0 if section.ema_on_cpu and gpu else trained, dry.once + part * dry.each, weights]
     return Memory(*(x / 1e9 for x in parts))
 
 
@@ -97,7 +101,7 @@ def _dry_pass(base: Diffusion, section: TrainParams) -> DryPass:
 
 def propose(base: Diffusion, section: TrainParams, *, limit_gb: float, gpu: bool, workers: int = 1) -> TrainParams | None:
     """The parameters with the least change of speed that fit into `limit_gb`; none if none do. What is learned stays, LoRA apart."""
-    for changed in _savings(section):
+    for changed in _savings(section, gpu=gpu):
         dry = _dry_pass(base, changed)
         share = section.batch // workers
         for accumulate in (n for n in range(section.accumulate, share + 1) if share % n == 0):
@@ -113,6 +117,8 @@ def require_memory(params: Params, base: Diffusion, *, workers: int) -> None:
     """Raise `ParamsError` with a remedy if training cannot fit into the memory that is free."""
     gpu = base.device.type == "cuda"
     section, free = params.train, free_gb(base.device) / (1 if gpu else workers)
+    if gpu:
+        free += torch.cuda.memory_reserved(base.device) / 1e9  # the model itself, which the estimate counts
     need = estimate(base, section, gpu=gpu, workers=workers)
     if need.total <= free:
         return
@@ -129,6 +135,8 @@ def advise(params: Params, *, gpu_gb: float | None = None) -> list[str]:
 
     base, section = load_base(params), params.train
     gpu = base.device.type == "cuda" or gpu_gb is not None
+    if gpu_gb is not None and params.models.dtype == "auto":
+        base = replace(base, dtype=torch.bfloat16)  # what `auto` means on a card, whatever this machine has
     workers = 1 if gpu else section.workers
     limit = gpu_gb or free_gb(base.device) / workers
     need = estimate(base, section, gpu=gpu, workers=workers)
@@ -162,12 +170,13 @@ def free_gb(device: torch.device) -> float:
     return available / 1e9
 
 
-def _savings(section: TrainParams) -> Iterator[TrainParams]:
+def _savings(section: TrainParams, *, gpu: bool) -> Iterator[TrainParams]:
     yield section
     lean = section.model_copy(update={"gradient_checkpointing": True})
     yield lean
-    lean = lean.model_copy(update={"ema_on_cpu": True} | ({"optimizer": "adamw8bit"} if section.optimizer == "adamw" else {}))
-    yield lean
+    if gpu:
+        lean = lean.model_copy(update={"ema_on_cpu": True} | ({"optimizer": "adamw8bit"} if section.optimizer == "adamw" else {}))
+        yield lean
     yield lean.model_copy(update={"lora_rank": section.lora_rank or 64})
 
 

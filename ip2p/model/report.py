@@ -95,7 +95,7 @@ def _edits(examples: list[dict[str, str]], evaluation: Path) -> str:
         paths = {n: evaluation / "examples" / f"{i:02d}-{n}.png" for n in SHOWN}
         names = [n for n, path in paths.items() if path.exists()]
         pictures = "".join(_picture(paths[n], n) for n in names)
-        caption = f"{html.escape(example['instruction'])} <small>{example['edit_type']}: {', '.join(names)}</small>"
+        caption = f"{html.escape(example['instruction'])} <small>{html.escape(example['edit_type'])}: {', '.join(names)}</small>"
         figures.append(f"<figure><div>{pictures}</div><figcaption>{caption}</figcaption></figure>")
     return f"<div class=edits>{''.join(figures)}</div>"
 
@@ -141,7 +141,7 @@ def _types(by_type: dict[str, dict[str, float]]) -> str:
     weak = [t for t in by_type if t in _WEAK]
     rows = [
         [
-            t + (" (known to be hard)" if t in weak else ""),
+            html.escape(t) + (" (known to be hard)" if t in weak else ""),
             f"{by_type[t]['count']:.0f}",
             f"{by_type[t][first]:.2f}",
             f"{by_type[t][f'{first}_low']:.2f} to {by_type[t][f'{first}_high']:.2f}",
@@ -159,7 +159,7 @@ def _survivors(stage: dict[str, Any]) -> str:
         [html.escape(k), str(v), f'<span class=bar style="width:{300 * v / max(1, stage["seen"]):.0f}px"></span>']
         for k, v in counts.items()
     ]
-    types = ", ".join(f"{k} {v}" for k, v in stage["kept_by_edit_type"].items())
+    types = ", ".join(f"{html.escape(k)} {v}" for k, v in stage["kept_by_edit_type"].items())
     return _table(["pairs", "count", ""], rows) + f"<p class=sub>Kept by edit type: {types}</p>"
 
 

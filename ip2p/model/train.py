@@ -25,10 +25,11 @@ from ip2p.model.edit import edit_batch
 from ip2p.model.folder import save_editor
 from ip2p.model.guidance import EditRequest, edit_options
 from ip2p.model.lora import merge_lora
-from ip2p.model.objective import learning_rate
+from ip2p.model.objective import learning_rate, require_optimizer
 from ip2p.model.plan import require_memory
 from ip2p.model.seen import Seen, read_seen
 from ip2p.model.trainer import Job, Trainer
+from ip2p.model.unet import require_start
 from ip2p.models import load_diffusion, model_digest, model_label, model_source, resolve_device, resolve_dtype
 from ip2p.parallel import barrier, joined, launch
 from ip2p.params import Params
@@ -44,7 +45,7 @@ _WITHOUT_EFFECT = {"workers", "log_every", "grid_every", "checkpoint_every", "ke
 
 
 class DivergedError(UserError):
-    """The loss is no longer a number."""
+    """The loss, or a weight, is no longer a number."""
 
 
 def run(params: Params, *, dataset: Folder, marker: Path, out: Path, work: Path) -> StageReport:
@@ -75,12 +76,15 @@ def run(params: Params, *, dataset: Folder, marker: Path, out: Path, work: Path)
     )
     job = Job(params, dataset, data, work / mark, out)
     job.work.mkdir(parents=True, exist_ok=True)
-    loaded = _load(job, rank, launched)  # encodes latents once, before several processes want them
-    require_memory(params, loaded[0], workers=workers)
+    base = load_base(params)
+    require_start(base.unet, base.latent_channels)
+    require_optimizer(section)
+    require_memory(params, base, workers=workers)
+    loaded = base, _latents(job, base, rank, launched)  # encoded once, before several processes want them
     if launched > 1 or workers == 1:
         _work(rank, workers, job, loaded)
     else:
-        del loaded
+        del base, loaded
         launch(workers, _work, job)
     barrier()
     if rank == 0:
@@ -112,13 +116,12 @@ def load_base(params: Params) -> Diffusion:
     return replace(base, scheduler=DDIMScheduler.from_config(base.scheduler.config, prediction_type=section.prediction))
 
 
-def _load(job: Job, rank: int = 0, workers: int = 1) -> tuple[Diffusion, Latents]:
+def _latents(job: Job, base: Diffusion, rank: int = 0, workers: int = 1) -> Latents:
     params = job.params
-    base = load_base(params)
     mark = model_digest(*start_of(params))
     told = partial(_told, "train: latents, part")
     of = partial(load_latents, job.dataset, base, params.train, model_digest=mark, seed=params.seed, cache=job.work.parent)
-    return base, of(rank=rank, workers=workers, on_part=told)
+    return of(rank=rank, workers=workers, on_part=told)
 
 
 def _told(what: str, done: int, of: int) -> None:
@@ -126,7 +129,10 @@ def _told(what: str, done: int, of: int) -> None:
 
 
 def _work(rank: int, workers: int, job: Job, loaded: tuple[Diffusion, Latents] | None = None) -> None:
-    trainer = Trainer(job, rank, workers, *(loaded or _load(job)))
+    if loaded is None:
+        base = load_base(job.params)
+        loaded = base, _latents(job, base)
+    trainer = Trainer(job, rank, workers, *loaded)
     del loaded
     if rank > 0:
         _train(trainer, None)
@@ -148,6 +154,8 @@ def _work(rank: int, workers: int, job: Job, loaded: tuple[Diffusion, Latents] |
             "start": model_label(*start_of(params)),
             "start_digest": model_digest(*start_of(params)),
             "dataset": job.data_digest,
+            "seed": params.seed,
+            "dtype": str(trainer.base.dtype),
             "pairs": len(trainer.latents),
             "loss": read_json(job.work / "progress.json")["loss"],
             "train": params.train.model_dump() | {"start": params.train.start and Path(params.train.start).name},
@@ -171,16 +179,18 @@ def _train(trainer: Trainer, tracked: Run | None) -> None:
     began, since = time.monotonic(), trainer.step
     while trainer.step < section.steps:
         loss = trainer.advance()
-        if not math.isfinite(loss):
-            raise DivergedError(f"train: the loss is {loss} at step {trainer.step}; lower train.lr in params.yaml (checkpoints are kept)")
+        last = trainer.step == section.steps
+        keep = last or trainer.step % section.checkpoint_every == 0
+        if not math.isfinite(loss) or (keep and not trainer.finite()):
+            found = f"the loss is {loss}" if not math.isfinite(loss) else "weights are no longer finite"
+            raise DivergedError(f"train: {found} at step {trainer.step}; lower train.lr in params.yaml (checkpoints are kept)")
         if tracked is None:
             continue
-        last = trainer.step == section.steps
         if last or trainer.step % section.log_every == 0:
             speed = (trainer.step - since) * section.batch / (time.monotonic() - began)
             _log(trainer, tracked, speed)
             began, since = time.monotonic(), trainer.step
-        if last or trainer.step % section.checkpoint_every == 0:
+        if keep:
             trainer.save()
         if not last and trainer.step % section.grid_every == 0:
             _log_grid(trainer, tracked)

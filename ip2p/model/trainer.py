@@ -98,6 +98,11 @@ class Trainer:
         self.losses.append(average(total, self.workers))
         return self.losses[-1]
 
+    def finite(self) -> bool:
+        """Whether what is trained, and its average, are numbers still."""
+        tensors = [*trained_state(self.unet).values(), *self.ema.values()]
+        return all(bool(torch.isfinite(v).all()) for v in tensors)
+
     def save(self) -> None:
         """Write a checkpoint."""
         extra = {"losses": torch.tensor(self.losses, dtype=torch.float64)}

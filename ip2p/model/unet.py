@@ -20,15 +20,10 @@ def new_editor_unet(start: UNet2DConditionModel, latent_channels: int) -> UNet2D
     """A trainable float32 editor UNet from a teacher's or an editor's. Raises `ModelError` if it is neither."""
     from diffusers import UNet2DConditionModel
 
-    channels = int(start.config.in_channels)
-    if channels not in (latent_channels, 2 * latent_channels):
-        raise ModelError(
-            f"train: the UNet takes {channels} channels; a text-to-image teacher's takes {latent_channels}, an editor's "
-            f"{2 * latent_channels} (an inpainting or depth model cannot be grown)"
-        )
+    require_start(start, latent_channels)
     editor = UNet2DConditionModel.from_config({**start.config, "in_channels": 2 * latent_channels})
     state = {k: v.float() for k, v in start.state_dict().items()}
-    if channels == latent_channels:
+    if start.config.in_channels == latent_channels:
         old = state["conv_in.weight"]
         state["conv_in.weight"] = torch.cat([old, torch.zeros_like(old)], dim=1)
     editor.load_state_dict(state)
@@ -38,6 +33,16 @@ def new_editor_unet(start: UNet2DConditionModel, latent_channels: int) -> UNet2D
 def grow_unet(teacher: UNet2DConditionModel) -> UNet2DConditionModel:
     """`new_editor_unet` of a teacher."""
     return new_editor_unet(teacher, int(teacher.config.in_channels))
+
+
+def require_start(start: UNet2DConditionModel, latent_channels: int) -> None:
+    """Raise `ModelError` unless the UNet is a teacher's or an editor's."""
+    channels = int(start.config.in_channels)
+    if channels not in (latent_channels, 2 * latent_channels):
+        raise ModelError(
+            f"train: the UNet takes {channels} channels; a text-to-image teacher's takes {latent_channels}, an editor's "
+            f"{2 * latent_channels} (an inpainting or depth model cannot be grown)"
+        )
 
 
 def require_editor(unet: UNet2DConditionModel, latent_channels: int, subject: str) -> None:

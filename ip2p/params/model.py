@@ -90,7 +90,7 @@ class EvaluateParams(Section):
     """A vision language model that judges the headline's edits; none: not asked."""
     steps: Annotated[int, Field(ge=2, le=1000)] = 20
     solver: Literal["euler_ancestral", "dpmpp_2m"] = "euler_ancestral"
-    """Euler ancestral (the reference's), or DPM-Solver++(2M), as good in about half of the steps."""
+    """Euler ancestral (the reference's), or DPM-Solver++(2M); edits of the world are better by the first (docs/benchmarks.md)."""
     guidance_interval: tuple[Share, Share] = (0.0, 1.0)
     """Shares of the steps between which guidance holds; outside both scales are 1, a third of the work (the reference: all)."""
     guidance_every: Count = 1

@@ -17,7 +17,7 @@ from ip2p.model.seen import read_seen
 from ip2p.models import EMBEDDED, load_diffusion
 from ip2p.records import RECORD
 from ip2p.release.single_file import save_single_file
-from ip2p.store import digest, read_json, write_bytes, write_json
+from ip2p.store import digest, read_json, replace_folder, write_bytes, write_json
 
 
 def export_editor(folder: Path | str, to: str, output: str | None, *, evaluation: Path | None = None) -> str:
@@ -32,18 +32,20 @@ def export_editor(folder: Path | str, to: str, output: str | None, *, evaluation
     if to != "hub" and Path(output).exists():
         raise ParamsError(f"--output: {output} exists; give another name")
     editor = load_editor(folder, device=torch.device("cpu"))
-    if folder == "world" and to != "single":  # not a folder of its own
+    if isinstance(folder, str) and to != "single":  # not a folder here
         if to == "hub":
-            raise ParamsError("world: export it `--to diffusers` first, then that folder `--to hub`")
-        save_editor(editor.unet, editor, Path(output), record=read_json(EMBEDDED / "editor" / RECORD), seen=read_seen(EMBEDDED / "editor"))
+            raise ParamsError(f"{folder}: export it `--to diffusers` first, then that folder `--to hub`")
+        shipped = EMBEDDED / "editor"
+        known = {"record": read_json(shipped / RECORD), "seen": read_seen(shipped)} if folder == "world" else {}
+        save_editor(editor.unet, editor, Path(output), **known)
         return output
-    folder = Path(folder)
     if to == "single":
         if Path(output).suffix != ".safetensors":
             raise ParamsError(f"--output: {output} must end with .safetensors")
         path = save_single_file(editor, Path(output))
         kind = editor.scheduler.config.prediction_type  # type: ignore[attr-defined]
         return str(path) if kind == "epsilon" else f"{path} (of {kind}, which the file cannot say: tell its reader, or give it {folder})"
+    folder = Path(folder)
     if to == "diffusers":
         staging = Path(output).with_name(f".{Path(output).name}.tmp")
         shutil.rmtree(staging, ignore_errors=True)
@@ -76,8 +78,7 @@ def _embed(folder: Path) -> str:
     write_json(staging / RECORD, record)
     read_seen(folder).write(staging)
     write_bytes(staging / "README.md", model_card(record, embedded=True).encode())
-    shutil.rmtree(target, ignore_errors=True)
-    staging.replace(target)
+    replace_folder(staging, target)
     return str(target)
 
 

@@ -10,9 +10,10 @@ import binascii
 import io
 import re
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ip2p.errors import UserError
+from ip2p.pictures import MAX_RATIO, standard
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _SIDE = 16
@@ -20,8 +21,6 @@ _SIDE = 16
 _MARKER, _FILLING = re.compile(rb"\xff[^\x00\xd0-\xd7]"), re.compile(rb"\xff+")
 _CHUNKS = 10_000
 """Most chunks of a PNG, segments of a JPEG."""
-_RATIO = 32
-"""Greatest ratio of a picture's sides."""
 
 
 class RefusedError(UserError):
@@ -43,22 +42,21 @@ def read_upload(data: bytes, *, field: str, max_pixels: int) -> Image.Image:
             width, height = image.size
             if width * height > max_pixels:
                 raise RefusedError(413, f"{field}: {width}×{height} pixels, at most {max_pixels:,} are accepted", field=field)
-            if min(width, height) < _SIDE or max(width, height) > _RATIO * min(width, height):
-                told = f"{field}: {width}×{height} pixels; at least {_SIDE} a side, and no side {_RATIO} times the other, are accepted"
+            if min(width, height) < _SIDE or max(width, height) > MAX_RATIO * min(width, height):
+                told = f"{field}: {width}×{height} pixels; at least {_SIDE} a side, and no side {MAX_RATIO} times the other, are accepted"
                 raise RefusedError(400, told, field=field)
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                 raise RefusedError(415, f"{field}: animated; give a still picture", field=field)
             image.load()
-            upright = ImageOps.exif_transpose(image)
+            upright = standard(image)
     except Image.DecompressionBombError as error:
         raise RefusedError(413, f"{field}: at most {max_pixels:,} pixels are accepted", field=field) from error
     except RefusedError:
         raise
     except Exception as error:  # decoders of hostile files raise whatever they like
         raise RefusedError(400, f"{field}: not a whole picture; give an intact PNG, JPEG or WebP", field=field) from error
-    clear = "A" in upright.getbands() or "transparency" in upright.info
-    bare = Image.new("RGBA" if clear else "RGB", upright.size)
-    bare.paste(upright.convert(bare.mode))
+    bare = Image.new(upright.mode, upright.size)
+    bare.paste(upright)
     return bare
 
 

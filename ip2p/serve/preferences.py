@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from ip2p.params import Params
 from ip2p.serve.history import EditRow, History, VoteRow, open_history
-from ip2p.store import fingerprint, write_json, write_shard
+from ip2p.store import fingerprint, replace_folder, write_json, write_shard
 
 _FACTS = ("id", "version", "seed", "text_guidance", "image_guidance", "steps", "solver")
 _TYPES = {"seed": pa.int64(), "text_guidance": pa.float64(), "image_guidance": pa.float64(), "steps": pa.int64()}
@@ -64,8 +64,7 @@ def export(params: Params, out: Path) -> tuple[int, int]:
             rows, shard = [], shard + 1
     write_shard(staging / f"train-{shard:05d}.parquet", pa.Table.from_pylist(rows, schema=PREFERENCES), mark)
     write_json(staging / "dataset.json", {"version": mark, "pairs": count, "votes": len(votes)})
-    shutil.rmtree(out, ignore_errors=True)
-    staging.replace(out)
+    replace_folder(staging, out)
     return count, len(votes)
 
 

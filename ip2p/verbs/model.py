@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from ip2p.errors import UserError
 from ip2p.verbs.stage import bar, stage
+
+_EDITOR = "models/editor"
+_JPEG = (".jpg", ".jpeg")
 
 
 def _train_options(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +59,7 @@ def _edit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("instruction", help='what to change, such as "make it winter"')
     parser.add_argument("-o", "--output", type=Path, required=True, help="where to write the edited picture")
     parser.add_argument("--mask", type=Path, help="picture of the same size, white where to edit; the rest stays bit for bit")
-    parser.add_argument("--model", help="editor folder, or `world`, the embedded editor (default: models/editor, else world)")
+    parser.add_argument("--model", help="editor folder, Hub id, or `world`, the embedded editor (default: models/editor, else world)")
     parser.add_argument("--text-guidance", type=float, help="how strongly to follow the instruction, s_T (default: params)")
     parser.add_argument("--image-guidance", type=float, help="how strongly to keep the picture, s_I (default: params)")
     parser.add_argument("--steps", type=int, help="sampling steps (default: params)")
@@ -77,6 +81,10 @@ def _edit(options: argparse.Namespace) -> int:
     if not 0 <= options.seed < 2**63:
         raise ParamsError(f"--seed: {options.seed} is out of range, give 0 to 2^63 - 1")
     _require_writable(options.output)
+    if mask is not None and options.output.suffix.lower() in _JPEG:
+        raise ParamsError(
+            f"--output: {options.output.name}: JPEG changes every pixel, and --mask keeps those outside; name it .png or .webp"
+        )
     from ip2p.model.edit import edit_pictures, load_editor
     from ip2p.model.guidance import EditOptions, EditRequest
     from ip2p.models import resolve_device, resolve_dtype
@@ -88,22 +96,24 @@ def _edit(options: argparse.Namespace) -> int:
     request = EditRequest(options.instruction, s_text, s_image, options.seed)
     how = EditOptions(steps, section.solver, section.guidance_interval, section.guidance_every)
     edited, *_ = edit_pictures(editor, [picture], [request], how, masks=[mask], on_step=lambda i: bar(i + 1, steps))
-    (on_white(edited) if options.output.suffix.lower() in (".jpg", ".jpeg") else edited).save(options.output)
+    jpeg = options.output.suffix.lower() in _JPEG
+    (on_white(edited) if jpeg else edited).save(options.output, quality=95, lossless=mask is not None)
     print(options.output)
     return 0
 
 
 def _editor_named(name: str) -> Path | str:
-    """`world`, the embedded editor, or a folder."""
-    return name if name == "world" else Path(name)
+    """A folder here; or a name: `world`, the embedded editor, or a Hub id (`owner/model`)."""
+    on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).is_dir() and name != _EDITOR
+    return name if name == "world" or on_hub else Path(name)
 
 
 def _editor_asked(name: str | None) -> Path | str:
     """The editor that `--model` names; without it the trained one, or the embedded one, which is said."""
     if name is not None:
         return _editor_named(name)
-    if Path("models/editor").is_dir():
-        return Path("models/editor")
+    if Path(_EDITOR).is_dir():
+        return Path(_EDITOR)
     print("ip2p: no models/editor here yet, the embedded editor edits (--model world)", file=sys.stderr)
     return "world"
 
@@ -111,7 +121,7 @@ def _editor_asked(name: str | None) -> Path | str:
 def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=("check", "export"), help="check: look for known faults; export: save it for other programs")
     what = "editor folder, Hub id, or `world`: the embedded editor (default: %(default)s)"
-    parser.add_argument("folder", nargs="?", default="models/editor", help=what)
+    parser.add_argument("folder", nargs="?", default=_EDITOR, help=what)
     parser.add_argument("--dataset", type=Path, default=Path("data/dataset"), help="pairs to check it on (default: %(default)s)")
     forms = (
         "diffusers: folder with model card; single: one file with the original key names; hub: push the folder (HF_TOKEN); "
@@ -135,10 +145,10 @@ def _model(options: argparse.Namespace) -> int:
     from ip2p.model.check import check
 
     device = resolve_device(params.models.device)
-    local = Path(options.folder).is_dir()
-    editor = load_editor(Path(options.folder) if local else options.folder, device=device)
+    named = _editor_named(options.folder)
+    editor = load_editor(named, device=device)
     teacher = load_diffusion(params.models.teacher, device=device)
-    findings = check(editor, teacher, options.dataset, Path(options.folder) if local else None)
+    findings = check(editor, teacher, options.dataset, named if isinstance(named, Path) else None)
     print("\n".join(f.line() for f in findings))
     return int(any(f.good is False for f in findings))
 

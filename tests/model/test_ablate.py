@@ -40,8 +40,9 @@ def test_an_editor_that_was_trained_on_the_dataset_is_not_trained_again(setup, t
     train.run(params, dataset=paths["dataset"], marker=marker, out=editor, work=tmp_path / "train")
     monkeypatch.setattr(train.Trainer, "advance", lambda self: pytest.fail("trained again"))
     assert len(ablate.run(params, variants=("filtered",), trained=editor, **paths)) == 3
-    with pytest.raises(pytest.fail.Exception):  # with other parameters it is another editor
-        ablate.run(params, variants=("filtered",), trained=editor, steps=2, **paths)
+    for other, steps in ((params, 2), (params.model_copy(update={"seed": 1}), None)):  # with other parameters it is another editor
+        with pytest.raises(pytest.fail.Exception):
+            ablate.run(other, variants=("filtered",), trained=editor, steps=steps, **paths)
 
 
 def test_the_truth_variant_holds_the_true_pictures(setup, tmp_path):
@@ -65,3 +66,15 @@ def test_going_on_from_an_editor_is_refused_for_it_hides_what_the_data_are_worth
     started = params.model_copy(update={"train": params.train.model_copy(update={"start": "world"})})
     with pytest.raises(ParamsError, match=r"train\.start: .* give --params params/teacher\.yaml"):
         ablate.run(started, variants=("filtered",), **paths)
+
+
+def test_where_nobody_knows_the_truth_the_variant_is_refused_before_anything_is_trained(setup, tmp_path, monkeypatch):
+    params, paths = setup
+    for path in sorted(paths["dataset"].glob("train-*")):
+        rows = pq.read_table(path)
+        rows = rows.set_column(rows.schema.get_field_index("original_prompt"), "original_prompt", [["a photo of a bear"] * len(rows)])
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        pq.write_table(rows, tmp_path / "photos" / path.name)
+    monkeypatch.setattr(train.Trainer, "advance", lambda self: pytest.fail("trained"))
+    with pytest.raises(ParamsError, match=r"--variants: nobody knows the truth .* give --variants filtered random tenth"):
+        ablate.run(params, variants=ablate.VARIANTS, **{**paths, "dataset": tmp_path / "photos"})

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -45,6 +46,12 @@ def test_a_new_bias_is_found(grown, teacher, made):
     found = findings(grown, teacher, made)["bias of conv_in kept"]
     assert found.good is False
     assert "FAULT" in found.line()
+
+
+def test_another_teachers_bias_is_not_compared(grown, teacher):
+    wider = replace(teacher, unet=SimpleNamespace(conv_in=torch.nn.Conv2d(4, 8, 3)))
+    with pytest.raises(ModelError, match=r"models\.teacher: its UNet is \d+ channels wide, the editor's \d+"):
+        check.bias_kept(grown, wider)
 
 
 def test_an_editor_that_lost_what_the_teacher_knew_is_found(grown, teacher, made):

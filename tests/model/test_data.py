@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,19 +38,52 @@ def test_the_source_is_the_unscaled_mode_and_the_edit_the_scaled_sample(latents,
     assert torch.allclose(latents.mean_NVCHW[0][0].float(), posterior.mean[0] * teacher.vae.config.scaling_factor, atol=5e-3)
 
 
-def test_views_of_a_pair_are_cropped_alike(latents):
-    source = latents.source_NVCHW.take(range(len(latents)))
-    assert source.shape[1] == 2
-    assert (source[:, 0] - source[:, 1]).abs().mean() > 0
+def test_views_of_a_pair_are_cropped_alike(teacher):
+    picture = {"bytes": to_png(torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(0)))}
+    row = {"pair_id": "a", "original_image": picture, "edited_image": picture, "edit_prompt": "make it winter"}
+    encoded = _encode(pa.Table.from_pylist([row]), teacher, TrainParams(views=2), 0)
+    source, edited = encoded["source_NVCHW"][0].float(), encoded["mean_NVCHW"][0].float() / teacher.vae.config.scaling_factor
+    assert torch.allclose(source, edited, atol=5e-3)
+    assert (source[0] - source[1]).abs().mean() > 0.1
 
 
-def test_batches_are_seeded_and_draw_one_pair_of_a_triplet(tiny, latents):
+def test_latents_and_edits_are_those_of_diffusers_whatever_the_scaling_factor(tmp_path, cpu):
+    """Stable Diffusion's is 0.18215: an edited latent is scaled, a source latent never."""
+    from benchmarks.sd15 import build
+    from ip2p.model.edit import edit_batch, load_editor
+    from ip2p.model.guidance import EditOptions, EditRequest
+    from tests.model.test_edit import by_pipeline
+
+    editor = load_editor(build(tmp_path / "sd15", small=True, editor=True), device=cpu)
+    assert editor.vae.config.scaling_factor == 0.18215
+    image = torch.rand(3, editor.image_size, editor.image_size, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
+    picture = {"bytes": to_png(image)}
+    row = {"pair_id": "a", "original_image": picture, "edited_image": picture, "edit_prompt": "make it winter"}
+    encoded = _encode(pa.Table.from_pylist([row]), editor, TrainParams(views=1), 0)
+    with torch.no_grad():
+        posterior = editor.vae.encode(image[None] * 2 - 1).latent_dist
+    assert torch.allclose(encoded["source_NVCHW"][0].float(), posterior.mode(), atol=1e-3)
+    assert torch.allclose(encoded["mean_NVCHW"][0].float(), 0.18215 * posterior.mode(), atol=1e-3)
+    assert torch.allclose(encoded["std_NVCHW"][0].float(), 0.18215 * posterior.std, atol=1e-3)
+    request = EditRequest("make it winter", 4.0, 1.3, 0)
+    ours = edit_batch(editor, image[None], [request], EditOptions(steps=6))
+    assert (ours - by_pipeline(editor, image[None], request, steps=6)).abs().max() <= 1e-4
+
+
+def test_batches_are_seeded_and_draw_triplets_evenly(tiny, latents):
+    many = tiny.train.model_copy(update={"batch": 2000, "drop_text": 0.0, "drop_both": 0.0, "drop_image": 0.0})
+    last = len(latents) - 1
+    two = replace(latents, groups=(tuple(range(last)), (last,)))  # one triplet of many pairs, one of a single pair
+    drawn = draw_batch(two, many, seed=0, step=0, count=400).source_BCHW
+    single = (drawn[:, None] == latents.source_NVCHW[last].float()).flatten(2).all(-1).any(-1)
+    assert 0.4 < single.float().mean() < 0.6
     first, again = (draw_batch(latents, tiny.train, seed=0, step=3) for _ in range(2))
     assert torch.equal(first.clean_BCHW, again.clean_BCHW)
     part = draw_batch(latents, tiny.train, seed=0, step=3, first=1, count=2)
     for name in ("clean_BCHW", "noise_BCHW", "timesteps_B", "source_BCHW", "text_BLD"):
         assert torch.equal(getattr(part, name), getattr(first, name)[1:3])
     assert not torch.equal(first.noise_BCHW[0], first.noise_BCHW[1])
+    assert draw_batch(latents, tiny.train, seed=2**62, step=3).noise_BCHW.isfinite().all()  # any seed will do
 
 
 def test_the_cache_is_reused_and_a_new_dataset_replaces_it(tiny, made, teacher, tmp_path, monkeypatch):

@@ -53,9 +53,8 @@ def test_seed_text_and_image_each_matter(editor, images):
     assert all((base - other).abs().max() > 1e-3 for other in others)
 
 
-@pytest.mark.parametrize("seed", [0, 7])
-def test_edits_are_those_of_diffusers_pipeline(editor, images, seed):
-    """Same weights, scheduler and noise: InstructPix2Pix as diffusers has it."""
+def by_pipeline(editor, images, request, *, steps):
+    """The edit as diffusers' pipeline makes it: same weights, scheduler and noise."""
     from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionInstructPix2PixPipeline
 
     scheduler = EulerAncestralDiscreteScheduler.from_config(editor.scheduler.config, timestep_spacing="linspace")
@@ -63,18 +62,22 @@ def test_edits_are_those_of_diffusers_pipeline(editor, images, seed):
         editor.vae, editor.text_encoder, editor.tokenizer, editor.unet, scheduler, None, None, requires_safety_checker=False
     )
     pipeline.set_progress_bar_config(disable=True)
-    request = EditRequest("make it winter", 4.0, 1.3, seed)
-    theirs = pipeline(
+    return pipeline(
         request.instruction,
-        image=images[:1] * 2 - 1,
-        num_inference_steps=6,
+        image=images * 2 - 1,
+        num_inference_steps=steps,
         guidance_scale=request.text_guidance,
         image_guidance_scale=request.image_guidance,
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator().manual_seed(request.seed),
         output_type="pt",
     ).images
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_edits_are_those_of_diffusers_pipeline(editor, images, seed):
+    request = EditRequest("make it winter", 4.0, 1.3, seed)
     ours = edit_batch(editor, images[:1], [request], EditOptions(steps=6))
-    assert (ours - theirs).abs().max() <= 1e-4
+    assert (ours - by_pipeline(editor, images[:1], request, steps=6)).abs().max() <= 1e-4
 
 
 @pytest.mark.parametrize(("s_text", "s_image", "branches"), [(4.0, 1.3, 3), (4.0, 1.0, 2), (1.5, 1.5, 2), (0.0, 1.3, 2), (1.0, 1.0, 1)])
@@ -123,6 +126,11 @@ def test_what_is_remembered_is_not_computed_again_and_changes_nothing(editor, im
     monkeypatch.undo()
     edit_batch(editor, images[:1], [EditRequest("something new")], THREE, remembered=remembered)
     assert len(remembered.texts) == 4 and "" in remembered.texts
+
+
+def test_a_picture_too_long_for_its_width_is_refused(editor):
+    with pytest.raises(DataError, match="3300×100 pixels; no side may be more than 32 times the other"):
+        edit_pictures(editor, [picture((3300, 100))], [EditRequest("make it winter")], THREE)
 
 
 @pytest.mark.parametrize("size", [(96, 96), (301, 120), (33, 500)])

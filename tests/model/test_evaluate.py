@@ -139,6 +139,15 @@ def test_an_evaluation_that_was_killed_measures_no_point_again(evaluated, monkey
     assert (tmp_path / "again" / "report.json").read_bytes() == before
 
 
+def test_other_scales_of_the_sweep_can_become_the_headlines(evaluated, tmp_path):
+    params, paths = evaluated
+    swept = params.evaluate.model_copy(update={"image_guidance_sweep": (1.2, 1.5), "sdedit_strengths": (), "previous": None})
+    for place, scale in enumerate((1.5, 1.2)):
+        section = swept.model_copy(update={"image_guidance": scale})
+        evaluate.run(params.model_copy(update={"evaluate": section}), **{**paths, "out": tmp_path / str(place)})
+        assert (tmp_path / str(place) / "extremes.png").exists()
+
+
 def png(colour):
     buffer = io.BytesIO()
     Image.new("RGB", (80, 60), colour).save(buffer, "PNG")

@@ -227,6 +227,7 @@ def test_min_snr_caps_the_weight_of_easy_timesteps():
     snr = alpha / (1 - alpha)
     assert torch.allclose(objective.snr_weight(alpha, "epsilon", 5.0), torch.tensor([5 / 999, 1.0, 1.0]), rtol=1e-3)
     assert torch.allclose(objective.snr_weight(alpha, "v_prediction", 5.0), snr.clamp(max=5) / (snr + 1))
+    assert objective.snr_weight(torch.tensor([0.0]), "epsilon", 5.0).item() == 1.0  # zero terminal SNR
 
 
 def test_the_prediction_is_the_parameters(setup):
@@ -280,6 +281,48 @@ def test_free_memory_is_within_the_limit_of_the_container(cpu, tmp_path, monkeyp
     assert plan.free_gb(cpu) == pytest.approx(1.0)
     (tmp_path / "memory.max").write_text("max\n")
     assert plan.free_gb(cpu) > 0.1
+
+
+def test_what_cannot_be_trained_is_refused_before_latents_are_encoded(setup, teacher, monkeypatch):
+    params, paths = setup
+    monkeypatch.setattr(train, "load_latents", lambda *a, **k: pytest.fail("latents were encoded first"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ParamsError, match="adamw8bit needs bitsandbytes"):
+        train.run(with_train(params, optimizer="adamw8bit"), **paths)
+    with monkeypatch.context() as patch:
+        patch.setattr(plan, "free_gb", lambda device: 0.01)
+        with pytest.raises(ParamsError, match="train: needs about"):
+            train.run(params, **paths)
+    from diffusers import UNet2DConditionModel
+
+    inpainting = UNet2DConditionModel.from_config({**teacher.unet.config, "in_channels": 9})
+    monkeypatch.setattr(train, "load_base", lambda params: replace(teacher, unet=inpainting))
+    with pytest.raises(ModelError, match="takes 9 channels"):
+        train.run(params, **paths)
+
+
+def test_weights_that_blow_up_in_the_last_step_are_not_saved(setup, monkeypatch):
+    params, paths = setup
+    advance = train.Trainer.advance
+
+    def exploding(self):
+        loss = advance(self)
+        self.ema["conv_in.bias"][0] = float("inf")
+        return loss
+
+    monkeypatch.setattr(train.Trainer, "advance", exploding)
+    with pytest.raises(train.DivergedError, match=r"weights are no longer finite at step 1; lower train\.lr"):
+        train.run(with_train(params, steps=1), **paths)
+    assert not paths["out"].exists()
+    assert not list(paths["work"].glob("*/step-*"))
+
+
+def test_the_plan_proposes_for_a_card_what_a_card_has(setup, teacher):
+    section = TrainParams(batch=4)
+    least = plan.estimate(teacher, section.model_copy(update={"gradient_checkpointing": True}), gpu=False).total
+    assert plan.propose(teacher, section, limit_gb=0.9 * least, gpu=False).lora_rank  # nothing of a GPU's for a CPU
+    params, _ = setup
+    assert "torch.bfloat16" in plan.advise(params, gpu_gb=24.0)[0]
 
 
 def test_what_saves_memory_does_not_begin_anew(setup):

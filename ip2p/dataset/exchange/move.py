@@ -24,7 +24,7 @@ from ip2p.params import Params
 from ip2p.pictures import from_bytes, open_picture
 from ip2p.records import PAIRS, SPLITS
 from ip2p.safety import Safety, load_safety
-from ip2p.store import fingerprint, read_shards, write_shard
+from ip2p.store import fingerprint, read_shards, replace_folder, write_shard
 
 _SHARD, _SIDE = 64, 512
 """Rows a shard of imported pairs, or more if a triplet's pairs go on; side at which pictures of different sizes are measured."""
@@ -63,8 +63,7 @@ def import_pairs(source: Path, layout: str, out: Path, params: Params, progress:
         progress(count)
     if not count:
         raise DataError(f"{source}: holds no examples")
-    shutil.rmtree(out, ignore_errors=True)
-    staging.replace(out)
+    replace_folder(staging, out)
     return count
 
 

@@ -32,7 +32,7 @@ from ip2p.parallel import launch
 from ip2p.params import Params, PretrainParams
 from ip2p.pictures import grid, to_pillow
 from ip2p.records import StageReport
-from ip2p.store import digest, fingerprint
+from ip2p.store import digest, fingerprint, replace_folder
 from ip2p.torchvision_cpu import declare_operators
 from ip2p.world.corpus import Corpus, build_corpus
 from ip2p.world.language import write_caption
@@ -211,8 +211,7 @@ def _export(section: PretrainParams, work: Path, device: str) -> None:
         fresh = EMBEDDED / f".{name}.tmp"
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.copytree(staging / name, fresh)
-        shutil.rmtree(EMBEDDED / name, ignore_errors=True)
-        fresh.replace(EMBEDDED / name)
+        replace_folder(fresh, EMBEDDED / name)
     size = sum(f.stat().st_size for f in EMBEDDED.rglob("*") if f.is_file()) / 1e6
     print(f"exported {size:.1f} MB to {EMBEDDED}", flush=True)
 
