@@ -45,5 +45,5 @@ pretrain: setup  ## train the embedded models (hours; resumes)
 torture: setup  ## kill the dataset stages and training at 150 random instants: same bits, no reply paid twice (half an hour)
 	$(BIN)/python -m tests.torture --kills 100 --train-kills 50
 
-clean:  ## remove what runs made, keep the environment
-	rm -rf work data models reports dvc.lock
+clean:  ## remove what runs made; the environment, and in work/ what cannot be made again for nothing (replies, votes, registry), stay
+	rm -rf data models reports dvc.lock work/pairs work/validate work/train work/register

@@ -7,6 +7,7 @@ are read from safetensors only.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,8 @@ from ip2p.params import ModelsParams
 from ip2p.store import digest, fingerprint
 from ip2p.torchvision_cpu import declare_operators
 
+TRAINED = "models/editor"
+"""Where training puts its editor."""
 EMBEDDED = Path(__file__).parent / "world" / "weights"
 _SHIPPED = str(EMBEDDED / "editor")
 """A UNet alone, and what is told of it: its other parts are the embedded teacher's."""
@@ -166,6 +169,12 @@ def model_source(name: str, *, kind: str, subject: str) -> str:
     if not path.is_dir():
         raise ModelError(f"{subject}: no folder {name}; give an existing folder, a Hub id, or `world`")
     return str(path)
+
+
+def editor_named(name: str) -> Path | str:
+    """The editor that a person names: a folder here; or, as they are, `world` (the embedded one) and a Hub id (`owner/model`)."""
+    on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).is_dir() and name != TRAINED
+    return name if name == "world" or on_hub else Path(name)
 
 
 def model_label(name: str, kind: str = "teacher") -> str:

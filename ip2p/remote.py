@@ -25,6 +25,7 @@ import fsspec  # type: ignore[import-untyped]
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from botocore.exceptions import BotoCoreError, NoCredentialsError, PartialCredentialsError  # type: ignore[import-untyped]
 
 from ip2p.errors import DataError
 from ip2p.params import StorageParams
@@ -183,7 +184,9 @@ def _again(work: Callable[[], T], name: str) -> T:
             return work()
         except (FileNotFoundError, PermissionError) as error:
             raise DataError(f"{name}: the bucket has it not, or gives it to nobody with these keys ({error}); `dvc push` it") from error
-        except (OSError, pa.ArrowInvalid, TimeoutError) as error:
+        except (NoCredentialsError, PartialCredentialsError) as error:
+            raise DataError(f"{name}: no keys for the bucket ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
+        except (OSError, pa.ArrowInvalid, BotoCoreError) as error:
             if attempt == _TRIES - 1:
                 raise DataError(f"{name}: cannot be read from the bucket, {_TRIES} times ({error}); try again later") from error
             time.sleep(min(10.0, _PAUSE * 2**attempt) * (0.5 + random.random()))

@@ -67,7 +67,8 @@ def _run(name: str, params: Params, progress: Progress, engine: Engine | None) -
     if name == "register":
         from ip2p.release import registry
 
-        return registry.run(params, editor=EDITOR, evaluation=EVALUATION, dataset=DATASET)
+        paths = {"editor": EDITOR, "evaluation": EVALUATION, "triplets": TRIPLETS, "dataset": DATASET, "work": WORK / "register"}
+        return registry.run(params, **paths)
     if name == "report":
         from ip2p.model import report
 

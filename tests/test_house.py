@@ -96,4 +96,4 @@ def test_dvc_watches_every_source_that_a_stage_imports(stage):
         open_ |= imports(path) - closure
     wanted = [p.relative_to(ROOT) for p in closure if not INFRASTRUCTURE & set(p.relative_to(ROOT).with_suffix("").parts)]
     watched = {Path(d) for d in GRAPH[stage]["deps"]}
-    assert [str(p) for p in wanted if not watched & {p, *p.parents}] == []
+    assert GRAPH[stage].get("always_changed") or [str(p) for p in wanted if not watched & {p, *p.parents}] == []

@@ -1,6 +1,9 @@
 """What a machine without Docker can tell of infra/: it reads, names what exists, and holds no secret."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import hcl2
@@ -46,6 +49,38 @@ def test_the_image_copies_files_that_are_there():
         if line.startswith("COPY "):
             *sources, _ = line.split()[1:]
             assert all((ROOT / s).exists() for s in sources), line
+
+
+def test_the_image_has_all_that_stages_read_and_no_stage_makes():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
+    copied = [
+        Path(s) for x in (ROOT / "infra/images/Dockerfile").read_text().splitlines() if x.startswith("COPY ") for s in x.split()[1:-1]
+    ]
+    names = [next(iter(x)) if isinstance(x, dict) else x for s in stages for k in ("outs", "metrics") for x in s.get(k, ())]
+    made = [Path(n) for n in names]
+    for wanted in {Path(d) for s in stages for d in s["deps"]}:
+        assert any(p in (wanted, *wanted.parents) for p in copied + made), wanted
+
+
+def test_a_workers_versions_and_cache_outlive_its_container(tmp_path):
+    bare, state = tmp_path / "image", tmp_path / "volume"
+    for container in ("first", "second"):
+        home = bare / container
+        home.mkdir(parents=True)
+        state.mkdir(exist_ok=True)
+        (home / "work").symlink_to(state)
+        (home / "word.txt").write_text("hello\n")
+        (home / "dvc.yaml").write_text("stages: {say: {cmd: cp word.txt hello.txt, deps: [word.txt], outs: [hello.txt]}}")
+        (home / "prefect").write_text("#!/bin/sh\ndvc repro && dvc push")
+        (home / "prefect").chmod(0o755)
+        path = f"{home}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path, "IP2P_DATA_URL": str(tmp_path / "bucket")}
+        environment.pop("AWS_ENDPOINT_URL", None)
+        subprocess.run(["dvc", "init", "--no-scm", "-q"], cwd=home, env=environment, check=True)
+        ran = subprocess.run([ROOT / "infra/images/worker.sh"], cwd=home, env=environment, check=True, capture_output=True, text=True)
+        assert ("Running stage" in ran.stdout) == (container == "first")  # the second has what the first made
+        assert (home / "hello.txt").read_text() == "hello\n"
+    assert any((tmp_path / "bucket").rglob("*"))
 
 
 def documents():

@@ -1,4 +1,5 @@
-# Bucket, role and registry database on AWS: `terraform init && terraform apply -var name=ip2p -var vpc_id=… -var subnet_ids='[…]'`.
+# Bucket, role and registry database on AWS: `terraform init && terraform apply -var name=ip2p -var vpc_id=… -var subnet_ids='[…]' \
+#   -var trusted_role_arns='[…]'`.
 # The database's password is made and kept by AWS; nothing secret is in the state.
 
 terraform {

@@ -20,7 +20,7 @@ from ip2p.dataset.read import read_drops, read_scores
 from ip2p.dataset.survival import Survival, plot_survival
 from ip2p.params import FilterParams, Params
 from ip2p.records import EXAMPLES, JUDGEMENTS, SPLITS, VERDICTS, StageReport
-from ip2p.store import fingerprint, read_shards, replace_folder, shards, write_bytes, write_json, write_shard
+from ip2p.store import fingerprint, read_shard, replace_folder, shards, write_bytes, write_json, write_shard
 
 _IMAGES = ("original_image", "edited_image")
 SURVIVAL = "survival"
@@ -107,7 +107,7 @@ def _write_verdicts(table: pa.Table, verdicts: Verdicts, path: Path) -> None:
 
 def _write_examples(path: Path, verdicts: Verdicts, section: FilterParams, number: int, out: Path) -> None:
     """One shard of examples for each split that has any."""
-    table = read_shards(path.parent, path.name.removesuffix(".parquet"))
+    table = read_shard(path)
     table = table.append_column("rank", pa.array(verdicts.ranks)).filter(pa.array(verdicts.kept))
     splits = [split_of(t, section.splits) for t in table["triplet_id"].to_pylist()]
     table = table.append_column("split", pa.array(splits)).select(EXAMPLES.names).cast(EXAMPLES)

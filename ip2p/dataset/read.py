@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from ip2p.errors import DataError
 from ip2p.records import Caption, Triplet
-from ip2p.store import read_shards, shard_note
+from ip2p.store import read_shard, read_shards, shard_note
 
 Drops = dict[str, Counter[str]]
 """Samples that were made and not stored: edit type → reason → how many."""
@@ -39,4 +39,4 @@ def read_scores(path: Path, columns: list[str]) -> pa.Table:
         raise DataError(f"{path}: cannot be read ({error}); delete it and run its stage again") from error
     if missing:
         raise DataError(f"{path}: no column {', '.join(sorted(missing))}; make the pairs again, or take the filter out of filter.chain")
-    return read_shards(path.parent, path.name.removesuffix(".parquet"), columns=columns)
+    return read_shard(path, columns=columns)

@@ -9,6 +9,7 @@ import shutil
 import time
 import warnings
 from collections import Counter
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,12 @@ def facts(dataset: Path, thresholds: FilterParams, benchmarks: frozenset[str] = 
     frame["prompts_differ"] = frame["original_prompt"].str.strip() != frame["edited_prompt"].str.strip()
     frame["splits_of_triplet"] = frame.groupby("triplet_id")["split"].transform("nunique")
     train = frame[frame["split"] == "train"]
+    frame["in_training"] = (frame["split"] == "train").astype(int)
     frame["share_of_type"] = frame["edit_type"].map(train["edit_type"].value_counts() / max(1, len(train))).fillna(0.0)
     frame["leaked"] = [repetition_key(c) in benchmarks for c in frame["original_prompt"].fillna("")]
-    for score, spare in ClipFilter(thresholds).spare(arrow).items():
-        frame[f"spare_{score}"] = spare
+    if "clip" in thresholds.chain:
+        for score, spare in ClipFilter(thresholds).spare(arrow).items():
+            frame[f"spare_{score}"] = spare
     checked: pd.DataFrame = frame
     return checked
 
@@ -89,7 +92,7 @@ def check(frame: pd.DataFrame, section: ValidateParams, docs: Path) -> list[str]
         context = gx.get_context(mode="file", project_root_dir=str(project))
         context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]
         batch = context.data_sources.add_pandas("dataset").add_dataframe_asset("examples").add_batch_definition_whole_dataframe("all")
-        suite = context.suites.add(gx.ExpectationSuite(name="dataset", expectations=_expectations(gx, section)))
+        suite = context.suites.add(gx.ExpectationSuite(name="dataset", expectations=_expectations(gx, section, set(frame.columns))))
         definition = context.validation_definitions.add(gx.ValidationDefinition(name="dataset", data=batch, suite=suite))
         checkpoint = context.checkpoints.add(
             gx.Checkpoint(
@@ -107,12 +110,12 @@ def check(frame: pd.DataFrame, section: ValidateParams, docs: Path) -> list[str]
     return [_line(r) for r in results if not r.success]
 
 
-def _expectations(gx: Any, section: ValidateParams) -> list[Any]:
+def _expectations(gx: Any, section: ValidateParams, columns: Set[str]) -> list[Any]:
     e = gx.expectations
     texts = ("original_prompt", "edit_prompt", "edited_prompt")
     scores = ("sim_0", "sim_1", "sim_image", "sim_direction")
     return [
-        e.ExpectTableRowCountToBeBetween(min_value=section.min_pairs),
+        e.ExpectColumnSumToBeBetween(column="in_training", min_value=section.min_pairs),
         e.ExpectColumnValuesToBeUnique(column="pair_id"),
         *(e.ExpectColumnValuesToNotBeNull(column=c) for c in ("pair_id", "triplet_id", "edit_type", *texts, *scores)),
         *(e.ExpectColumnValueLengthsToBeBetween(column=c, min_value=1, max_value=2000) for c in texts),
@@ -125,7 +128,7 @@ def _expectations(gx: Any, section: ValidateParams) -> list[Any]:
         e.ExpectColumnValuesToBeInSet(column="split", value_set=list(SPLITS)),
         *(e.ExpectColumnValuesToBeBetween(column=c, min_value=section.min_side) for c in ("width", "height")),
         *(e.ExpectColumnValuesToBeBetween(column=c, min_value=-1.001, max_value=1.001) for c in scores),
-        *(e.ExpectColumnValuesToBeBetween(column=f"spare_{c}", min_value=0) for c in scores),
+        *(e.ExpectColumnValuesToBeBetween(column=f"spare_{c}", min_value=0) for c in scores if f"spare_{c}" in columns),
         e.ExpectColumnValuesToBeBetween(column="share_of_type", min_value=0, max_value=section.max_share),
     ]
 

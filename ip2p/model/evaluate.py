@@ -26,7 +26,7 @@ from ip2p.model.heldout import HeldOut, held_out, of_benchmark
 from ip2p.model.measure import Edit, Meter, Point, judged_by, load_dino, measure, paired, picture_name
 from ip2p.model.plots import plot_curves, plot_types
 from ip2p.model.sdedit import sdedit
-from ip2p.model.seen import read_seen
+from ip2p.model.seen import Seen, read_seen
 from ip2p.models import load_clip, load_diffusion, model_digest, resolve_device, resolve_dtype
 from ip2p.params import EvaluateParams, JudgeParams, Params
 from ip2p.pictures import from_bytes, grid, to_pillow
@@ -99,7 +99,7 @@ def run(
         "points": [p.summary() for p in points],
         "rows": headline.rows,
         "edit_types": [e.edit_type for e in held.edits],
-        "benchmarks": {n: _benchmark(bench, model, identity, n, path) for n, path in section.benchmarks.items()},
+        "benchmarks": {n: _benchmark(bench, model, identity, n, path, read_seen(editor)) for n, path in section.benchmarks.items()},
     }
     if section.judge is not None:
         report["judge"] = _judge(section.judge, headline, held, bench.work / "judge.jsonl", out)
@@ -113,6 +113,14 @@ def run(
             tracked.file(out / name)
     count = len(held.edits)
     return StageReport(stage="evaluate", seen=count, kept=count, seconds=time.monotonic() - began, extra=dict(headline.means()))
+
+
+def measure_again(params: Params, *, editor: Path, challenger: Path, triplets: Path, dataset: Path, work: Path) -> dict[str, Any]:
+    """What the gate compares of an earlier editor's report, on the edits that the challenger's evaluation is of."""
+    model, bench, setting = open_editor(editor, params.models), open_bench(params, work), _scales(params.evaluate)
+    held = held_out(params, triplets=triplets, dataset=dataset, size=model.image_size, seen=read_seen(challenger))
+    point = bench.point("editor", setting, held, partial(_edited, bench, model, held, setting), digest(editor))
+    return {"held_out": held.mark, "measured": bench.mark, "rows": point.rows, "edit_types": [e.edit_type for e in held.edits]}
 
 
 def open_bench(params: Params, work: Path) -> Bench:
@@ -167,9 +175,9 @@ def _baselines(bench: Bench, points: list[Point], held: HeldOut) -> dict[str, Po
     return found | {p.system: p for p in points if p.system == "previous"}
 
 
-def _benchmark(bench: Bench, model: Diffusion, identity: str, layout: str, path: str) -> dict[str, Any]:
+def _benchmark(bench: Bench, model: Diffusion, identity: str, layout: str, path: str, seen: Seen) -> dict[str, Any]:
     section = bench.params.evaluate
-    held = of_benchmark(layout, Path(path), count=section.count, size=model.image_size)
+    held = of_benchmark(layout, Path(path), count=section.count, size=model.image_size, seen=seen)
     setting = _scales(section)
     editor = bench.point("editor", setting, held, partial(_edited, bench, model, held, setting), identity)
     source = bench.point("source", {}, held, held.sources)

@@ -120,8 +120,8 @@ def of_world(*, count: int, stream: str, triplets: Path, size: int, seen: Seen =
     return HeldOut("world", tuple(edits), size, known=True)
 
 
-def of_benchmark(layout: str, path: Path, *, count: int, size: int) -> HeldOut:
-    """Edits of a benchmark's folder. Raises `DataError` naming what is missing."""
+def of_benchmark(layout: str, path: Path, *, count: int, size: int, seen: Seen = NONE) -> HeldOut:
+    """Edits of a benchmark's folder, none of a caption that was `seen` in training. Raises `DataError` naming what is missing."""
     if not path.is_dir():
         raise DataError(f"evaluate.benchmarks: no folder {path}; download the benchmark and name its folder")
     readers: dict[str, Callable[[Path], Iterator[HeldEdit]]] = {
@@ -130,9 +130,9 @@ def of_benchmark(layout: str, path: Path, *, count: int, size: int) -> HeldOut:
         "emu_edit": _read_emu_edit,
         "pie_bench": _read_pie_bench,
     }
-    edits = tuple(islice(readers[layout](path), count))
+    edits = tuple(islice((e for e in readers[layout](path) if not e.caption or e.caption not in seen), count))
     if not edits:
-        raise DataError(f"{path}: holds no edits in the layout {layout}")
+        raise DataError(f"{path}: holds no edits in the layout {layout} that the editor was not trained on")
     return HeldOut(f"{layout}: {path.name}", edits, size)
 
 

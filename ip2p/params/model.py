@@ -116,9 +116,9 @@ class RegisterParams(Section):
     name: str = "ip2p-editor"
     """Registered model name."""
     margin: Annotated[float, Field(ge=0)] = 0.0
-    """By how much the challenger's edit score must exceed the champion's and each baseline's."""
+    """By how much the challenger's edit score must exceed each baseline's, and at least the champion's."""
     confidence: Share = 0.8
-    """Least share of paired bootstrap resamples in which it exceeds the champion's."""
+    """Least share of paired bootstrap resamples in which it is at least that much better than the champion."""
     preserving: Share = 0.02
     """How much less than the champion it may leave the rest alone."""
 

@@ -38,16 +38,21 @@ class Decision:
 def decide(challenger: Report, champion: Report | None, policy: Policy) -> Decision:
     """Compare `report.json` contents by the measure that they name (`judged_by`): success where the truth is known.
 
-    A champion measured on other edits, or otherwise, cannot be compared and does not block.
+    A champion measured on other edits, or otherwise, cannot be compared: the gate stays shut, and a person may open it.
     """
     rules = [*_against_baselines(challenger, policy)]
     if champion is None:
         rules.append((True, "champion: none yet"))
-    elif any(champion.get(n) != challenger.get(n) for n in ("held_out", "measured")):
-        rules.append((True, "champion: measured on other edits or by other means, not compared"))
+    elif not comparable(champion, challenger):
+        rules.append((False, "champion: measured on other edits or by other means, not compared (`ip2p release promote` decides)"))
     else:
         rules += _against_champion(challenger, champion, policy)
     return Decision(all(good for good, _ in rules), tuple(reason for _, reason in rules))
+
+
+def comparable(one: Report, other: Report) -> bool:
+    """Whether both were measured on the same edits by the same means."""
+    return all(one.get(n) == other.get(n) for n in ("held_out", "measured"))
 
 
 def _against_baselines(challenger: Report, policy: Policy) -> Iterator[tuple[bool, str]]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,40 +20,48 @@ from ip2p.errors import ModelError
 from ip2p.params import EvaluateParams, Params
 from ip2p.pictures import to_png
 from ip2p.records import RECORD, StageReport
-from ip2p.release.gate import Decision, Policy, decide
-from ip2p.store import digest, read_json
+from ip2p.release.gate import Decision, Policy, comparable, decide
+from ip2p.store import digest, fingerprint, read_json
 from ip2p.track import MADE, point_mlflow, run_tagged
 
+_PARENTS = ("start", "start_digest", "training_run", "champion_then")
+_SHOWN = ("editor", "evaluation", "dataset", "code", "gate", *_PARENTS)
+"""Tags of a version that the stage's report tells."""
 _SAFE = {".safetensors", ".json", ".txt", ".md"}
 """Endings of the files that an editor's folder may hold."""
 
 
-def run(params: Params, *, editor: Path, evaluation: Path, dataset: Path) -> StageReport:
-    """Register the editor folder with its evaluation; promotes it if the gate says so."""
+def run(params: Params, *, editor: Path, evaluation: Path, triplets: Path, dataset: Path, work: Path) -> StageReport:
+    """Register the editor folder with its evaluation, and promote it if the gate says so.
+
+    What this registry has already is not sent again: only the gate is asked anew, unless that version is champion.
+    """
     began = time.monotonic()
     import mlflow
 
     client, name = point_mlflow(params.track), params.register_.name
     report = read_json(evaluation / "report.json")
-    champion = _champion_report(client, name)
+    identity = {"editor": digest(editor)[:16], "evaluation": fingerprint(report)[:16]}
+    known, champion = _known(client, name, identity), _champion(client, name)
+    if known is not None and champion is not None and known.version == champion.version:
+        return _told(name, known.version, Decision(True, tuple(known.tags["gate"].split(" | "))), known.tags)
     section = params.register_
-    decision = decide(report, champion, Policy(section.margin, section.confidence, section.preserving))
+    theirs = None if champion is None else _report_of(client, champion)
+    if theirs is not None and not comparable(theirs, report):
+        theirs = _measured_now(params, champion, theirs, challenger=editor, triplets=triplets, dataset=dataset, work=work)
+    decision = decide(report, theirs, Policy(section.margin, section.confidence, section.preserving))
     if held := hold_of(params):
         decision = Decision(False, (*decision.reasons, f"held: {held}"))
-    tags = {"dataset": digest(dataset)[:16], "code": code_version(), "gate": " | ".join(decision.reasons)}
+    tags = identity | {"dataset": digest(dataset)[:16], "code": code_version(), "gate": " | ".join(decision.reasons)}
     tags |= _parents(client, params, editor)
-    number = _register(mlflow, client, params, editor, report, tags)
+    number = _register(mlflow, client, params, editor, report, tags) if known is None else str(known.version)
+    tags["seconds"] = f"{time.monotonic() - began:.1f}"
+    for key in ("gate", "seconds"):
+        client.set_model_version_tag(name, number, key, tags[key])
     client.set_registered_model_alias(name, "challenger", number)
     if decision.promoted:
         crown(client, name, number, by="gate", reason="the gate opened")
-    return StageReport(
-        stage="register",
-        seen=1,
-        kept=int(decision.promoted),
-        seconds=time.monotonic() - began,
-        dropped_by_reason={} if decision.promoted else dict.fromkeys(decision.reasons, 1),
-        extra={"model": name, "version": number, "promoted": str(decision.promoted), **tags},
-    )
+    return _told(name, number, decision, tags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +143,14 @@ def fetch_version(params: Params, number: str, into: Path) -> EditorVersion:
         raise ModelError(f"models:/{name}/{number}: holds {', '.join(sorted(strange))}; only safetensors, JSON and text are loaded")
     defaults = json.loads((told.get("signature") or {}).get("params") or "[]")
     return EditorVersion(name, number, editor, {p["name"]: p["default"] for p in defaults})
+
+
+def forget_versions(into: Path, keep: Collection[Path]) -> None:
+    """Delete editors that `fetch_version` brought here, but those to keep."""
+    kept = {p.resolve() for p in keep}
+    for folder in into.iterdir() if into.is_dir() else ():
+        if (folder / "MLmodel").exists() and not any(p.is_relative_to(folder.resolve()) for p in kept):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def code_version() -> str:
@@ -219,12 +237,42 @@ def _champion(client: Any, name: str) -> Any:
         raise
 
 
-def _champion_report(client: Any, name: str) -> dict[str, Any] | None:
+def _known(client: Any, name: str, identity: Mapping[str, str]) -> Any:
+    """The newest version of the same editor with the same evaluation, or None."""
+    same = [v for v in client.search_model_versions(f"name='{name}'") if identity.items() <= v.tags.items()]
+    return max(same, key=lambda v: int(v.version), default=None)
+
+
+def _told(name: str, number: str, decision: Decision, tags: Mapping[str, str]) -> StageReport:
+    shown = {k: tags[k] for k in _SHOWN if k in tags}
+    return StageReport(
+        stage="register",
+        seen=1,
+        kept=int(decision.promoted),
+        seconds=float(tags["seconds"]),
+        dropped_by_reason={} if decision.promoted else dict.fromkeys(decision.reasons, 1),
+        extra={"model": name, "version": str(number), "promoted": str(decision.promoted), **shown},
+    )
+
+
+def _measured_now(params: Params, champion: Any, report: dict[str, Any], *, challenger: Path, work: Path, **data: Path) -> dict[str, Any]:
+    """The champion measured on the challenger's edits; its old report, with which nothing can be compared, if it is not to be had."""
+    from mlflow import MlflowException
+
+    from ip2p.model.evaluate import measure_again
+
+    try:
+        version = fetch_version(params, str(champion.version), work / "versions")
+        forget_versions(work / "versions", [version.folder])
+        return measure_again(params, editor=version.folder, challenger=challenger, work=work, **data)
+    except (MlflowException, ModelError, OSError) as error:
+        print(f"register: version {champion.version} cannot be measured again: {error}", file=sys.stderr)
+        return report
+
+
+def _report_of(client: Any, version: Any) -> dict[str, Any]:
     from mlflow.artifacts import load_dict
 
-    champion = _champion(client, name)
-    if champion is None:
-        return None
-    run = client.get_run(champion.run_id)
+    run = client.get_run(version.run_id)
     report: dict[str, Any] = load_dict(f"{run.info.artifact_uri}/report.json")
     return report

@@ -6,10 +6,12 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -20,6 +22,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from ip2p.errors import ParamsError
+from ip2p.models import editor_named
 from ip2p.params import Params
 from ip2p.serve import api, automatic, metrics, openai
 from ip2p.serve.desk import Desk
@@ -42,7 +45,7 @@ def make_app(params: Params, *, keys: tuple[str, ...] = (), work: Path = Path("w
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         desk.champion.start()
         yield
-        await desk.close(params.serve.drain_seconds)
+        await desk.close(params.serve.drain_seconds - (time.monotonic() - getattr(app.state, "ended", time.monotonic())))
         await board.settled(_STORING)
 
     told = "Edits pictures by instructions, through OpenAI's, AUTOMATIC1111's and our own interface."
@@ -113,6 +116,18 @@ class _JsonLines(logging.Formatter):
         return json.dumps(told, default=str)
 
 
+def _server(app: FastAPI, config: Any) -> Any:
+    """A server that notes when it was asked to end: waiting for connections and for edits share the seconds to drain."""
+    import uvicorn
+
+    class Noting(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            app.state.ended = time.monotonic()
+            super().handle_exit(sig, frame)
+
+    return Noting(config)
+
+
 def serve(params: Params) -> None:
     """Serve until SIGTERM or SIGINT. Raises `ParamsError` for a public address without keys, or one that is taken."""
     import uvicorn
@@ -121,6 +136,8 @@ def serve(params: Params) -> None:
     keys = tuple(k.strip() for k in os.environ.get("IP2P_API_KEYS", "").split(",") if k.strip())
     if section.host not in _LOOPBACK and not keys:
         raise ParamsError(f"serve.host: {section.host} can be reached by others; set IP2P_API_KEYS in the environment, or take 127.0.0.1")
+    if section.editor is not None and isinstance(asked := editor_named(section.editor), Path) and not asked.is_dir():
+        raise ParamsError(f"serve.editor: no folder {asked}; give an editor's folder, a Hub id, or `world`, the embedded editor")
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
@@ -131,11 +148,12 @@ def serve(params: Params) -> None:
     try:
         listener.bind((section.host, section.port))
         listener.listen()
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         listener.close()
-        raise ParamsError(f"serve.port: {section.host}:{section.port} cannot be had ({error.strerror}); name another") from error
+        raise ParamsError(f"serve.port: {section.host}:{section.port} cannot be had ({error}); name another") from error
+    app = make_app(params, keys=keys)
     config = uvicorn.Config(
-        make_app(params, keys=keys),
+        app,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -145,4 +163,4 @@ def serve(params: Params) -> None:
     )
     host = f"[{section.host}]" if ":" in section.host else section.host
     print(f"http://{host}:{listener.getsockname()[1]}/", flush=True)
-    uvicorn.Server(config).run(sockets=[listener])
+    _server(app, config).run(sockets=[listener])

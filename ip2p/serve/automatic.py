@@ -17,6 +17,7 @@ from starlette.concurrency import run_in_threadpool
 
 from ip2p.sampler import Solver
 from ip2p.serve.desk import Ask, Desk, parameters_of
+from ip2p.serve.guard import CHARGE
 from ip2p.serve.intake import RefusedError, from_base64, read_upload, to_png
 
 router = APIRouter(tags=["automatic1111"])
@@ -134,6 +135,7 @@ async def _edited(request: Request, door: str) -> tuple[dict[str, Any], list[str
     size = _size(told)
     ask, count = await run_in_threadpool(_asked, told, desk)
     jobs = await desk.jobs(ask, count)
+    request.scope[CHARGE](count - 1)
     made = await desk.pictures(jobs, request, door=door)
     name = desk.params.register_.name
     images = [await run_in_threadpool(_encoded, picture, size, parameters_of(row, name)) for row, picture in made]

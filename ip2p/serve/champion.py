@@ -20,14 +20,18 @@ from PIL import Image
 from ip2p.errors import ModelError
 from ip2p.model.edit import edit_pictures, open_editor
 from ip2p.model.guidance import EditOptions, EditRequest, edit_options
+from ip2p.models import editor_named
 from ip2p.params import Params
-from ip2p.release.registry import champion_number, fetch_version, version_numbers
+from ip2p.release.registry import EditorVersion, champion_number, fetch_version, forget_versions, version_numbers
 from ip2p.serve import metrics
 from ip2p.serve.jobs import Served
+from ip2p.store import read_json, write_json
 
 log = logging.getLogger("ip2p.serve")
 FOLDER, FALLBACK = "folder", "embedded"
 """Names of the versions that no registry has: `serve.editor` and `serve.fallback`."""
+_LAST = "last.json"
+"""Beside the versions on disk: which of them was served last."""
 _KEPT = 2
 """Most versions loaded beside the champion, held by jobs or kept for the next."""
 
@@ -42,10 +46,12 @@ class Champion:
     def __init__(self, params: Params, *, work: Path = Path("work/serve/versions")) -> None:
         self._params, self._work = params, work
         self._served: Served | None = None
+        self._before: str | None = None
         self._refused: str | None = None
         self._listed: dict[str, tuple[str, ...]] = {}
         self._others: OrderedDict[str, Served] = OrderedDict()
         self._alive: WeakValueDictionary[str, Served] = WeakValueDictionary()
+        self._fetched: dict[str, EditorVersion] = {}
         self._loading = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="champion", daemon=True)
@@ -101,13 +107,19 @@ class Champion:
             self._alive[number] = found
         self._others[number] = found
         self._others.move_to_end(number)
+        self._make_room()
         return found
 
     def look(self) -> None:
         """Ask the registry once, and take over its champion if it is another one."""
         number: str | None = FOLDER
         if self._params.serve.editor is None:
-            number, self._listed = champion_number(self._params), version_numbers(self._params)
+            try:
+                number, self._listed = champion_number(self._params), version_numbers(self._params)
+            except Exception:
+                if self._served is None:
+                    self._serve_last()
+                raise
             number = number or (FALLBACK if self._params.serve.fallback else None)
         if number is None or (self._served is not None and self._served.version == number) or number == self._refused:
             return
@@ -122,7 +134,34 @@ class Champion:
             return
         log.info("champion", extra={"version": number, "before": self._served and self._served.version})
         metrics.SWAPS.labels("taken").inc()
+        self._before = self._served.version if self._served else None
         self._served, self._refused = served, None
+        told = self._fetched.get(number)
+        write_json(
+            self._work / _LAST, {"version": number} | ({} if told is None else {"folder": str(told.folder), "defaults": told.defaults})
+        )
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Keep on disk only the versions in use, and the champion before this one, for a rollback."""
+        used = {self._served and self._served.version, self._before, *self._alive, *self._others}
+        self._fetched = {n: v for n, v in self._fetched.items() if n in used}
+        forget_versions(self._work, [v.folder for v in self._fetched.values()])
+
+    def _serve_last(self) -> None:
+        """While the registry is away after a start: what was served before it, if it is on disk still; else the fallback."""
+        path = self._work / _LAST
+        last = read_json(path) if path.exists() else {}
+        number = str(last.get("version", FALLBACK))
+        if "folder" in last and Path(last["folder"]).is_dir():
+            self._fetched[number] = EditorVersion(self._params.register_.name, number, Path(last["folder"]), last["defaults"])
+        elif self._params.serve.fallback is None:
+            return
+        else:
+            number = FALLBACK
+        with self._loading:
+            self._served = self._load(number)
+        log.warning("registry away at the start", extra={"serving": number})
 
     def _follow(self) -> None:
         while not self._stop.is_set():
@@ -134,12 +173,12 @@ class Champion:
 
     def _load(self, number: str) -> Served:
         section = self._params.evaluate
-        folder: Path | str = Path(self._params.serve.editor or "")
         told: Callable[[str, Any], Any] = _identity
-        if number == FALLBACK:
-            folder = str(self._params.serve.fallback)
-        elif number != FOLDER:
-            version = fetch_version(self._params, number, self._work)
+        if number in (FOLDER, FALLBACK):
+            folder: Path | str = editor_named(str(self._params.serve.editor if number == FOLDER else self._params.serve.fallback))
+        else:
+            version = self._fetched.get(number) or fetch_version(self._params, number, self._work)
+            self._fetched[number] = version
             folder, told = version.folder, version.defaults.get
         editor = open_editor(folder, self._params.models)
         usual = edit_options(section)

@@ -127,10 +127,11 @@ class Desk:
 
     def remember(self, job: Job, picture: Image.Image, door: str) -> EditRow:
         """Store a finished edit; one at a time, so that no picture is forgotten between its writing and its row's."""
+        source, made, mask = to_png(job.picture), to_png(picture), to_png(job.mask) if job.mask else None
         with self._remembering:
-            return self._remember(job, picture, door)
+            return self._remember(job, picture, door, source, made, mask)
 
-    def _remember(self, job: Job, picture: Image.Image, door: str) -> EditRow:
+    def _remember(self, job: Job, picture: Image.Image, door: str, source: bytes, made: bytes, mask: bytes | None) -> EditRow:
         keep, options, request = self.history.keep_picture, job.options, job.request
         row = EditRow(
             id=job.id,
@@ -148,9 +149,9 @@ class Desk:
             seed=request.seed,
             width=picture.width,
             height=picture.height,
-            source=keep(to_png(job.picture)),
-            mask=keep(to_png(job.mask)) if job.mask else None,
-            picture=keep(to_png(picture)),
+            source=keep(source),
+            mask=keep(mask) if mask else None,
+            picture=keep(made),
         )
         self.history.add(row)
         return row

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import OrderedDict
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -38,6 +39,8 @@ _HEADERS = {
 }
 _PATIENCE = 2.0
 """Seconds that a refused client has to send what it was sending."""
+CHARGE = "ip2p.charge"
+"""In the scope of a request for edits: what to call with the number of edits beyond the first."""
 _EDITS = ("/v1/images/edits", "/sdapi/v1/img2img", "/instruct-pix2pix/img2img", "/api/v1/edits")
 
 
@@ -46,7 +49,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, *, section: ServeParams, keys: tuple[str, ...], engine: Engine) -> None:
         self._app, self._section, self._keys, self._engine = app, section, keys, engine
-        self._hosts = {"localhost", "127.0.0.1", "[::1]", section.host, *section.hosts}
+        self._hosts = {"localhost", "127.0.0.1", "[::1]", *(name.lower() for name in (section.host, *section.hosts))}
         self._inside = 0
         """Edits that were let in and are not answered yet."""
         self._spent: OrderedDict[str, tuple[float, float]] = OrderedDict()
@@ -117,7 +120,9 @@ class Guard:
             client = scope.get("client")
             if self._engine.full or self._inside >= self._section.batch + self._section.queue:
                 raise RefusedError(429, "too many edits are waiting; come again later", code="rate_limit_exceeded")
-            self._rate(scope.get("ip2p.key") or (client[0] if client else ""))
+            who = scope.get("ip2p.key") or (client[0] if client else "")
+            self._rate(who)
+            scope[CHARGE] = partial(self._charge, who)
             return True
         return False
 
@@ -148,6 +153,12 @@ class Guard:
             self._spent.popitem(last=False)
         if left < 1:
             raise RefusedError(429, f"more than {rate} edits a minute", code="rate_limit_exceeded")
+
+    def _charge(self, who: str, edits: int) -> None:
+        """Spend more of them for a request of several pictures; what is owed fills first."""
+        if self._section.rate and edits:
+            left, then = self._spent.get(who, (float(self._section.rate), time.monotonic()))
+            self._spent[who] = (left - edits, then)
 
 
 class _TooLargeError(Exception):

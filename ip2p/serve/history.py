@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import BigInteger, Engine, ForeignKey, create_engine, delete, event, select
+from sqlalchemy import BigInteger, Engine, ForeignKey, and_, create_engine, delete, event, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -127,11 +127,12 @@ class History:
             one, two = (session.get(EditRow, id, with_for_update=held) if id else None for id in (edit, other))
             if one is None or (other and two is None):
                 raise DataError(f"edit {edit if one is None else other}: not known")
+            if edit == other:
+                raise DataError("an edit cannot be compared with itself")
             if two is not None and (one.source, one.instruction, one.mask) != (two.source, two.instruction, two.mask):
                 raise DataError("only edits of one picture by one instruction can be compared")
-            session.execute(
-                delete(VoteRow).where(VoteRow.kind == kind, VoteRow.edit == edit, VoteRow.other == other, VoteRow.voter == voter)
-            )
+            same = and_(VoteRow.edit == edit, VoteRow.other == other) | and_(VoteRow.edit == other, VoteRow.other == edit)
+            session.execute(delete(VoteRow).where(VoteRow.kind == kind, same, VoteRow.voter == voter))
             row = VoteRow(
                 id=uuid4().hex,
                 created=time.time(),

@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from ip2p.serve.desk import Ask, Desk, parameters_of, server_event
 from ip2p.serve.forms import FILE, form_of, form_schema, number_of, text_of, upload_of, whole_of
+from ip2p.serve.guard import CHARGE
 from ip2p.serve.intake import RefusedError, read_upload, to_png
 from ip2p.serve.jobs import Job
 
@@ -76,6 +77,7 @@ async def edits(request: Request) -> Response:
     if stream and count > 1:
         raise RefusedError(400, "n: streaming gives one picture", field="n")
     jobs = await desk.jobs(ask, count)
+    request.scope[CHARGE](count - 1)
     headers = {"X-Model-Version": jobs[0].version}
     if stream:
         desk.submit(jobs)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ip2p.errors import DataError
 from ip2p.params import Params
 from ip2p.serve.history import EditRow, History, VoteRow, open_history
 from ip2p.store import fingerprint, replace_folder, write_json, write_shard
@@ -46,7 +47,11 @@ _SHARD = 200
 
 
 def export(params: Params, out: Path) -> tuple[int, int]:
-    """Write the dataset; the folder's `dataset.json` names its version. Returns the number of pairs and of votes."""
+    """Write the dataset; the folder's `dataset.json` names its version. Returns the number of pairs and of votes.
+
+    Raises `DataError` if the folder holds anything but an earlier export.
+    """
+    _require_own(out)
     history = open_history(params.serve)
     votes = history.votes()
     staging = out.with_name(f".{out.name}.tmp")
@@ -66,6 +71,12 @@ def export(params: Params, out: Path) -> tuple[int, int]:
     write_json(staging / "dataset.json", {"version": mark, "pairs": count, "votes": len(votes)})
     replace_folder(staging, out)
     return count, len(votes)
+
+
+def _require_own(out: Path) -> None:
+    empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+    if not empty and not (out.is_dir() and (out / "votes.parquet").is_file() and (out / "dataset.json").is_file()):
+        raise DataError(f"{out}: holds something that is no export of feedback; name a new folder")
 
 
 def _pairs(history: History, votes: list[VoteRow]) -> Iterator[dict[str, Any]]:

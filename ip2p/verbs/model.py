@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 from ip2p.errors import UserError
 from ip2p.verbs.stage import bar, stage
 
-_EDITOR = "models/editor"
 _JPEG = (".jpg", ".jpeg")
 
 
@@ -102,18 +100,14 @@ def _edit(options: argparse.Namespace) -> int:
     return 0
 
 
-def _editor_named(name: str) -> Path | str:
-    """A folder here; or a name: `world`, the embedded editor, or a Hub id (`owner/model`)."""
-    on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).is_dir() and name != _EDITOR
-    return name if name == "world" or on_hub else Path(name)
-
-
 def _editor_asked(name: str | None) -> Path | str:
     """The editor that `--model` names; without it the trained one, or the embedded one, which is said."""
+    from ip2p.models import TRAINED, editor_named
+
     if name is not None:
-        return _editor_named(name)
-    if Path(_EDITOR).is_dir():
-        return Path(_EDITOR)
+        return editor_named(name)
+    if Path(TRAINED).is_dir():
+        return Path(TRAINED)
     print("ip2p: no models/editor here yet, the embedded editor edits (--model world)", file=sys.stderr)
     return "world"
 
@@ -121,7 +115,7 @@ def _editor_asked(name: str | None) -> Path | str:
 def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=("check", "export"), help="check: look for known faults; export: save it for other programs")
     what = "editor folder, Hub id, or `world`: the embedded editor (default: %(default)s)"
-    parser.add_argument("folder", nargs="?", default=_EDITOR, help=what)
+    parser.add_argument("folder", nargs="?", default="models/editor", help=what)
     parser.add_argument("--dataset", type=Path, default=Path("data/dataset"), help="pairs to check it on (default: %(default)s)")
     forms = (
         "diffusers: folder with model card; single: one file with the original key names; hub: push the folder (HF_TOKEN); "
@@ -133,19 +127,19 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
 
 def _model(options: argparse.Namespace) -> int:
     from ip2p.model.edit import load_editor
-    from ip2p.models import load_diffusion, resolve_device
+    from ip2p.models import editor_named, load_diffusion, resolve_device
     from ip2p.params import load_params
 
     params = load_params(options.params)
     if options.what == "export":
         from ip2p.release.export import export_editor
 
-        print(export_editor(_editor_named(options.folder), options.to, options.output, evaluation=Path("reports/evaluation/report.json")))
+        print(export_editor(editor_named(options.folder), options.to, options.output, evaluation=Path("reports/evaluation/report.json")))
         return 0
     from ip2p.model.check import check
 
     device = resolve_device(params.models.device)
-    named = _editor_named(options.folder)
+    named = editor_named(options.folder)
     editor = load_editor(named, device=device)
     teacher = load_diffusion(params.models.teacher, device=device)
     findings = check(editor, teacher, options.dataset, named if isinstance(named, Path) else None)

@@ -52,7 +52,7 @@ def test_an_edit_type_may_not_collapse():
     assert "edit types: count collapsed" in decision.reasons
 
 
-def test_a_champion_measured_elsewhere_does_not_block_and_that_is_said():
-    decision = decide(report(0.4), report(0.9, held_out="other"), Policy())
-    assert decision.promoted
+def test_a_champion_measured_elsewhere_shuts_the_gate_and_that_is_said():
+    decision = decide(report(0.9), report(0.4, held_out="other"), Policy())
+    assert not decision.promoted
     assert "not compared" in decision.reasons[-1]

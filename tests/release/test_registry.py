@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from PIL import Image
 
 from infra import local
 from ip2p.errors import DataError, ParamsError
-from ip2p.model import train
+from ip2p.model import evaluate, train
 from ip2p.release import people, registry
 from ip2p.store import digest
 from tests.services import until
@@ -27,7 +28,8 @@ def home(tiny, made, editor_folder, tmp_path, monkeypatch, track_in):
     """Paths and parameters of a registry of its own."""
     monkeypatch.chdir(tmp_path)
     params = tiny.model_copy(update={"track": track_in(tmp_path)})
-    return params, {"editor": editor_folder, "evaluation": tmp_path / "evaluation", "dataset": made / "dataset"}
+    places = {"editor": editor_folder, "evaluation": tmp_path / "evaluation", "work": tmp_path / "register"}
+    return params, places | {"triplets": made / "triplets", "dataset": made / "dataset"}
 
 
 def evaluated(folder, success):
@@ -71,6 +73,7 @@ def test_a_version_knows_its_parents_and_mlflow_serves_it_by_its_own_example(hom
     train.run(params, dataset=paths["dataset"], marker=marker, out=paths["editor"], work=tmp_path / "train")
     evaluated(paths["evaluation"], 0.5)
     registry.run(params, **paths)
+    evaluated(paths["evaluation"], 0.6)
     registry.run(params, **paths)
     client = mlflow.MlflowClient()
     tags = client.get_model_version("ip2p-editor", "2").tags
@@ -128,4 +131,40 @@ def test_people_promote_roll_back_and_hold_and_it_is_recorded(home):
     report = registry.run(params, **paths)
     assert report.kept == 0 and "held: holidays" in report.extra["gate"]
     people.hold(params, None)
-    assert registry.run(params, **paths).kept == 1
+    again = registry.run(params, **paths)  # the version is known: only the gate is asked again
+    assert again.kept == 1 and again.extra["version"] == report.extra["version"] == registry.champion_number(params)
+
+
+def test_what_a_registry_has_is_not_sent_again_and_another_registry_gets_it(home, tmp_path, track_in, monkeypatch):
+    params, paths = home
+    evaluated(paths["evaluation"], 0.5)
+    first = registry.run(params, **paths)
+    assert registry.run(params, **paths) == first  # to the last digit: what depends on its report is fresh
+    assert list(registry.version_numbers(params)) == ["1"]
+    (tmp_path / "other").mkdir()
+    other = params.model_copy(update={"track": track_in(tmp_path / "other")})
+    assert registry.run(other, **paths).kept == 1 and registry.champion_number(other) == "1"
+
+
+def test_a_champion_of_other_edits_is_measured_anew_on_the_challengers(home, editor_folder, tmp_path):
+    params, paths = home
+    evaluated(paths["evaluation"], 0.5)
+    registry.run(params, **paths)
+    small = {"evaluate": params.evaluate.model_copy(update={"count": 3, "steps": 2, "sdedit_strengths": ()})}
+    params = params.model_copy(update=small)
+    shutil.copytree(editor_folder, tmp_path / "challenger")
+    (tmp_path / "challenger" / "README.md").write_text("another")
+    paths["editor"] = tmp_path / "challenger"
+    data = {k: paths[k] for k in ("triplets", "dataset")}
+    evaluate.run(params, editor=paths["editor"], out=paths["evaluation"], work=tmp_path / "evaluate", **data)
+    gate = registry.run(params, **paths).extra["gate"]
+    assert "not compared" not in gate
+    assert "champion: success +0.000, in 100% of resamples" in gate  # the same weights
+    # one that cannot be had is not compared, and the gate stays shut
+    shutil.rmtree(tmp_path / "register" / "versions")
+    params = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"steps": 3})})
+    evaluate.run(params, editor=paths["editor"], out=paths["evaluation"], work=tmp_path / "evaluate", **data)
+    for folder in tmp_path.rglob("artifacts/editor/unet"):
+        shutil.rmtree(folder)
+    report = registry.run(params, **paths)
+    assert report.kept == 0 and "not compared" in report.extra["gate"]

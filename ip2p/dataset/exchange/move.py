@@ -46,7 +46,10 @@ def export_dataset(dataset: Path, layout: str, out: Path) -> int:
 
 
 def import_pairs(source: Path, layout: str, out: Path, params: Params, progress: Callable[[int], None] = lambda count: None) -> int:
-    """Read pairs of a layout, score them as `pairs` does, and write them as shards for `filter`. Returns their number."""
+    """Read pairs of a layout, score them as `pairs` does, and write them as shards for `filter`. Returns their number.
+
+    Its test split is left out: `filter` splits anew, and what others test on is not trained on.
+    """
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out}: holds something already; name a new folder, or delete it first")
     device = resolve_device(params.models.device)
@@ -54,7 +57,7 @@ def import_pairs(source: Path, layout: str, out: Path, params: Params, progress:
     safety = load_safety(params.models.safety, device=device) if params.models.safety else None
     staging = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
-    examples: Iterator[Example] = (e.identified() for e in _layout(layout).read(source))
+    examples: Iterator[Example] = (e.identified() for e in _layout(layout).read(source) if e.split != "test")
     count = number = 0
     for some in _whole_triplets(examples):
         mark = fingerprint("import", layout, [e.pair_id for e in some])
@@ -62,7 +65,7 @@ def import_pairs(source: Path, layout: str, out: Path, params: Params, progress:
         count, number = count + len(some), number + 1
         progress(count)
     if not count:
-        raise DataError(f"{source}: holds no examples")
+        raise DataError(f"{source}: holds no examples, those for testing left out")
     replace_folder(staging, out)
     return count
 

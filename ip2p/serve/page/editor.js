@@ -147,10 +147,11 @@ async function edit() {
 
 async function editNow(source) {
   if (!$("fixed").checked || $("seed").value === "") $("seed").value = Math.floor(Math.random() * MAX_DRAWN);
-  const wanted = $("version").value;
+  const champion = $("version").dataset.champion;
+  const picked = $("version").value === champion ? null : $("version").value; // whoever picked none gets the champion of the day
   const before = now.edit;
   $("verdict").hidden = $("choice").hidden = true;
-  const done = await trying(async () => follow(await api.ask(await asked(wanted))));
+  const done = await trying(async () => follow(await api.ask(await asked(picked))));
   if (now.source !== source) return remember(); // another picture was chosen meanwhile
   if (!done) {
     $("after").hidden = $("wipe").hidden = true;
@@ -158,15 +159,15 @@ async function editNow(source) {
     return;
   }
   await trying(() => present(done));
-  const champion = $("version").dataset.champion;
-  if ($("beside").checked && wanted && wanted !== champion) {
-    const other = await trying(async () => follow(await api.ask(await asked(champion))));
+  if ($("beside").checked && picked) {
+    const other = await trying(async () => follow(await api.ask(await asked())));
     if (other) await compare(done, other);
     await trying(() => present(done, false));
   } else if (before && before.instruction === done.instruction && now.past === before.id) {
     await compare(done, before);
   }
   now.past = done.id;
+  if (!picked && done.version !== champion) return begin(); // promoted since this page was opened
   await remember();
 }
 
