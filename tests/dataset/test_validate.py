@@ -75,3 +75,15 @@ def test_thresholds_are_promises_those_of_an_edit_type_too(tiny, made, tmp_path)
 def test_an_instruction_too_long_is_named(tiny, made, tmp_path):
     with pytest.raises(ValidationFailedError, match="edit_prompt: "):
         validate(tiny, made, tmp_path, max_instruction=5)
+
+
+def test_examples_to_train_on_are_counted_and_thresholds_hold_only_where_clip_filters(tiny, made, tmp_path):
+    train = len(read_shards(made / "dataset", "train-", columns=["pair_id"]))
+    assert train < len(read_shards(made / "dataset", columns=["pair_id"]))
+    validate(tiny, made, tmp_path, min_pairs=train)
+    with pytest.raises(ValidationFailedError, match=rf"in_training: {train} observed"):
+        validate(tiny, made, tmp_path, min_pairs=train + 1)
+    strict = tiny.filter.model_copy(update={"direction": 0.999})
+    with pytest.raises(ValidationFailedError, match="spare_sim_direction"):
+        validate(tiny, made, tmp_path, filter=strict)
+    validate(tiny, made, tmp_path, filter=strict.model_copy(update={"chain": tuple(c for c in strict.chain if c != "clip")}))

@@ -142,3 +142,32 @@ def test_versions_held_by_jobs_bound_what_is_loaded(home, tmp_path):
     people.promote(params, numbers[2], "it is loaded")
     champion.look()  # becomes champion, and is no longer one of the others
     assert champion.served.version == numbers[2] and list(champion._alive) == [numbers[0]]
+
+
+def test_without_its_registry_a_server_starts_with_what_it_served_last(home, tmp_path, monkeypatch):
+    params, dataset, editor = home
+    number = register(params, dataset, editor, tmp_path)
+    Champion(params, work=tmp_path / "versions").look()
+    monkeypatch.setattr("ip2p.serve.champion.champion_number", lambda params: 1 / 0)
+    again = Champion(params, work=tmp_path / "versions")
+    with pytest.raises(ZeroDivisionError):
+        again.look()
+    assert again.served.version == number
+    assert again.served.defaults.steps == params.evaluate.steps
+    # what never served falls back
+    fallen = params.model_copy(update={"serve": params.serve.model_copy(update={"fallback": str(editor)})})
+    fresh = Champion(fallen, work=tmp_path / "other")
+    with pytest.raises(ZeroDivisionError):
+        fresh.look()
+    assert fresh.served.version == "embedded"
+
+
+def test_versions_that_nobody_needs_leave_the_disk(home, tmp_path):
+    params, dataset, editor = home
+    champion = Champion(params, work=tmp_path / "versions")
+    numbers = []
+    for _ in range(3):
+        numbers.append(register(params, dataset, editor, tmp_path))
+        champion.look()
+    kept = {p.name.split("-")[2] for p in (tmp_path / "versions").glob("ip2p-editor-*")}
+    assert kept == set(numbers[1:])  # the champion, and the one before it for a rollback

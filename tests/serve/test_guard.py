@@ -102,6 +102,22 @@ def test_with_keys_only_who_has_one_is_answered(locked):
     assert locked.client.post("/api/v1/edits", files={"image": png()}, headers=other, **EDIT).status_code == 202
 
 
+def test_every_picture_of_a_request_is_charged(locked):
+    many = {"data": {"prompt": "make it winter", "n": "3", "num_inference_steps": "2"}}
+    codes = [locked.client.post("/v1/images/edits", files={"image": png()}, **many).status_code for _ in range(2)]
+    assert codes == [200, 429]
+    assert locked.client.post("/v1/images/edits", files={"image": png()}, headers={"X-API-Key": "open-sesame"}, **many).status_code == 429
+
+
+def test_an_editor_that_is_not_there_stops_the_start(tiny, tmp_path, editor_folder):
+    with pytest.raises(ParamsError, match=r"serve\.editor: no folder nowhere; give an editor's folder"):
+        serve(serving(tiny, tmp_path, editor_folder, editor="nowhere"))
+    params = serving(tiny, tmp_path, editor_folder)
+    far = params.model_copy(update={"serve": params.serve.model_copy(update={"port": 70000})})
+    with pytest.raises(ParamsError, match=r"serve\.port: 127\.0\.0\.1:70000 cannot be had"):
+        serve(far)
+
+
 def test_neither_keys_nor_texts_nor_pictures_are_logged(locked):
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)

@@ -130,6 +130,30 @@ def test_votes_become_preference_pairs_in_the_fields_columns(history, tiny, tmp_
     assert len(pq.read_table(tmp_path / "out" / "votes.parquet")) == 5
 
 
+def test_an_export_replaces_an_earlier_one_and_nothing_else(tiny, tmp_path):
+    section = ServeParams(database=f"sqlite:///{tmp_path}/edits.db", pictures=str(tmp_path / "pictures"))
+    params = tiny.model_copy(update={"serve": section})
+    for _ in range(2):
+        export(params, tmp_path / "out")
+    (tmp_path / "data" / "sub").mkdir(parents=True)
+    (tmp_path / "data" / "sub" / "precious.txt").write_text("kept")
+    with pytest.raises(DataError, match="holds something that is no export of feedback"):
+        export(params, tmp_path / "data")
+    assert (tmp_path / "data" / "sub" / "precious.txt").read_text() == "kept"
+
+
+def test_a_choice_made_again_the_other_way_round_replaces_the_first(history):
+    for number in range(2):
+        history.add(row(history, number))
+    one, two = (f"{n:032x}" for n in range(2))
+    told = {"kind": "pair", "reason": None, "comment": "", "voter": "me"}
+    history.vote(edit=one, other=two, value=1, **told)
+    history.vote(edit=two, other=one, value=1, **told)
+    assert [(v.edit, v.value) for v in history.votes()] == [(two, 1)]
+    with pytest.raises(DataError, match="with itself"):
+        history.vote(edit=one, other=one, value=1, **told)
+
+
 def test_a_database_that_is_away_is_told(tmp_path):
     (tmp_path / "edits.db").write_text("no database")
     with pytest.raises(DataError, match=r"serve\.database: cannot be opened"):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from ip2p.clip import image_features, similarities, text_features
 from ip2p.dataset.exchange import LAYOUTS
 from ip2p.dataset.exchange.example import Example, read_dataset
+from ip2p.dataset.filter import split_of
 from ip2p.dataset.measures import measure_pairs
 from ip2p.dataset.synthesis import similar
 from ip2p.errors import DataError
@@ -48,7 +49,7 @@ def export_dataset(dataset: Path, layout: str, out: Path) -> int:
 def import_pairs(source: Path, layout: str, out: Path, params: Params, progress: Callable[[int], None] = lambda count: None) -> int:
     """Read pairs of a layout, score them as `pairs` does, and write them as shards for `filter`. Returns their number.
 
-    Its test split is left out: `filter` splits anew, and what others test on is not trained on.
+    `filter` splits anew: examples for testing that it would train on are left out.
     """
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out}: holds something already; name a new folder, or delete it first")
@@ -57,7 +58,8 @@ def import_pairs(source: Path, layout: str, out: Path, params: Params, progress:
     safety = load_safety(params.models.safety, device=device) if params.models.safety else None
     staging = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
-    examples: Iterator[Example] = (e.identified() for e in _layout(layout).read(source) if e.split != "test")
+    read = (e.identified() for e in _layout(layout).read(source))
+    examples = (e for e in read if e.split != "test" or split_of(e.triplet_id, params.filter.splits) == "test")
     count = number = 0
     for some in _whole_triplets(examples):
         mark = fingerprint("import", layout, [e.pair_id for e in some])
@@ -65,7 +67,7 @@ def import_pairs(source: Path, layout: str, out: Path, params: Params, progress:
         count, number = count + len(some), number + 1
         progress(count)
     if not count:
-        raise DataError(f"{source}: holds no examples, those for testing left out")
+        raise DataError(f"{source}: holds no examples to train on")
     replace_folder(staging, out)
     return count
 

@@ -2,6 +2,7 @@ import io
 import json
 import tarfile
 
+import pyarrow.parquet as pq
 import pytest
 
 from ip2p.dataset import filter
@@ -154,3 +155,12 @@ def test_what_cannot_be_read_is_named(tiny, tmp_path, layout, name, data):
     (tmp_path / "in" / name).write_bytes(data)
     with pytest.raises(DataError, match=name):
         import_pairs(tmp_path / "in", layout, tmp_path / "pairs", tiny)
+
+
+def test_what_others_test_on_is_not_trained_on(made, tiny, tmp_path):
+    rows = read_shards(made / "dataset", "train-").slice(0, 6)
+    ids = rows["triplet_id"].to_pylist()
+    test = rows.set_column(rows.schema.get_field_index("split"), "split", [["test" if i == ids[0] else "train" for i in ids]])
+    (tmp_path / "hf" / "data").mkdir(parents=True)
+    pq.write_table(test, tmp_path / "hf" / "data" / "all-00000-of-00001.parquet")
+    assert import_pairs(tmp_path / "hf", "hf", tmp_path / "pairs", tiny) == sum(i != ids[0] for i in ids)
