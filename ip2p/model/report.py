@@ -23,6 +23,8 @@ _MEASURES = (
     "l1",
     "l2",
     "outside",
+    "shift",
+    "zoom",
     "image_similarity",
     "direction_similarity",
     "text_similarity",
@@ -58,6 +60,7 @@ def run(params: Params, *, reports: Path, evaluation: Path, out: Path) -> StageR
             f"<h2>Edits of held-out pictures</h2>{_edits(examples, evaluation)}",
             f"<h2>Against the baselines</h2>{_systems(result)}{_picture(evaluation / 'curve.png', 'similarity curves', 'plot')}",
             f"<h2>Best, median and worst</h2>{_extremes(evaluation)}",
+            _judge(result),
             _benchmarks(result),
             f"<h2>By edit type</h2>{_picture(evaluation / 'types.png', 'success by edit type', 'plot')}{_types(result['headline']['by_type'])}",
             f"<h2>What became of the pairs</h2>{_survivors(stages['filter'])}",
@@ -110,7 +113,30 @@ def _systems(result: dict[str, Any]) -> str:
         for system, d in result["paired"].items()
     ]
     head = ["paired difference, 95% interval", *(n.replace("_", " ") for n in names)]
-    return table + _table(head, against)
+    return table + _told_of(result) + _table(head, against)
+
+
+def _told_of(result: dict[str, Any]) -> str:
+    """How to read the measures: what decides, how often the checker errs, and where a protocol is not the usual one."""
+    told = [f"Systems are ranked by {result['judged_by'].replace('_', ' ')}."]
+    if result["truth"]:
+        right, touched = result["truth"]["success"], result["baselines"]["source"]["done"]
+        told.append(
+            f"The checker reads {right:.1%} of the true edits as done with the rest kept, and {touched:.1%} of the untouched sources as done."
+        )
+    if result["protocol"] == "legacy":
+        told.append(
+            "CLIP saw images in [-1, 1], the mistake of the reference (protocol legacy): compare its similarities with the paper's only."
+        )
+    return f"<p class=sub>{' '.join(told)}</p>"
+
+
+def _judge(result: dict[str, Any]) -> str:
+    if "judge" not in result:
+        return ""
+    return "<h2>What the judge says</h2>" + _table(
+        ["vision language model", ""], [[html.escape(k), html.escape(str(v))] for k, v in result["judge"].items()]
+    )
 
 
 def _extremes(evaluation: Path) -> str:

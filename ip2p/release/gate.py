@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ip2p.model.bootstrap import resampled_means
+from ip2p.model.bootstrap import bootstrap, resampled_means
 
 Report = Mapping[str, Any]
 
@@ -68,7 +68,9 @@ def _against_champion(challenger: Report, champion: Report, policy: Policy) -> I
     gains = _differences(ours[measure], theirs[measure])
     sure = _share_above(gains, policy.margin)
     mean, better = sum(gains) / len(gains), sure >= policy.confidence
-    told = f"champion: {measure} {mean:+.3f}, in {sure:.0%} of resamples at least {policy.margin:+.3f} ({policy.confidence:.0%} wanted)"
+    low, high = bootstrap(gains)
+    told = f"champion: {measure} {mean:+.3f} [{low:+.3f}, {high:+.3f}], in {sure:.0%} of resamples at least {policy.margin:+.3f}"
+    told += f" ({policy.confidence:.0%} wanted)"
     yield better, f"{told}: {'better' if better else 'not surely better'}"
     kept = "stayed" if "stayed" in ours else "image_similarity"
     losses = _differences(ours[kept], theirs[kept])

@@ -159,7 +159,7 @@ def test_a_champion_of_other_edits_is_measured_anew_on_the_challengers(home, edi
     evaluate.run(params, editor=paths["editor"], out=paths["evaluation"], work=tmp_path / "evaluate", **data)
     gate = registry.run(params, **paths).extra["gate"]
     assert "not compared" not in gate
-    assert "champion: success +0.000, in 100% of resamples" in gate  # the same weights
+    assert "champion: success +0.000 [+0.000, +0.000], in 100% of resamples" in gate  # the same weights
     # one that cannot be had is not compared, and the gate stays shut
     shutil.rmtree(tmp_path / "register" / "versions")
     params = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"steps": 3})})

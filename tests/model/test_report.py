@@ -1,0 +1,51 @@
+import json
+
+import pytest
+from PIL import Image
+
+from ip2p.model import report
+
+STAGES = ("triplets", "pairs", "filter", "validate", "train", "evaluate", "register")
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """What a run leaves behind, with hostile texts in it."""
+    told = {"seen": 2, "kept": 1, "seconds": 1.0, "dropped_by_reason": {"<i>": 1}, "kept_by_edit_type": {"<b>type": 1}, "extra": {}}
+    for stage in STAGES:
+        (tmp_path / f"{stage}.json").write_text(json.dumps(told))
+    registered = {"model": "m", "version": "1", "promoted": "True", "gate": "<u>", "dataset": "d", "code": "c"}
+    (tmp_path / "register.json").write_text(json.dumps(told | {"extra": registered}))
+    evaluation = tmp_path / "evaluation"
+    means = {"success": 0.5, "done": 0.5, "stayed": 1.0, "l1": 0.1}
+    differences = {n: {"difference": 0.1, "low": 0.0, "high": 0.2} for n in means}
+    types = {"<b>type": {"count": 2, "done": 0.5, "done_low": 0.0, "done_high": 1.0, "stayed": 1.0}}
+    result = {
+        "count": 2,
+        "protocol": "legacy",
+        "judged_by": "success",
+        "headline": means | {"intervals": {n: [0.4, 0.6] for n in means}, "by_type": types},
+        "baselines": {"source": means | {"done": 0.0, "success": 0.0}},
+        "paired": {"source": differences},
+        "truth": means | {"success": 0.987},
+        "benchmarks": {},
+        "judge": {"judge mean": "0.700 [0.60, 0.80]", "judge models": "<s>"},
+    }
+    (evaluation / "examples").mkdir(parents=True)
+    (evaluation / "report.json").write_text(json.dumps(result))
+    (evaluation / "examples.json").write_text(json.dumps([{"instruction": "<script>", "edit_type": "<b>type"}]))
+    (evaluation / "extremes.json").write_text(json.dumps({"best": []}))
+    for name in ("curve.png", "types.png", "examples/00-source.png", "examples/00-editor.png"):
+        Image.new("RGB", (8, 8)).save(evaluation / name)
+    return tmp_path
+
+
+def test_the_page_tells_how_to_read_it_and_text_stays_text(finished, tiny):
+    report.run(tiny, reports=finished, evaluation=finished / "evaluation", out=finished / "report.html")
+    page = (finished / "report.html").read_text()
+    assert "98.7% of the true edits" in page and "0.0% of the untouched sources" in page
+    assert "protocol legacy" in page
+    assert "0.700 [0.60, 0.80]" in page
+    for hostile in ("<script>", "<i>", "<u>", "<s>", "<b>type"):
+        assert hostile not in page
+    assert page.count("data:image/png;base64,") == 4
