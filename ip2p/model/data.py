@@ -248,7 +248,7 @@ def _encode(table: pa.Table, model: Diffusion, section: TrainParams, seed: int) 
 def _views(row: dict[str, Any], size: int, section: TrainParams, seed: int) -> Tensor:
     """The views of a pair, both images in one tensor's channels."""
     images = [from_bytes(row[c]["bytes"], where=f"{row['pair_id']}.{c}") for c in ("original_image", "edited_image")]
-    pair = torch.cat([_resized(x, size) for x in images])
+    pair = torch.cat([resized(x, size) for x in images])
     mirror = section.flip and not _SIDE.search(row["edit_prompt"])
     own = int.from_bytes(hashlib.sha256(row["pair_id"].encode()).digest()[:4], "big")
     return torch.stack([_view(pair, v, mirror=mirror, seed=seed * 1_000_003 + own) for v in range(section.views)])
@@ -259,13 +259,14 @@ def example_pairs(dataset: Folder, count: int, size: int) -> tuple[list[str], Te
     split = "validation-" if any(dataset.glob("validation-*.parquet")) else "train-"
     rows = first_rows(dataset, split, count)
     before, after = (
-        torch.stack([_resized(from_bytes(r[c]["bytes"], where=f"{r['pair_id']}.{c}"), size) for r in rows])
+        torch.stack([resized(from_bytes(r[c]["bytes"], where=f"{r['pair_id']}.{c}"), size) for r in rows])
         for c in ("original_image", "edited_image")
     )
     return [r["edit_prompt"] for r in rows], before, after
 
 
-def _resized(image_CHW: Tensor, size: int) -> Tensor:
+def resized(image_CHW: Tensor, size: int) -> Tensor:
+    """An image in [0, 1] as a square of that side."""
     if image_CHW.shape[-2:] == (size, size):
         return image_CHW
     return F.interpolate(image_CHW[None], size=(size, size), mode="bicubic", antialias=True)[0].clamp(0, 1)

@@ -5,17 +5,42 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ip2p.diffusion import Diffusion, text_arguments
 from ip2p.errors import ParamsError
 from ip2p.model.data import TrainBatch
+from ip2p.model.preferences import PreferenceBatch
 from ip2p.muon import Muon
 from ip2p.params import TrainParams
 
 
 def loss_of(unet: Any, batch: TrainBatch, model: Diffusion, *, min_snr: float = 0.0) -> Tensor:
     """Mean squared error of the UNet's eps (or v) on a batch; with `min_snr` γ, min(SNR, γ) weights x0 (Hang et al. 2023)."""
+    errors_B = _errors(unet, batch, model)
+    if min_snr:
+        scheduler: Any = model.scheduler
+        alpha_B = scheduler.alphas_cumprod[batch.timesteps_B].to(model.device)
+        errors_B = errors_B * snr_weight(alpha_B, scheduler.config.prediction_type, min_snr)
+    return errors_B.mean()
+
+
+def preference_loss(unet: Any, start: Any, batch: PreferenceBatch, model: Diffusion, *, beta: float) -> Tensor:
+    """Diffusion-DPO (Wallace et al. 2023, eq. 14): -log σ(β/2 · (gain on the better edit - gain on the worse)).
+
+    An edit's gain is by how much its error is smaller than that of the UNet at the start.
+    """
+    twice = [torch.cat([x, x]) for x in (batch.noise_BCHW, batch.timesteps_B, batch.source_BCHW, batch.text_BLD)]
+    both = TrainBatch(torch.cat([batch.better_BCHW, batch.worse_BCHW]), *twice)
+    with torch.no_grad():
+        before = _errors(start, both, model)
+    better, worse = (before - _errors(unet, both, model)).chunk(2)
+    return -F.logsigmoid(beta / 2 * (better - worse)).mean()
+
+
+def _errors(unet: Any, batch: TrainBatch, model: Diffusion) -> Tensor:
+    """The mean squared error of each sample's eps (or v)."""
     scheduler: Any = model.scheduler
     device, prediction = model.device, scheduler.config.prediction_type
     alpha = scheduler.alphas_cumprod[batch.timesteps_B].view(-1, 1, 1, 1).to(device)
@@ -24,11 +49,8 @@ def loss_of(unet: Any, batch: TrainBatch, model: Diffusion, *, min_snr: float = 
     target = noise if prediction == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
     rows = torch.cat([noisy, source], dim=1).contiguous(memory_format=torch.channels_last)
     told = text_arguments(model, text, (rows.shape[-2], rows.shape[-1]))
-    errors_B = (unet(rows, batch.timesteps_B.to(device), **told).sample.float() - target).square().mean(dim=(1, 2, 3))
-    if min_snr:
-        errors_B = errors_B * snr_weight(alpha.flatten(), prediction, min_snr)
-    loss: Tensor = errors_B.mean()
-    return loss
+    errors_B: Tensor = (unet(rows, batch.timesteps_B.to(device), **told).sample.float() - target).square().mean(dim=(1, 2, 3))
+    return errors_B
 
 
 def snr_weight(alpha_B: Tensor, prediction: str, gamma: float) -> Tensor:

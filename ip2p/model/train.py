@@ -27,6 +27,7 @@ from ip2p.model.guidance import EditRequest, edit_options
 from ip2p.model.lora import merge_lora
 from ip2p.model.objective import learning_rate, require_optimizer
 from ip2p.model.plan import require_memory
+from ip2p.model.preferences import Preferences, load_preferences, preferences_folder
 from ip2p.model.seen import Seen, read_seen
 from ip2p.model.trainer import Job, Trainer
 from ip2p.model.unet import require_start
@@ -63,15 +64,21 @@ def run(params: Params, *, dataset: Folder, marker: Path, out: Path, work: Path)
     data = digest(dataset)
     if read_json(marker).get("dataset") != data:
         raise DataError(f"{dataset}: changed since it was validated; run `ip2p validate` (or `dvc repro`) first")
+    preferences = preferences_folder(section.preferences) if section.preferences else None
+    if preferences is not None and section.preference_batch % (workers * section.accumulate):
+        shared = f"{workers} processes × train.accumulate = {section.accumulate}"
+        raise ParamsError(f"train.preference_batch: {section.preference_batch} cannot be shared by {shared}; make it a multiple")
     mark = fingerprint(
         "train",
         section.model_dump(exclude=_WITHOUT_EFFECT),
+        digest(preferences) if preferences else None,
         params.seed,
         str(resolve_dtype(params.models.dtype, device)),
         data,
         model_digest(*start_of(params)),
         code_mark(
-            *(f"model/{n}.py" for n in ("train", "trainer", "objective", "lora", "data", "unet")), "muon.py", "diffusion.py", "pictures.py"
+            *(f"model/{n}.py" for n in ("train", "trainer", "objective", "lora", "data", "unet", "preferences")),
+            *("muon.py", "diffusion.py", "pictures.py"),
         ),
     )
     job = Job(params, dataset, data, work / mark, out)
@@ -80,7 +87,7 @@ def run(params: Params, *, dataset: Folder, marker: Path, out: Path, work: Path)
     require_start(base.unet, base.latent_channels)
     require_optimizer(section)
     require_memory(params, base, workers=workers)
-    loaded = base, _latents(job, base, rank, launched)  # encoded once, before several processes want them
+    loaded = base, *_data(job, base, rank, launched)  # encoded once, before several processes want it
     if launched > 1 or workers == 1:
         _work(rank, workers, job, loaded)
     else:
@@ -116,22 +123,25 @@ def load_base(params: Params) -> Diffusion:
     return replace(base, scheduler=DDIMScheduler.from_config(base.scheduler.config, prediction_type=section.prediction))
 
 
-def _latents(job: Job, base: Diffusion, rank: int = 0, workers: int = 1) -> Latents:
-    params = job.params
+def _data(job: Job, base: Diffusion, rank: int = 0, workers: int = 1) -> tuple[Latents, Preferences | None]:
+    params, cache = job.params, job.work.parent
     mark = model_digest(*start_of(params))
     told = partial(_told, "train: latents, part")
-    of = partial(load_latents, job.dataset, base, params.train, model_digest=mark, seed=params.seed, cache=job.work.parent)
-    return of(rank=rank, workers=workers, on_part=told)
+    of = partial(load_latents, job.dataset, base, params.train, model_digest=mark, seed=params.seed, cache=cache)
+    latents = of(rank=rank, workers=workers, on_part=told)
+    if params.train.preferences is None:
+        return latents, None
+    return latents, load_preferences(preferences_folder(params.train.preferences), base, model_digest=mark, cache=cache, rank=rank)
 
 
 def _told(what: str, done: int, of: int) -> None:
     print(f"{what} {done} of {of}", flush=True)
 
 
-def _work(rank: int, workers: int, job: Job, loaded: tuple[Diffusion, Latents] | None = None) -> None:
+def _work(rank: int, workers: int, job: Job, loaded: tuple[Diffusion, Latents, Preferences | None] | None = None) -> None:
     if loaded is None:
         base = load_base(job.params)
-        loaded = base, _latents(job, base)
+        loaded = base, *_data(job, base)
     trainer = Trainer(job, rank, workers, *loaded)
     del loaded
     if rank > 0:
@@ -157,6 +167,7 @@ def _work(rank: int, workers: int, job: Job, loaded: tuple[Diffusion, Latents] |
             "seed": params.seed,
             "dtype": str(trainer.base.dtype),
             "pairs": len(trainer.latents),
+            "preferences": len(trainer.preferences or ()),
             "loss": read_json(job.work / "progress.json")["loss"],
             "train": params.train.model_dump() | {"start": params.train.start and Path(params.train.start).name},
         }
@@ -205,7 +216,7 @@ def _log(trainer: Trainer, tracked: Run, speed: float) -> None:
         "lr": learning_rate(section, trainer.step - 1),
         "gradient_norm": trainer.gradient_norm.item(),
         "memory_gb": memory_gb(trainer.base.device),
-    }
+    } | ({} if trainer.preferences is None else {"preference_loss": trainer.preference_loss})
     tracked.metrics(values, trainer.step)
     write_json(trainer.job.work / "progress.json", {"step": trainer.step, **values})
     print(f"train {trainer.step}/{section.steps}  loss {values['loss']:.4f}  {speed:.1f} samples/s", flush=True)

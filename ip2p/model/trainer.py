@@ -15,7 +15,8 @@ from ip2p.checkpoint import load_newest, save_checkpoint, trained_state
 from ip2p.diffusion import Diffusion
 from ip2p.model.data import Latents, draw_batch
 from ip2p.model.lora import add_lora
-from ip2p.model.objective import ema_rate, learning_rate, loss_of, new_optimizer
+from ip2p.model.objective import ema_rate, learning_rate, loss_of, new_optimizer, preference_loss
+from ip2p.model.preferences import Preferences, draw_preferences
 from ip2p.model.unet import new_editor_unet
 from ip2p.parallel import average, average_gradients
 from ip2p.params import Params
@@ -42,7 +43,10 @@ class Trainer:
     workers: int
     base: Diffusion
     latents: Latents
+    preferences: Preferences | None = None
     unet: Any = field(init=False)
+    start: Any = field(init=False, default=None)
+    """The UNet as it was at the start, which preferences are measured against; None without them."""
     optimizer: torch.optim.Optimizer = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     ema: dict[str, Tensor] = field(init=False)
@@ -50,10 +54,15 @@ class Trainer:
     losses: list[float] = field(init=False)
     gradient_norm: Tensor = field(init=False)
     """Of the last step, before clipping."""
+    preference_loss: float = field(init=False, default=math.nan)
+    """Of the last step, of the whole batch; ln 2 at the start."""
 
     def __post_init__(self) -> None:
         section = self.job.params.train
         start = self.base.unet
+        if self.preferences is not None:
+            self.start = new_editor_unet(start, self.base.latent_channels).to(self.base.device, memory_format=torch.channels_last)
+            self.start.eval().requires_grad_(False)
         self.unet = new_unet(self.base, self.job.params).to(self.base.device, memory_format=torch.channels_last).train()
         self.base = replace(self.base, unet=self.unet)
         start.to("meta")  # no longer needed: gives its memory back, whoever still holds it
@@ -81,13 +90,15 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(section, self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self.base.device)
+        total, preferred = torch.zeros(2, device=self.base.device)
         for first in range(self.rank * share, (self.rank + 1) * share, part):
             batch = draw_batch(self.latents, section, seed=seed, step=self.step, first=first, count=part)
             with self.base.arithmetic():
                 loss = loss_of(self.unet, batch, self.base, min_snr=section.min_snr) / section.accumulate
             self.scaler.scale(loss).backward()
             total += loss.detach()
+            if self.preferences is not None:
+                preferred += self._prefer((first - self.rank * share) // part)
         average_gradients(list(self.unet.parameters()), self.workers)
         self.scaler.unscale_(self.optimizer)
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.unet.parameters(), section.clip_norm or math.inf)
@@ -96,7 +107,22 @@ class Trainer:
         self._average_weights(ema_rate(section, self.step))
         self.step += 1
         self.losses.append(average(total, self.workers))
+        if self.preferences is not None:
+            self.preference_loss = average(preferred, self.workers)
         return self.losses[-1]
+
+    def _prefer(self, number: int) -> Tensor:
+        """Add the gradients of preferences to those of a part of this process's share; returns its share of their loss."""
+        assert self.preferences is not None
+        section, seed = self.job.params.train, self.job.params.seed
+        share = section.preference_batch // self.workers
+        part = share // section.accumulate
+        of = {"batch": section.preference_batch, "seed": seed, "step": self.step, "first": self.rank * share + number * part, "count": part}
+        with self.base.arithmetic():
+            drawn = draw_preferences(self.preferences, **of)
+            loss = preference_loss(self.unet, self.start, drawn, self.base, beta=section.preference_beta) / section.accumulate
+        self.scaler.scale(section.preference_weight * loss).backward()
+        return loss.detach()
 
     def finite(self) -> bool:
         """Whether what is trained, and its average, are numbers still."""

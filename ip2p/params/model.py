@@ -19,6 +19,15 @@ class TrainParams(Section):
     """An editor to go on from (`world`: the one that ships; a diffusers folder as `./path`; a Hub id such as
     `timbrooks/instruct-pix2pix`); none: the teacher. The captions that its folder says it was trained on
     are not held out."""
+    preferences: str | None = None
+    """What people preferred among served edits, learned from beside the dataset (Diffusion-DPO): the folder of `ip2p feedback export`,
+    which tells the version to write behind it (`data/preferences@VERSION`), so that other votes are another training."""
+    preference_batch: Count = 8
+    """Preferences a step; each costs as much as four samples."""
+    preference_weight: Positive = 1.0
+    """Weight of their loss beside that of the dataset."""
+    preference_beta: Positive = 2500.0
+    """β: how dear it is to leave what the editor was at the start (Wallace et al. 2023: 5000 for Stable Diffusion 1.5)."""
     lora_rank: Annotated[int, Field(ge=0, le=1024)] = 0
     """Rank of LoRA weights that are trained in place of the whole UNet; 0 trains it all."""
     optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"

@@ -34,9 +34,13 @@ def _serve(options: argparse.Namespace) -> int:
 def _feedback(options: argparse.Namespace) -> int:
     from ip2p.params import load_params
     from ip2p.serve.preferences import export
+    from ip2p.store import read_json
 
     pairs, votes = export(load_params(options.params), options.output)
     print(f"{pairs} preference pairs and {votes} votes in {options.output}")
+    if pairs:
+        version = read_json(options.output / "dataset.json")["version"]
+        print(f"the next training learns from them with `train.preferences: {options.output}@{version[:12]}` in params.yaml")
     return 0
 
 

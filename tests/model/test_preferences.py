@@ -1,0 +1,135 @@
+import json
+import math
+
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ip2p.errors import DataError, ParamsError
+from ip2p.model import objective, plan, preferences, train
+from ip2p.model.data import TrainBatch
+from ip2p.model.unet import grow_unet
+from ip2p.params import TrainParams
+from ip2p.pictures import from_bytes
+from ip2p.store import digest, read_shards, write_json, write_shard
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    """Somebody preferred the edit to nothing done, whichever came first; once neither; and once the pictures are gone."""
+    rows = read_shards(made / "dataset", "train-").slice(0, 5).to_pylist()
+    told = []
+    for number, row in enumerate(rows):
+        edit, source = row["edited_image"]["bytes"], row["original_image"]["bytes"]
+        pictures, label = ((edit, source), 1.0) if number % 2 else ((source, edit), 0.0)
+        told.append({"jpg_0": pictures[0], "jpg_1": pictures[1], "label_0": label, "caption": row["edit_prompt"], "source": source})
+    told[3]["label_0"] = 0.5
+    told[4]["jpg_1"] = None
+    out = tmp_path / "preferences"
+    write_shard(out / "train-00000.parquet", pa.Table.from_pylist(told), "v")
+    write_json(out / "dataset.json", {"version": "abc123", "pairs": 5, "votes": 5})
+    return out
+
+
+@pytest.fixture
+def setup(tiny, made, folder, tmp_path, track_in):
+    marker = tmp_path / "validated.json"
+    marker.write_text(json.dumps({"dataset": digest(made / "dataset")}))
+    exact = tiny.models.model_copy(update={"dtype": "float32"})
+    section = {"preferences": f"{folder}@abc", "preference_batch": 4, "lr": 1e-4, "ema": 0.0, "steps": 3, "grid_every": 100}
+    params = tiny.model_copy(update={"track": track_in(tmp_path), "models": exact, "train": tiny.train.model_copy(update=section)})
+    return params, {"dataset": made / "dataset", "marker": marker, "out": tmp_path / "editor", "work": tmp_path / "work"}
+
+
+def weights(out):
+    return load_file(out / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def test_only_what_was_preferred_is_learned_from_and_the_better_is_the_better(folder, teacher, tmp_path):
+    known = preferences.load_preferences(folder, teacher, model_digest="t", cache=tmp_path)
+    rows = list(preferences._preferred(folder))
+    assert len(known) == len(rows) == 3
+    for row, source, better, worse in zip(rows, known.source_NCHW, known.better_NCHW, known.worse_NCHW, strict=True):
+        picture = preferences.encode_images(teacher, from_bytes(row["better"], where="x")[None])[0][0]
+        assert torch.allclose(better.float(), picture * teacher.vae.config.scaling_factor, atol=5e-3)
+        assert torch.allclose(worse.float(), source.float() * teacher.vae.config.scaling_factor, atol=5e-3)  # nothing was done there
+    part = preferences.draw_preferences(known, batch=8, seed=0, step=3, first=2, count=2)
+    whole = preferences.draw_preferences(known, batch=8, seed=0, step=3, first=0, count=8)
+    assert torch.equal(part.noise_BCHW, whole.noise_BCHW[2:4]) and torch.equal(part.better_BCHW, whole.better_BCHW[2:4])
+
+
+def test_the_loss_is_that_of_the_paper(folder, teacher, tmp_path):
+    known = preferences.load_preferences(folder, teacher, model_digest="t", cache=tmp_path)
+    drawn = preferences.draw_preferences(known, batch=4, seed=0, step=0, first=0, count=4)
+    start, other = grow_unet(teacher.unet).eval(), grow_unet(teacher.unet).eval()
+    same = objective.preference_loss(start, start, drawn, teacher, beta=2500.0)
+    assert same.item() == pytest.approx(math.log(2), abs=1e-6)
+    with torch.no_grad():
+        other.conv_out.weight *= 1.05
+    alone = []
+    for better in (True, False):
+        clean = drawn.better_BCHW if better else drawn.worse_BCHW
+        batch = TrainBatch(clean, drawn.noise_BCHW, drawn.timesteps_B, drawn.source_BCHW, drawn.text_BLD)
+        alone.append([objective._errors(unet, batch, teacher) for unet in (start, other)])
+    (better_0, better_1), (worse_0, worse_1) = alone
+    wanted = -torch.log(torch.sigmoid(-100 / 2 * ((better_1 - better_0) - (worse_1 - worse_0)))).mean()
+    assert torch.allclose(objective.preference_loss(other, start, drawn, teacher, beta=100.0), wanted, rtol=1e-3)
+
+
+def test_training_comes_to_prefer_what_people_preferred_and_says_how_many(setup, folder, teacher, tmp_path):
+    params, paths = setup
+    known = preferences.load_preferences(folder, teacher, model_digest="t", cache=tmp_path)
+    drawn = preferences.draw_preferences(known, batch=32, seed=9, step=0, first=0, count=32)
+    start = grow_unet(teacher.unet).eval()
+
+    def loss_of(out):
+        trained = grow_unet(teacher.unet).eval()
+        trained.load_state_dict(weights(out))
+        with torch.no_grad():
+            return objective.preference_loss(trained, start, drawn, teacher, beta=100.0).item()
+
+    section = {"steps": 4, "lr": 3e-5, "preference_beta": 100.0, "preference_weight": 10.0}
+    preferring = params.model_copy(update={"train": params.train.model_copy(update=section)})
+    train.run(preferring, **paths)
+    told = loss_of(paths["out"])
+    assert "3 preferences" in (paths["out"] / "README.md").read_text()
+    assert json.loads((paths["out"] / "training.json").read_text())["preferences"] == 3
+    assert json.loads(next(paths["work"].glob("*/progress.json")).read_text())["preference_loss"] > 0
+    without = preferring.model_copy(update={"train": preferring.train.model_copy(update={"preferences": None})})
+    train.run(without, **paths)
+    assert told < 0.9 * math.log(2) < loss_of(paths["out"])
+
+
+def test_two_processes_learn_from_the_same_preferences_as_one(setup, tmp_path):
+    params, paths = setup
+    torch.set_num_threads(1)
+    params = params.model_copy(update={"train": params.train.model_copy(update={"steps": 2})})
+    train.run(params, **paths)
+    two = params.model_copy(update={"train": params.train.model_copy(update={"workers": 2})})
+    train.run(two, **{**paths, "work": tmp_path / "work2", "out": tmp_path / "editor2"})
+    alone, together = weights(paths["out"]), weights(tmp_path / "editor2")
+    assert all(torch.allclose(alone[k], together[k], atol=2e-4) for k in alone)
+
+
+def test_what_is_wrong_with_preferences_is_said(setup, folder, teacher, tmp_path):
+    params, paths = setup
+
+    def with_train(**changes):
+        return params.model_copy(update={"train": params.train.model_copy(update=changes)})
+
+    with pytest.raises(DataError, match="is version abc123, not other; name that one"):
+        train.run(with_train(preferences=f"{folder}@other"), **paths)
+    with pytest.raises(DataError, match=r"nowhere holds no export of feedback; run `ip2p feedback export -o nowhere`"):
+        train.run(with_train(preferences="nowhere"), **paths)
+    with pytest.raises(ParamsError, match=r"train\.preference_batch: 3 cannot be shared by 1 processes × train.accumulate = 2"):
+        train.run(with_train(preference_batch=3, accumulate=2), **paths)
+    rows = read_shards(folder, "train-").slice(3, 1)
+    write_shard(folder / "train-00000.parquet", rows, "v")
+    with pytest.raises(DataError, match="no edit was preferred to another there; gather votes first"):
+        preferences.load_preferences(folder, teacher, model_digest="t", cache=tmp_path)
+
+
+def test_the_plan_counts_the_start_that_preferences_are_measured_against(teacher):
+    plain, preferring = (plan.estimate(teacher, TrainParams(preferences=p), gpu=False) for p in (None, "data/preferences"))
+    assert preferring.frozen - plain.frozen == pytest.approx(plain.weights)
