@@ -37,6 +37,8 @@ P2P = "# What Prompt-to-Prompt adds"
 """Heading of the part of the page that docs/prompt_to_prompt.py writes."""
 LONG = "# The editor that ships"
 """Heading of the part of the page that docs/embedded.py writes."""
+PREFERENCES = "# What votes are worth"
+"""Heading of the part of the page that docs/preferences.py writes."""
 _FIRST = "# The illustrated world: what its models can do"
 
 
