@@ -123,7 +123,8 @@ def markdown(reports: dict[str, Any]) -> str:
     by_type = "\n".join(f"| {t} | " + " | ".join(f"{v:.2f}" for v in values) + " |" for t, values in rows.items())
     how = f"{TRAINING['steps']} steps of training at a rate of {TRAINING['lr']:g}"
     shares = f"{TRAINING['preference_batch']} a step, weight {TRAINING['preference_weight']:g}"
-    return f"""Written by `python docs/preferences.py` after `make run`. The editor that ships edited {SCENES:,} new pictures from {SEEDS} seeds each;
+    return f"""Written by `python docs/preferences.py` after `make run`. The editor that ships edited {SCENES:,} new
+pictures from {SEEDS} seeds each;
 where some of a picture's edits succeeded and others did not, the checker, in place of a person, preferred one of the first to one of
 the others: {votes} votes, through the service's history and `ip2p feedback export`. Then {how},
 with the votes ({shares}) and without, the same pairs otherwise;
