@@ -348,3 +348,18 @@ def test_grids_and_checks_take_pairs_of_any_size(setup, made, tmp_path):
     write_shard(folder / "train-00000.parquet", pa.Table.from_pylist(rows), "x")
     instructions, before, after = example_pairs(folder, 3, 96)
     assert (len(instructions), before.shape, after.shape) == (3, (3, 3, 96, 96), (3, 3, 96, 96))
+
+
+def test_what_training_did_is_in_mlflow(setup):
+    from mlflow import MlflowClient
+
+    params, paths = setup
+    train.run(params, **paths)
+    client = MlflowClient(params.track.uri)
+    (run,) = client.search_runs([client.get_experiment_by_name(params.track.experiment).experiment_id])
+    for name in ("loss", "lr", "samples_per_second", "memory_gb", "gradient_norm"):
+        assert [m.step for m in client.get_metric_history(run.info.run_id, name)] == [1, 2, 3, 4]
+    losses = losses_of(paths["work"]).tolist()
+    assert [m.value for m in client.get_metric_history(run.info.run_id, "loss")] == pytest.approx(losses, rel=1e-6)
+    assert run.data.params["dataset"] == digest(paths["dataset"]) and run.data.params["train.steps"] == "4"
+    assert [a.path for a in client.list_artifacts(run.info.run_id, "grids")] == ["grids/000002.png", "grids/000004.png"]
