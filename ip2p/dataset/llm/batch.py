@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
@@ -21,6 +21,8 @@ from ip2p.store import fingerprint
 
 MOST_REQUESTS = 50_000
 """Requests a batch (OpenAI's limit)."""
+MOST_BYTES = 190_000_000
+"""Bytes a batch's file, a little below OpenAI's limit of 200 MB: requests that show pictures are large."""
 _MARK = "ip2p"
 _ENDED = {"completed", "expired", "cancelled", "failed"}
 T = TypeVar("T")
@@ -33,8 +35,8 @@ async def ask_by_batch(client: Client, requests: list[Request]) -> list[Request]
         await _collect(client, batch)
     pending = [r for r in requests if r.id not in client.journal.replies]
     affordable = _affordable(client, pending)
-    for first in range(0, len(affordable), MOST_REQUESTS):
-        await _collect(client, await _send(client, affordable[first : first + MOST_REQUESTS]))
+    for some in _batches(client, affordable):
+        await _collect(client, await _send(client, some))
     if len(affordable) < len(pending):
         raise BudgetError(f"triplets.llm.budget: ${client.section.budget:g} pays for {len(affordable)} of {len(pending)} requests")
     return [r for r in requests if r.id not in client.journal.replies]
@@ -49,6 +51,31 @@ def _affordable(client: Client, requests: list[Request]) -> list[Request]:
     return requests
 
 
+def _batches(client: Client, requests: list[Request]) -> Iterator[list[Request]]:
+    """The requests in order, as many a batch as the endpoint takes."""
+    some: list[Request] = []
+    size = 0
+    for request in requests:
+        own = len(_line(client, request).encode())
+        if some and (len(some) == MOST_REQUESTS or size + own > MOST_BYTES):
+            yield some
+            some, size = [], 0
+        some.append(request)
+        size += own
+    if some:
+        yield some
+
+
+def _line(client: Client, request: Request) -> str:
+    """A request as a line of a batch's file."""
+    line = {"custom_id": request.id, "method": "POST", "url": _url(request), "body": payload(request, client.section)}
+    return json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def _url(request: Request) -> str:
+    return "/v1/completions" if "prompt" in request.body else "/v1/chat/completions"
+
+
 async def _send(client: Client, requests: list[Request]) -> Sent:
     """Send a batch, unless the endpoint already has it from a run of which no journal is left."""
     ids = tuple(r.id for r in requests)
@@ -57,15 +84,13 @@ async def _send(client: Client, requests: list[Request]) -> Sent:
     known = await _find(client, batch)
     if known.id:
         return known
-    url = "/v1/completions" if "prompt" in requests[0].body else "/v1/chat/completions"
-    lines = [{"custom_id": r.id, "method": "POST", "url": url, "body": payload(r, client.section)} for r in requests]
-    data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+    data = "".join(_line(client, r) for r in requests).encode()
     file = await _answer(client.api.files.create(file=(f"{batch.mark}.jsonl", data), purpose="batch"))
     client.journal.send(batch)
     created = await _answer(
         client.api.batches.create(
             input_file_id=file.id,
-            endpoint=url,  # type: ignore[arg-type]
+            endpoint=_url(requests[0]),  # type: ignore[arg-type]
             completion_window="24h",
             metadata={_MARK: batch.mark},
         )

@@ -1,5 +1,6 @@
 import pytest
 
+from ip2p.dataset.llm import batch
 from ip2p.dataset.llm.client import EndpointError
 from ip2p.dataset.read import read_triplets
 from tests.dataset.llm.endpoint import endpoint
@@ -87,3 +88,11 @@ def test_a_line_that_was_refused_is_dropped_and_not_asked_again(tmp_path):
         assert len(server.batches) == sent
     with journal(tmp_path) as opened:
         assert sum(r.finish == "refused" for r in opened.replies.values()) == sent
+
+
+def test_a_batch_is_no_larger_than_the_endpoint_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "MOST_BYTES", 20_000)
+    with endpoint() as server:
+        assert run(batched(server), tmp_path).kept == COUNT
+        assert len(server.batches) > 1
+        assert all(len(server.files[b["input_file_id"]]) <= 20_000 for b in server.batches.values())
