@@ -27,15 +27,7 @@ from ip2p.stages import REPORTS
 from ip2p.store import read_json
 
 SIDES = (96, 128)
-MOSTLY = {
-    "pairs": "sampling",
-    "filter": None,
-    "train": "training",
-    "evaluate": "sampling",
-    "triplets": None,
-    "validate": None,
-    "register": None,
-}
+MOSTLY = {"pairs": "sampling", "train": "training", "evaluate": "sampling"} | dict.fromkeys(("triplets", "filter", "validate", "register"))
 """What a stage's seconds mostly go to; None: nothing that grows with the pictures, or little."""
 
 
@@ -47,9 +39,8 @@ def main() -> None:
     dtype = resolve_dtype("auto", device)
     models = {held: load_diffusion("world", device=device, dtype=dtype, exact=held == "trained") for held in ("used", "trained")}
     found = {side: {n: median(work, times, device) for n, work in works(models, side).items()} for side in SIDES}
-    print(
-        f"| milliseconds, batches of 16, {str(dtype).removeprefix('torch.')} | {' | '.join(f'{s} px' for s in SIDES)} | × |\n|---|---|---|---|"
-    )
+    sides, kind = " | ".join(f"{s} px" for s in SIDES), str(dtype).removeprefix("torch.")
+    print(f"| milliseconds, batches of 16, {kind} | {sides} | × |\n|---|---|---|---|")
     ratio = {n: found[SIDES[1]][n] / found[SIDES[0]][n] for n in found[SIDES[0]]}
     for name, times_96 in found[SIDES[0]].items():
         print(f"| {name} | {times_96 * 1e3:.0f} | {found[SIDES[1]][name] * 1e3:.0f} | {ratio[name]:.2f} |")

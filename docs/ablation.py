@@ -42,7 +42,7 @@ def markdown(report: dict[str, Any]) -> str:
     """That part of the page."""
     kept = read_json(REPORTS / "filter.json")
     variants = "\n".join(f"| {name} | {report['pairs'][name]} | {cells(point)} |" for name, point in report["headline"].items())
-    gains = [f"that on {told} by {difference(report['paired'][n]['success'])}" for n, told in OTHERS.items()]
+    gains = [f"{told} {difference(report['paired'][n]['success'])}" for n, told in OTHERS.items()]
     return f"""Written by `python docs/ablation.py` after `make run`, with the teacher `{teacher()}`.
 {report["count"]} held-out edits. The same training from the teacher ([{report["steps"]} steps](../{TEACHER})) on the filtered pairs,
 on as many drawn from all that were made, on a tenth of the triplets, and on the truth, the edits that a perfect teacher would have
@@ -52,7 +52,7 @@ made (paper Fig. 10). The filter kept {kept["kept"]:,} of the {kept["seen"]:,} p
 {"|---" * (len(MEASURES) + 2)}|
 {variants}
 
-Edit by edit, success on the filtered pairs exceeds {"; ".join(gains)}.
+Success on the filtered pairs less that on others, edit by edit: {", ".join(gains)}.
 
 Success by edit type when trained on the filtered pairs: {types(report["headline"]["filtered"])}.
 On the truth: {types(report["headline"]["truth"])}.
