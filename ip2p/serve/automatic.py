@@ -17,8 +17,7 @@ from starlette.concurrency import run_in_threadpool
 
 from ip2p.sampler import Solver
 from ip2p.serve.desk import Ask, Desk, parameters_of
-from ip2p.serve.guard import CHARGE
-from ip2p.serve.intake import RefusedError, from_base64, read_upload, to_png
+from ip2p.serve.intake import CHARGE, RefusedError, from_base64, read_upload, to_png
 
 router = APIRouter(tags=["automatic1111"])
 SAMPLERS: dict[str, Solver] = {"Euler a": "euler_ancestral", "DPM++ 2M": "dpmpp_2m"}

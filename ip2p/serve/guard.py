@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ip2p.params import ServeParams
 from ip2p.serve import metrics
 from ip2p.serve.doors import door_of, refusal
-from ip2p.serve.intake import RefusedError
+from ip2p.serve.intake import CHARGE, RefusedError
 from ip2p.serve.jobs import Engine
 
 log = logging.getLogger("ip2p.serve")
@@ -39,8 +39,6 @@ _HEADERS = {
 }
 _PATIENCE = 2.0
 """Seconds that a refused client has to send what it was sending."""
-CHARGE = "ip2p.charge"
-"""In the scope of a request for edits: what to call with the number of edits beyond the first."""
 _EDITS = ("/v1/images/edits", "/sdapi/v1/img2img", "/instruct-pix2pix/img2img", "/api/v1/edits")
 
 

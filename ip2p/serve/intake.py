@@ -16,6 +16,8 @@ from ip2p.errors import UserError
 from ip2p.pictures import MAX_RATIO, standard
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
+CHARGE = "ip2p.charge"
+"""In the scope of a request for edits: what to call with the number of edits beyond the first."""
 _SIDE = 16
 """Shortest side of a picture, pixels."""
 _MARKER, _FILLING = re.compile(rb"\xff[^\x00\xd0-\xd7]"), re.compile(rb"\xff+")

@@ -21,8 +21,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from ip2p.serve.desk import Ask, Desk, parameters_of, server_event
 from ip2p.serve.forms import FILE, form_of, form_schema, number_of, text_of, upload_of, whole_of
-from ip2p.serve.guard import CHARGE
-from ip2p.serve.intake import RefusedError, read_upload, to_png
+from ip2p.serve.intake import CHARGE, RefusedError, read_upload, to_png
 from ip2p.serve.jobs import Job
 
 router = APIRouter(tags=["openai"])
