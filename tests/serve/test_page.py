@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from io import BytesIO
 
 import httpx
@@ -80,6 +81,15 @@ def test_a_picture_is_edited_judged_and_compared(page, server):
     assert download.value.suggested_filename == "edit.png"
     page.get_by_test_id("again").click()
     page.get_by_test_id("after").wait_for(state="hidden")
+
+
+def test_an_open_page_edits_with_the_champion_of_the_day(page, server, monkeypatch):
+    monkeypatch.setattr(server.desk.champion, "_served", replace(server.desk.champion.served, version="promoted"))
+    give(page)
+    page.get_by_role("button", name="winter").click()
+    edited(page)
+    expect(page.locator("#caption")).to_contain_text("version promoted")
+    expect(page.get_by_test_id("served")).to_contain_text("version promoted")
 
 
 def test_only_what_is_painted_is_edited_by_pointer_and_by_keys(page, server):
