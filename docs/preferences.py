@@ -1,7 +1,7 @@
 """Whether votes make a better editor: `python docs/preferences.py` after `make run` (half an hour on two cores; resumes).
 
 The editor that ships edits new pictures of the world, each from several seeds; in place of people its checker, which knows
-the truth, prefers an edit that succeeds to one that does not. Votes go through the service's history and `ip2p feedback export`;
+the truth, prefers a picture's best edit to its worst. Votes go through the service's history and `ip2p feedback export`;
 then the editor is trained on with them and, alike in all else, without. Writes a part of docs/world.md.
 """
 
@@ -35,9 +35,11 @@ from ip2p.world.report import PREFERENCES, write_part
 from ip2p.world.truth import read_edit, truth_of
 
 HOME, OUT = WORK / "preferences", Path("reports/preferences")
-SCENES, SEEDS, BATCH = 1000, 4, 6
+SCENES, SEEDS, BATCH = 900, 4, 6
 """Pictures that are edited, each from so many seeds, so many pictures at once."""
-TRAINING: dict[str, Any] = {"steps": 200, "lr": 1e-4, "preference_batch": 16, "preference_weight": 0.02}
+SEEN = 1.2
+"""By what factor edits that both succeed, or both fail, must differ in distance to be told apart."""
+TRAINING: dict[str, Any] = {"steps": 200, "lr": 2e-4, "preference_batch": 16, "preference_weight": 0.1}
 NAMES = {"start": "the shipped editor", "without": "trained on without votes", "with": "trained on with votes"}
 
 
@@ -85,12 +87,11 @@ def attempts(editor: Any, params: Params, triplets: list[Triplet], *, first: int
 
 
 def vote(history: History, triplet: Triplet, edits: list[dict[str, Any]]) -> None:
-    """Prefer the success nearest to the truth to the failure furthest from it, if there are both."""
-    by_distance = sorted(edits, key=lambda e: e["reading"].distance)
-    good = [e for e in by_distance if e["reading"].done and e["reading"].stayed]
-    bad = [e for e in by_distance if not (e["reading"].done and e["reading"].stayed)]
-    if good and bad:
-        better, worse = (add(history, triplet, e) for e in (good[0], bad[-1]))
+    """Prefer the best edit to the worst, by success and then by distance from the truth, if the difference can be seen."""
+    ranked = sorted(edits, key=lambda e: (not (e["reading"].done and e["reading"].stayed), e["reading"].distance))
+    best, worst = (e["reading"] for e in (ranked[0], ranked[-1]))
+    if (best.done and best.stayed) != (worst.done and worst.stayed) or worst.distance > SEEN * best.distance:
+        better, worse = (add(history, triplet, e) for e in (ranked[0], ranked[-1]))
         history.vote(kind="pair", edit=better, other=worse, value=1, reason=None, comment="", voter="checker")
 
 
@@ -124,9 +125,8 @@ def markdown(reports: dict[str, Any]) -> str:
     how = f"{TRAINING['steps']} steps of training at a rate of {TRAINING['lr']:g}"
     shares = f"{TRAINING['preference_batch']} a step, weight {TRAINING['preference_weight']:g}"
     return f"""Written by `python docs/preferences.py` after `make run`. The editor that ships edited {SCENES:,} new
-pictures from {SEEDS} seeds each;
-where some of a picture's edits succeeded and others did not, the checker, in place of a person, preferred one of the first to one of
-the others: {votes} votes, through the service's history and `ip2p feedback export`. Then {how},
+pictures from {SEEDS} seeds each; the checker, in place of a person, preferred a picture's best edit to its worst, by success and then
+by distance from the truth, where one succeeded and one did not or the distances differ by {SEEN - 1:.0%}: {votes} votes, through the service's history and `ip2p feedback export`. Then {how},
 with the votes ({shares}) and without, the same pairs otherwise;
 {reports["with"]["count"]} held-out edits of captions that none was trained on or voted for.
 

@@ -219,7 +219,8 @@ def _log(trainer: Trainer, tracked: Run, speed: float) -> None:
     } | ({} if trainer.preferences is None else {"preference_loss": trainer.preference_loss})
     tracked.metrics(values, trainer.step)
     write_json(trainer.job.work / "progress.json", {"step": trainer.step, **values})
-    print(f"train {trainer.step}/{section.steps}  loss {values['loss']:.4f}  {speed:.1f} samples/s", flush=True)
+    preferred = f"  of preferences {trainer.preference_loss:.4f}" if trainer.preferences else ""
+    print(f"train {trainer.step}/{section.steps}  loss {values['loss']:.4f}{preferred}  {speed:.1f} samples/s", flush=True)
 
 
 def memory_gb(device: torch.device) -> float:
