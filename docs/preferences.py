@@ -126,7 +126,8 @@ def markdown(reports: dict[str, Any]) -> str:
     shares = f"{TRAINING['preference_batch']} a step, weight {TRAINING['preference_weight']:g}"
     return f"""Written by `python docs/preferences.py` after `make run`. The editor that ships edited {SCENES:,} new
 pictures from {SEEDS} seeds each; the checker, in place of a person, preferred a picture's best edit to its worst, by success and then
-by distance from the truth, where one succeeded and one did not or the distances differ by {SEEN - 1:.0%}: {votes} votes, through the service's history and `ip2p feedback export`. Then {how},
+by distance from the truth, where one succeeded and one did not or the distances differ by {SEEN - 1:.0%}: {votes} votes,
+through the service's history and `ip2p feedback export`. Then {how},
 with the votes ({shares}) and without, the same pairs otherwise;
 {reports["with"]["count"]} held-out edits of captions that none was trained on or voted for.
 
