@@ -34,7 +34,8 @@ _SAFE = {".safetensors", ".json", ".txt", ".md"}
 def run(params: Params, *, editor: Path, evaluation: Path, triplets: Path, dataset: Path, work: Path) -> StageReport:
     """Register the editor folder with its evaluation, and promote it if the gate says so.
 
-    What this registry has already is not sent again: only the gate is asked anew, unless that version is champion.
+    What this registry has already is not sent again. Only the gate is asked anew, unless that version is champion, or was: what a person
+    took back stays so.
     """
     began = time.monotonic()
     import mlflow
@@ -45,6 +46,9 @@ def run(params: Params, *, editor: Path, evaluation: Path, triplets: Path, datas
     known, champion = _known(client, name, identity), _champion(client, name)
     if known is not None and champion is not None and known.version == champion.version:
         return _told(name, known.version, Decision(True, tuple(known.tags["gate"].split(" | "))), known.tags)
+    if known is not None and "promoted_by" in known.tags:
+        back = f"was champion before; `ip2p release promote {known.version}` makes it so again"
+        return _told(name, known.version, Decision(False, (back,)), known.tags)
     section = params.register_
     theirs = None if champion is None else _report_of(client, champion)
     if theirs is not None and not comparable(theirs, report):
@@ -249,7 +253,7 @@ def _told(name: str, number: str, decision: Decision, tags: Mapping[str, str]) -
         stage="register",
         seen=1,
         kept=int(decision.promoted),
-        seconds=float(tags["seconds"]),
+        seconds=float(tags.get("seconds", 0.0)),
         dropped_by_reason={} if decision.promoted else dict.fromkeys(decision.reasons, 1),
         extra={"model": name, "version": str(number), "promoted": str(decision.promoted), **shown},
     )

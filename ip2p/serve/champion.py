@@ -140,7 +140,8 @@ class Champion:
         write_json(
             self._work / _LAST, {"version": number} | ({} if told is None else {"folder": str(told.folder), "defaults": told.defaults})
         )
-        self._make_room()
+        with self._loading:
+            self._make_room()
 
     def _make_room(self) -> None:
         """Keep on disk only the versions in use, and the champion before this one, for a rollback."""

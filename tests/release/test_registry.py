@@ -124,6 +124,8 @@ def test_people_promote_roll_back_and_hold_and_it_is_recorded(home):
     assert "its snow is better" in told and "source: success 0.300 beats 0.100" in told
     people.rollback(params, "it was not")
     assert registry.champion_number(params) == "1"
+    told = registry.run(params, **paths)  # the stage runs each time, and does not undo what a person did
+    assert told.extra["version"] == "2" and told.kept == 0 and registry.champion_number(params) == "1"
     with pytest.raises(ParamsError, match="no champion before"):
         people.rollback(params, None)
     people.hold(params, "holidays")
