@@ -24,8 +24,9 @@ class TrainParams(Section):
     which tells the version to write behind it (`data/preferences@VERSION`), so that other votes are another training."""
     preference_batch: Count = 8
     """Preferences a step; each costs as much as four samples."""
-    preference_weight: Positive = 1.0
-    """Weight of their loss beside that of the dataset."""
+    preference_weight: Positive = 0.02
+    """Weight of their loss beside that of the dataset, whose gradient is by far the smaller; at 0.1 a few hundred votes cost success
+    (docs/world.md)."""
     preference_beta: Positive = 2500.0
     """β: how dear it is to leave what the editor was at the start (Wallace et al. 2023: 5000 for Stable Diffusion 1.5)."""
     lora_rank: Annotated[int, Field(ge=0, le=1024)] = 0
