@@ -161,6 +161,6 @@ def test_what_is_wrong_with_a_bucket_is_said(s3, project, tmp_path, monkeypatch)
         opened(other, url, tmp_path / "cache")
     with pytest.raises(DataError, match="no such file; it names the version"):
         opened(tmp_path / "nowhere", url, tmp_path / "cache")
-    monkeypatch.setattr("ip2p.remote._TRIES", 2)
-    with pytest.raises(DataError, match=r"cannot be read from the bucket, 2 times \(Could not connect"):
+    monkeypatch.setattr("ip2p.remote._TRIES", 1)
+    with pytest.raises(DataError, match=r"cannot be read from the bucket, 1 times \(Could not connect"):
         opened(project, "http://127.0.0.1:9", tmp_path / "cold")

@@ -35,7 +35,7 @@ def same(a, b):
     return all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize(("dtype", "steps", "every"), [("float32", 4, 2), ("float16", 3, 1)])  # float16 carries a loss scale, and is slow
+@pytest.mark.parametrize(("dtype", "steps", "every"), [("float32", 4, 2), ("float16", 2, 1)])  # float16 carries a loss scale, and is slow
 def test_a_killed_run_resumed_ends_with_the_same_bits(setup, monkeypatch, dtype, steps, every):
     params, paths = setup
     small = {
@@ -91,13 +91,23 @@ def train_state(params, noise):
     return trained_state(trainer.new_unet(train.load_base(params), params))
 
 
-def test_the_editor_folder_loads_in_diffusers(setup):
+def test_the_editor_folder_loads_in_diffusers_and_what_training_did_is_in_mlflow(setup):
     from diffusers import StableDiffusionInstructPix2PixPipeline
+    from mlflow import MlflowClient
 
     params, paths = setup
     train.run(params, **paths)
     pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(paths["out"], local_files_only=True)
     assert pipeline.unet.config.in_channels == 2 * pipeline.vae.config.latent_channels
+
+    client = MlflowClient(params.track.uri)
+    (run,) = client.search_runs([client.get_experiment_by_name(params.track.experiment).experiment_id])
+    for name in ("loss", "lr", "samples_per_second", "memory_gb", "gradient_norm"):
+        assert [m.step for m in client.get_metric_history(run.info.run_id, name)] == [1, 2, 3, 4]
+    losses = losses_of(paths["work"]).tolist()
+    assert [m.value for m in client.get_metric_history(run.info.run_id, "loss")] == pytest.approx(losses, rel=1e-6)
+    assert run.data.params["dataset"] == digest(paths["dataset"]) and run.data.params["train.steps"] == "4"
+    assert [a.path for a in client.list_artifacts(run.info.run_id, "grids")] == ["grids/000002.png", "grids/000004.png"]
 
 
 def test_an_unvalidated_dataset_is_refused(setup):
@@ -291,6 +301,7 @@ def test_what_cannot_be_trained_is_refused_before_latents_are_encoded(setup, tea
         train.run(with_train(params, optimizer="adamw8bit"), **paths)
     with monkeypatch.context() as patch:
         patch.setattr(plan, "free_gb", lambda device: 0.01)
+        patch.setattr(plan, "propose", lambda *a, **k: None)
         with pytest.raises(ParamsError, match="train: needs about"):
             train.run(params, **paths)
     from diffusers import UNet2DConditionModel
@@ -348,18 +359,3 @@ def test_grids_and_checks_take_pairs_of_any_size(setup, made, tmp_path):
     write_shard(folder / "train-00000.parquet", pa.Table.from_pylist(rows), "x")
     instructions, before, after = example_pairs(folder, 3, 96)
     assert (len(instructions), before.shape, after.shape) == (3, (3, 3, 96, 96), (3, 3, 96, 96))
-
-
-def test_what_training_did_is_in_mlflow(setup):
-    from mlflow import MlflowClient
-
-    params, paths = setup
-    train.run(params, **paths)
-    client = MlflowClient(params.track.uri)
-    (run,) = client.search_runs([client.get_experiment_by_name(params.track.experiment).experiment_id])
-    for name in ("loss", "lr", "samples_per_second", "memory_gb", "gradient_norm"):
-        assert [m.step for m in client.get_metric_history(run.info.run_id, name)] == [1, 2, 3, 4]
-    losses = losses_of(paths["work"]).tolist()
-    assert [m.value for m in client.get_metric_history(run.info.run_id, "loss")] == pytest.approx(losses, rel=1e-6)
-    assert run.data.params["dataset"] == digest(paths["dataset"]) and run.data.params["train.steps"] == "4"
-    assert [a.path for a in client.list_artifacts(run.info.run_id, "grids")] == ["grids/000002.png", "grids/000004.png"]
