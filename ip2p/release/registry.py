@@ -56,12 +56,15 @@ def run(params: Params, *, editor: Path, evaluation: Path, triplets: Path, datas
     decision = decide(report, theirs, Policy(section.margin, section.confidence, section.preserving))
     if held := hold_of(params):
         decision = Decision(False, (*decision.reasons, f"held: {held}"))
-    tags = identity | {"dataset": digest(dataset)[:16], "code": code_version(), "gate": " | ".join(decision.reasons)}
-    tags |= _parents(client, params, editor)
-    number = _register(mlflow, client, params, editor, report, tags) if known is None else str(known.version)
-    tags["seconds"] = f"{time.monotonic() - began:.1f}"
+    gate = {"gate": " | ".join(decision.reasons)}
+    if known is None:
+        tags = identity | gate | {"dataset": digest(dataset)[:16], "code": code_version()} | _parents(client, params, editor)
+        number = _register(mlflow, client, params, editor, report, tags)
+        tags["seconds"] = f"{time.monotonic() - began:.1f}"
+    else:
+        number, tags = str(known.version), known.tags | gate
     for key in ("gate", "seconds"):
-        client.set_model_version_tag(name, number, key, tags[key])
+        client.set_model_version_tag(name, number, key, tags.get(key, "0"))
     client.set_registered_model_alias(name, "challenger", number)
     if decision.promoted:
         crown(client, name, number, by="gate", reason="the gate opened")

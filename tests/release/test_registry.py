@@ -142,7 +142,11 @@ def test_what_a_registry_has_is_not_sent_again_and_another_registry_gets_it(home
     evaluated(paths["evaluation"], 0.5)
     first = registry.run(params, **paths)
     assert registry.run(params, **paths) == first  # to the last digit: what depends on its report is fresh
-    assert list(registry.version_numbers(params)) == ["1"]
+    evaluated(paths["evaluation"], 0.05)
+    shut = registry.run(params, **paths)
+    assert shut.kept == 0 and registry.run(params, **paths) == shut
+    assert list(registry.version_numbers(params)) == ["2", "1"]
+    evaluated(paths["evaluation"], 0.5)
     (tmp_path / "other").mkdir()
     other = params.model_copy(update={"track": track_in(tmp_path / "other")})
     assert registry.run(other, **paths).kept == 1 and registry.champion_number(other) == "1"
