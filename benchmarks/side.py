@@ -42,8 +42,8 @@ def main() -> None:
     sides, kind = " | ".join(f"{s} px" for s in SIDES), str(dtype).removeprefix("torch.")
     print(f"| milliseconds, batches of 16, {kind} | {sides} | × |\n|---|---|---|---|")
     ratio = {n: found[SIDES[1]][n] / found[SIDES[0]][n] for n in found[SIDES[0]]}
-    for name, times_96 in found[SIDES[0]].items():
-        print(f"| {name} | {times_96 * 1e3:.0f} | {found[SIDES[1]][name] * 1e3:.0f} | {ratio[name]:.2f} |")
+    for name in ratio:
+        print(f"| {name} | {' | '.join(f'{found[s][name] * 1e3:.0f}' for s in SIDES)} | {ratio[name]:.2f} |")
     spent = {s: float(read_json(REPORTS / f"{s}.json")["seconds"]) for s in MOSTLY if (REPORTS / f"{s}.json").exists()}
     if spent:
         then = {s: v * (ratio[what] if (what := MOSTLY[s]) else 1.0) for s, v in spent.items()}

@@ -19,11 +19,10 @@ from safetensors import SafetensorError
 from ip2p.diffusion import Diffusion, decode_latents, encode_text, run_unet
 from ip2p.errors import ModelError
 from ip2p.params import ModelsParams
+from ip2p.records import TRAINED
 from ip2p.store import digest, fingerprint
 from ip2p.torchvision_cpu import declare_operators
 
-TRAINED = "models/editor"
-"""Where training puts its editor."""
 EMBEDDED = Path(__file__).parent / "world" / "weights"
 _SHIPPED = str(EMBEDDED / "editor")
 """A UNet alone, and what is told of it: its other parts are the embedded teacher's."""

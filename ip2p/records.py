@@ -74,6 +74,8 @@ JUDGEMENTS = pa.schema(
 )
 SPLITS = ("train", "validation", "test")
 """The splits of a dataset; a triplet lies in one of them."""
+TRAINED = "models/editor"
+"""Folder of the editor that was trained."""
 RECORD = "training.json"
 """How an editor was trained; lies beside its model_index.json."""
 SHOWN = ("source", "editor", "sdedit", "truth")

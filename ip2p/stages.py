@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ip2p.params import Params
-from ip2p.records import StageReport
+from ip2p.records import TRAINED, StageReport
 from ip2p.remote import open_validated
 from ip2p.store import Folder, write_json
 
@@ -17,7 +17,7 @@ Engine = Callable[[Params, list[Any], Path], Iterator[int]]
 """Who makes the units of pairs (ip2p/dataset/pairs.py); none: processes of this machine."""
 STAGES = ("triplets", "pairs", "filter", "validate", "train", "evaluate", "register", "report")
 TRIPLETS, PAIRS, DATASET = Path("data/triplets"), Path("data/pairs"), Path("data/dataset")
-MARKER, EDITOR = Path("data/validated.json"), Path("models/editor")
+MARKER, EDITOR = Path("data/validated.json"), Path(TRAINED)
 REPORTS, DOCS, EVALUATION, PAGE = Path("reports"), Path("reports/data_docs"), Path("reports/evaluation"), Path("reports/report.html")
 WORK = Path("work")
 

@@ -35,7 +35,8 @@ from ip2p.store import Folder, Shard, code_mark, digest, fingerprint, first_rows
 
 _ZOOM = 1.125
 _SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
-_TIMESTEPS = 1000
+TIMESTEPS = 1000
+"""Of the noise schedule, drawn evenly."""
 _SEEDS = 2**63
 """Numbers that a generator takes as its seed."""
 _PAIRS = 8
@@ -122,7 +123,7 @@ def load_latents(
     ours = [p for n, p in enumerate((*pictures, *texts)) if n % workers == rank and not p.exists()]  # whatever others have made since
     tables = _read_ahead([pictures[p] for p in ours if p in pictures])
     for done, path in enumerate(ours, 1):
-        _write(_encode(next(tables), model, section, seed) if path in pictures else _embed(model, texts[path]), path)
+        write_tensors(_encode(next(tables), model, section, seed) if path in pictures else _embed(model, texts[path]), path)
         on_part(min(done * workers, len(missing)), len(missing))
     barrier()
     if rank == 0:
@@ -171,7 +172,7 @@ def draw_batch(latents: Latents, section: TrainParams, *, seed: int, step: int, 
     generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % _SEEDS)
     triplets = torch.randint(0, len(latents.groups), (whole,), generator=generator).tolist()
     u_B3 = torch.rand(whole, 3, generator=generator)
-    timesteps = torch.randint(0, _TIMESTEPS, (whole,), generator=generator)
+    timesteps = torch.randint(0, TIMESTEPS, (whole,), generator=generator)
     mine = slice(first, first + count)
     groups = [latents.groups[t] for t in triplets[mine]]
     picks = [g[int(x * len(g))] for g, x in zip(groups, u_B3[mine, 0].tolist(), strict=True)]
@@ -214,7 +215,8 @@ def _require_room(model: Diffusion, section: TrainParams, pairs: int, texts: int
         raise UserError(f"{cache}: {need * share:.1f} GB of latents are still to be written, {free:.1f} GB are free; make room")
 
 
-def _write(tensors: dict[str, Tensor], path: Path) -> None:
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a file of the cache, whole or not at all. Raises `UserError` if the disk does not take it."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         save_file(tensors, temporary)

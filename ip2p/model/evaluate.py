@@ -80,7 +80,8 @@ def run(
     began = time.monotonic()
     section = params.evaluate
     model, bench = open_editor(editor, params.models), open_bench(params, work)
-    held = held_out(params, triplets=triplets, dataset=dataset, size=model.image_size, seen=read_seen(editor))
+    seen = read_seen(editor)
+    held = held_out(params, triplets=triplets, dataset=dataset, size=model.image_size, seen=seen)
     identity = digest(editor)
     points = _points(bench, model, identity, held, progress)
     headline = next(p for p in points if p.system == "editor" and p.setting == _scales(section))
@@ -99,7 +100,7 @@ def run(
         "points": [p.summary() for p in points],
         "rows": headline.rows,
         "edit_types": [e.edit_type for e in held.edits],
-        "benchmarks": {n: _benchmark(bench, model, identity, n, path, read_seen(editor)) for n, path in section.benchmarks.items()},
+        "benchmarks": {n: _benchmark(bench, model, identity, n, path, seen) for n, path in section.benchmarks.items()},
     }
     if section.judge is not None:
         report["judge"] = _judge(section.judge, headline, held, bench.work / "judge.jsonl", out)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ip2p.diffusion import Diffusion, text_arguments
 from ip2p.errors import ParamsError
 from ip2p.model.data import TrainBatch
-from ip2p.model.preferences import PreferenceBatch
 from ip2p.muon import Muon
 from ip2p.params import TrainParams
 
@@ -26,16 +25,15 @@ def loss_of(unet: Any, batch: TrainBatch, model: Diffusion, *, min_snr: float = 
     return errors_B.mean()
 
 
-def preference_loss(unet: Any, start: Any, batch: PreferenceBatch, model: Diffusion, *, beta: float) -> Tensor:
+def preference_loss(unet: Any, start: Any, batch: TrainBatch, model: Diffusion, *, beta: float) -> Tensor:
     """Diffusion-DPO (Wallace et al. 2023, eq. 14): -log σ(β/2 · (gain on the better edit - gain on the worse)).
 
-    An edit's gain is by how much its error is smaller than that of the UNet at the start.
+    The batch's first half are the better edits, its second the worse. An edit's gain is by how much its error is smaller than
+    that of the UNet at the start.
     """
-    twice = [torch.cat([x, x]) for x in (batch.noise_BCHW, batch.timesteps_B, batch.source_BCHW, batch.text_BLD)]
-    both = TrainBatch(torch.cat([batch.better_BCHW, batch.worse_BCHW]), *twice)
     with torch.no_grad():
-        before = _errors(start, both, model)
-    better, worse = (before - _errors(unet, both, model)).chunk(2)
+        before = _errors(start, batch, model)
+    better, worse = (before - _errors(unet, batch, model)).chunk(2)
     return -F.logsigmoid(beta / 2 * (better - worse)).mean()
 
 

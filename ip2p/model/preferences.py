@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ip2p.diffusion import Diffusion, encode_images, encode_text
 from ip2p.errors import DataError
-from ip2p.model.data import resized
+from ip2p.model.data import TIMESTEPS, TrainBatch, resized, write_tensors
 from ip2p.parallel import barrier
 from ip2p.pictures import from_bytes
 from ip2p.store import code_mark, digest, fingerprint, read_json, read_shard, shards
 
-_TIMESTEPS = 1000
 _AT_ONCE = 16
 
 
@@ -37,18 +36,6 @@ class Preferences:
 
     def __len__(self) -> int:
         return len(self.source_NCHW)
-
-
-@dataclass(frozen=True)
-class PreferenceBatch:
-    """What a step sees of them: both edits get the same noise at the same timestep."""
-
-    better_BCHW: Tensor
-    worse_BCHW: Tensor
-    noise_BCHW: Tensor
-    timesteps_B: Tensor
-    source_BCHW: Tensor
-    text_BLD: Tensor
 
 
 def preferences_folder(named: str) -> Path:
@@ -73,23 +60,23 @@ def load_preferences(folder: Path, model: Diffusion, *, model_digest: str, cache
         rows = list(_preferred(folder))
         if not rows:
             raise DataError(f"{folder}: no edit was preferred to another there; gather votes first, or leave train.preferences out")
-        temporary = path.with_suffix(".tmp")
-        save_file(_encoded(rows, model), temporary)
-        temporary.replace(path)
+        write_tensors(_encoded(rows, model), path)
     barrier()
     return Preferences(**load_file(path))
 
 
-def draw_preferences(known: Preferences, *, batch: int, seed: int, step: int, first: int, count: int) -> PreferenceBatch:
-    """Preferences `first` … `first + count` of a step's global batch, the same whoever draws them."""
+def draw_preferences(known: Preferences, *, batch: int, seed: int, step: int, first: int, count: int) -> TrainBatch:
+    """Preferences `first` … `first + count` of a step's global batch, the same whoever draws them.
+
+    First the better edits, then the worse, both with the same noise at the same timesteps.
+    """
     generator = torch.Generator().manual_seed(int(fingerprint("preferences", seed, step)[:15], 16))
     picks = torch.randint(0, len(known), (batch,), generator=generator)
-    timesteps = torch.randint(0, _TIMESTEPS, (batch,), generator=generator)
+    timesteps = torch.randint(0, TIMESTEPS, (batch,), generator=generator)
     noise = torch.randn(batch, *known.better_NCHW.shape[1:], generator=generator)
     mine = slice(first, first + count)
-    rows = (t[picks[mine]].float() for t in (known.better_NCHW, known.worse_NCHW, known.source_NCHW, known.text_NLD))
-    better, worse, source, text = rows
-    return PreferenceBatch(better, worse, noise[mine], timesteps[mine], source, text)
+    better, worse, source, text = (t[picks[mine]].float() for t in (known.better_NCHW, known.worse_NCHW, known.source_NCHW, known.text_NLD))
+    return TrainBatch(torch.cat([better, worse]), *(torch.cat([x, x]) for x in (noise[mine], timesteps[mine], source, text)))
 
 
 def _preferred(folder: Path) -> Iterator[dict[str, Any]]:

@@ -33,7 +33,7 @@ from ip2p.model.trainer import Job, Trainer
 from ip2p.model.unet import require_start
 from ip2p.models import load_diffusion, model_digest, model_label, model_source, resolve_device, resolve_dtype
 from ip2p.parallel import barrier, joined, launch
-from ip2p.params import Params
+from ip2p.params import Params, TrainParams
 from ip2p.pictures import grid, to_pillow
 from ip2p.records import StageReport
 from ip2p.store import Folder, code_mark, digest, fingerprint, read_json, read_shards, write_json
@@ -58,16 +58,11 @@ def run(params: Params, *, dataset: Folder, marker: Path, out: Path, work: Path)
     device = resolve_device(params.models.device)
     rank, launched = joined(cpu=device.type == "cpu")
     workers = launched if launched > 1 else section.workers if device.type == "cpu" else 1
-    if section.batch % (workers * section.accumulate):
-        shares = f"{workers} processes" + (f" × train.accumulate = {section.accumulate}" if section.accumulate > 1 else "")
-        raise ParamsError(f"train.batch: {section.batch} cannot be shared by {shares}; make it a multiple")
+    _require_shares(section, workers)
     data = digest(dataset)
     if read_json(marker).get("dataset") != data:
         raise DataError(f"{dataset}: changed since it was validated; run `ip2p validate` (or `dvc repro`) first")
     preferences = preferences_folder(section.preferences) if section.preferences else None
-    if preferences is not None and section.preference_batch % (workers * section.accumulate):
-        shared = f"{workers} processes × train.accumulate = {section.accumulate}"
-        raise ParamsError(f"train.preference_batch: {section.preference_batch} cannot be shared by {shared}; make it a multiple")
     mark = fingerprint(
         "train",
         section.model_dump(exclude=_WITHOUT_EFFECT),
@@ -81,7 +76,7 @@ def run(params: Params, *, dataset: Folder, marker: Path, out: Path, work: Path)
             *("muon.py", "diffusion.py", "pictures.py"),
         ),
     )
-    job = Job(params, dataset, data, work / mark, out)
+    job = Job(params, dataset, data, work / mark, out, preferences)
     job.work.mkdir(parents=True, exist_ok=True)
     base = load_base(params)
     require_start(base.unet, base.latent_channels)
@@ -102,6 +97,14 @@ def run(params: Params, *, dataset: Folder, marker: Path, out: Path, work: Path)
     seen = section.steps * section.batch
     extra = {"loss": progress["loss"], "samples_per_second": progress["samples_per_second"], "dataset": data[:16], "run": mark}
     return StageReport(stage="train", seen=seen, kept=seen, seconds=time.monotonic() - began, extra=extra)
+
+
+def _require_shares(section: TrainParams, workers: int) -> None:
+    """Raise `ParamsError` unless a step's samples, and its preferences, fall evenly to processes and their parts."""
+    shares = f"{workers} processes" + (f" × train.accumulate = {section.accumulate}" if section.accumulate > 1 else "")
+    for name in ("batch", *(("preference_batch",) if section.preferences else ())):
+        if (asked := getattr(section, name)) % (workers * section.accumulate):
+            raise ParamsError(f"train.{name}: {asked} cannot be shared by {shares}; make it a multiple")
 
 
 def start_of(params: Params) -> tuple[str, str]:
@@ -129,9 +132,9 @@ def _data(job: Job, base: Diffusion, rank: int = 0, workers: int = 1) -> tuple[L
     told = partial(_told, "train: latents, part")
     of = partial(load_latents, job.dataset, base, params.train, model_digest=mark, seed=params.seed, cache=cache)
     latents = of(rank=rank, workers=workers, on_part=told)
-    if params.train.preferences is None:
+    if job.preferences is None:
         return latents, None
-    return latents, load_preferences(preferences_folder(params.train.preferences), base, model_digest=mark, cache=cache, rank=rank)
+    return latents, load_preferences(job.preferences, base, model_digest=mark, cache=cache, rank=rank)
 
 
 def _told(what: str, done: int, of: int) -> None:

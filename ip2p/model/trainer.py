@@ -32,6 +32,7 @@ class Job:
     data_digest: str
     work: Path
     out: Path
+    preferences: Path | None = None
 
 
 @dataclass
@@ -91,14 +92,15 @@ class Trainer:
             group["lr"] = learning_rate(section, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         total, preferred = torch.zeros(2, device=self.base.device)
-        for first in range(self.rank * share, (self.rank + 1) * share, part):
+        for number in range(section.accumulate):
+            first = self.rank * share + number * part
             batch = draw_batch(self.latents, section, seed=seed, step=self.step, first=first, count=part)
             with self.base.arithmetic():
                 loss = loss_of(self.unet, batch, self.base, min_snr=section.min_snr) / section.accumulate
             self.scaler.scale(loss).backward()
             total += loss.detach()
             if self.preferences is not None:
-                preferred += self._prefer((first - self.rank * share) // part)
+                preferred += self._prefer(number)
         average_gradients(list(self.unet.parameters()), self.workers)
         self.scaler.unscale_(self.optimizer)
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.unet.parameters(), section.clip_norm or math.inf)

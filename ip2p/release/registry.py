@@ -24,8 +24,7 @@ from ip2p.release.gate import Decision, Policy, comparable, decide
 from ip2p.store import digest, fingerprint, read_json
 from ip2p.track import MADE, point_mlflow, run_tagged
 
-_PARENTS = ("start", "start_digest", "training_run", "champion_then")
-_SHOWN = ("editor", "evaluation", "dataset", "code", "gate", *_PARENTS)
+_SHOWN = ("editor", "evaluation", "dataset", "code", "gate", "start", "start_digest", "training_run", "champion_then")
 """Tags of a version that the stage's report tells."""
 _SAFE = {".safetensors", ".json", ".txt", ".md"}
 """Endings of the files that an editor's folder may hold."""

@@ -128,33 +128,30 @@ class Desk:
     def remember(self, job: Job, picture: Image.Image, door: str) -> EditRow:
         """Store a finished edit; one at a time, so that no picture is forgotten between its writing and its row's."""
         source, made, mask = to_png(job.picture), to_png(picture), to_png(job.mask) if job.mask else None
-        with self._remembering:
-            return self._remember(job, picture, door, source, made, mask)
-
-    def _remember(self, job: Job, picture: Image.Image, door: str, source: bytes, made: bytes, mask: bytes | None) -> EditRow:
         keep, options, request = self.history.keep_picture, job.options, job.request
-        row = EditRow(
-            id=job.id,
-            created=time.time(),
-            door=door,
-            version=job.version,
-            instruction=request.instruction,
-            text_guidance=request.text_guidance,
-            image_guidance=request.image_guidance,
-            steps=options.steps,
-            solver=options.solver,
-            guidance_from=options.interval[0],
-            guidance_until=options.interval[1],
-            guidance_every=options.every,
-            seed=request.seed,
-            width=picture.width,
-            height=picture.height,
-            source=keep(source),
-            mask=keep(mask) if mask else None,
-            picture=keep(made),
-        )
-        self.history.add(row)
-        return row
+        with self._remembering:
+            row = EditRow(
+                id=job.id,
+                created=time.time(),
+                door=door,
+                version=job.version,
+                instruction=request.instruction,
+                text_guidance=request.text_guidance,
+                image_guidance=request.image_guidance,
+                steps=options.steps,
+                solver=options.solver,
+                guidance_from=options.interval[0],
+                guidance_until=options.interval[1],
+                guidance_every=options.every,
+                seed=request.seed,
+                width=picture.width,
+                height=picture.height,
+                source=keep(source),
+                mask=keep(mask) if mask else None,
+                picture=keep(made),
+            )
+            self.history.add(row)
+            return row
 
     async def _cancel_when_gone(self, jobs: Sequence[Job], request: Request) -> None:
         while not await request.is_disconnected():

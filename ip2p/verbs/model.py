@@ -102,7 +102,8 @@ def _edit(options: argparse.Namespace) -> int:
 
 def _editor_asked(name: str | None) -> Path | str:
     """The editor that `--model` names; without it the trained one, or the embedded one, which is said."""
-    from ip2p.models import TRAINED, editor_named
+    from ip2p.models import editor_named
+    from ip2p.records import TRAINED
 
     if name is not None:
         return editor_named(name)

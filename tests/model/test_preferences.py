@@ -46,6 +46,11 @@ def weights(out):
     return load_file(out / "unet" / "diffusion_pytorch_model.safetensors")
 
 
+def halves(batch):
+    """The better edits, and the worse."""
+    return (TrainBatch(*(t.chunk(2)[i] for t in vars(batch).values())) for i in range(2))
+
+
 def test_only_what_was_preferred_is_learned_from_and_the_better_is_the_better(folder, teacher, tmp_path):
     known = preferences.load_preferences(folder, teacher, model_digest="t", cache=tmp_path)
     rows = list(preferences._preferred(folder))
@@ -56,7 +61,7 @@ def test_only_what_was_preferred_is_learned_from_and_the_better_is_the_better(fo
         assert torch.allclose(worse.float(), source.float() * teacher.vae.config.scaling_factor, atol=5e-3)  # nothing was done there
     part = preferences.draw_preferences(known, batch=8, seed=0, step=3, first=2, count=2)
     whole = preferences.draw_preferences(known, batch=8, seed=0, step=3, first=0, count=8)
-    assert torch.equal(part.noise_BCHW, whole.noise_BCHW[2:4]) and torch.equal(part.better_BCHW, whole.better_BCHW[2:4])
+    assert torch.equal(part.noise_BCHW[:2], whole.noise_BCHW[2:4]) and torch.equal(part.clean_BCHW[:2], whole.clean_BCHW[2:4])
 
 
 def test_the_loss_is_that_of_the_paper(folder, teacher, tmp_path):
@@ -67,12 +72,8 @@ def test_the_loss_is_that_of_the_paper(folder, teacher, tmp_path):
     assert same.item() == pytest.approx(math.log(2), abs=1e-6)
     with torch.no_grad():
         other.conv_out.weight *= 1.05
-    alone = []
-    for better in (True, False):
-        clean = drawn.better_BCHW if better else drawn.worse_BCHW
-        batch = TrainBatch(clean, drawn.noise_BCHW, drawn.timesteps_B, drawn.source_BCHW, drawn.text_BLD)
-        alone.append([objective._errors(unet, batch, teacher) for unet in (start, other)])
-    (better_0, better_1), (worse_0, worse_1) = alone
+    better, worse = ([objective._errors(unet, half, teacher) for unet in (start, other)] for half in halves(drawn))
+    (better_0, better_1), (worse_0, worse_1) = better, worse
     wanted = -torch.log(torch.sigmoid(-100 / 2 * ((better_1 - better_0) - (worse_1 - worse_0)))).mean()
     assert torch.allclose(objective.preference_loss(other, start, drawn, teacher, beta=100.0), wanted, rtol=1e-3)
 

@@ -35,8 +35,8 @@ async def ask_by_batch(client: Client, requests: list[Request]) -> list[Request]
         await _collect(client, batch)
     pending = [r for r in requests if r.id not in client.journal.replies]
     affordable = _affordable(client, pending)
-    for some in _batches(client, affordable):
-        await _collect(client, await _send(client, some))
+    for some, data in _batches(client, affordable):
+        await _collect(client, await _send(client, some, data))
     if len(affordable) < len(pending):
         raise BudgetError(f"triplets.llm.budget: ${client.section.budget:g} pays for {len(affordable)} of {len(pending)} requests")
     return [r for r in requests if r.id not in client.journal.replies]
@@ -51,32 +51,32 @@ def _affordable(client: Client, requests: list[Request]) -> list[Request]:
     return requests
 
 
-def _batches(client: Client, requests: list[Request]) -> Iterator[list[Request]]:
-    """The requests in order, as many a batch as the endpoint takes."""
+def _batches(client: Client, requests: list[Request]) -> Iterator[tuple[list[Request], bytes]]:
+    """The requests in order, as many a batch as the endpoint takes, and the batch's file."""
     some: list[Request] = []
-    size = 0
+    data = bytearray()
     for request in requests:
-        own = len(_line(client, request).encode())
-        if some and (len(some) == MOST_REQUESTS or size + own > MOST_BYTES):
-            yield some
-            some, size = [], 0
+        line = _line(client, request)
+        if some and (len(some) == MOST_REQUESTS or len(data) + len(line) > MOST_BYTES):
+            yield some, bytes(data)
+            some, data = [], bytearray()
         some.append(request)
-        size += own
+        data += line
     if some:
-        yield some
+        yield some, bytes(data)
 
 
-def _line(client: Client, request: Request) -> str:
+def _line(client: Client, request: Request) -> bytes:
     """A request as a line of a batch's file."""
     line = {"custom_id": request.id, "method": "POST", "url": _url(request), "body": payload(request, client.section)}
-    return json.dumps(line, ensure_ascii=False) + "\n"
+    return (json.dumps(line, ensure_ascii=False) + "\n").encode()
 
 
 def _url(request: Request) -> str:
     return "/v1/completions" if "prompt" in request.body else "/v1/chat/completions"
 
 
-async def _send(client: Client, requests: list[Request]) -> Sent:
+async def _send(client: Client, requests: list[Request], data: bytes) -> Sent:
     """Send a batch, unless the endpoint already has it from a run of which no journal is left."""
     ids = tuple(r.id for r in requests)
     most = max(client.greatest_cost(r) for r in requests)
@@ -84,7 +84,6 @@ async def _send(client: Client, requests: list[Request]) -> Sent:
     known = await _find(client, batch)
     if known.id:
         return known
-    data = "".join(_line(client, r) for r in requests).encode()
     file = await _answer(client.api.files.create(file=(f"{batch.mark}.jsonl", data), purpose="batch"))
     client.journal.send(batch)
     created = await _answer(
