@@ -108,11 +108,12 @@ def _systems(result: dict[str, Any]) -> str:
     rows |= {"truth (upper bound)": result["truth"]} if result["truth"] else {}
     names = [n for n in _MEASURES if n in result["headline"]]
     table = _table(["system", *(n.replace("_", " ") for n in names)], [[s, *(f"{r[n]:.3f}" for n in names)] for s, r in rows.items()])
+    paired = result["paired"]
     against = [
-        [f"editor − {system}", *(f"{d[n]['difference']:+.3f} [{d[n]['low']:+.3f}, {d[n]['high']:+.3f}]" for n in names)]
-        for system, d in result["paired"].items()
+        [n.replace("_", " "), *(f"{d[n]['difference']:+.3f} [{d[n]['low']:+.3f}, {d[n]['high']:+.3f}]" for d in paired.values())]
+        for n in names
     ]
-    head = ["paired difference, 95% interval", *(n.replace("_", " ") for n in names)]
+    head = ["paired difference, 95% interval", *(f"editor − {system}" for system in paired)]
     return table + _told_of(result) + _table(head, against)
 
 
