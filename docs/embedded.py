@@ -30,6 +30,7 @@ OUT = Path("reports/embedded")
 LEGS = (Path("params/long.yaml"), Path("params/longer.yaml"), Path("params/gpu.yaml"))
 """What the shipped editor was trained by, one after the other."""
 WIDER = {
+    "previous": None,
     "count": COUNT,
     "image_guidance": 1.2,
     "image_guidance_sweep": (1.0, 1.2, 1.4, 1.6, 2.0),

@@ -49,7 +49,7 @@ def main() -> None:
     if not (HOME / "votes/dataset.json").exists():
         gather(params)
     editors = {"start": EMBEDDED / "editor"} | {name: trained(params, name) for name in ("without", "with")}
-    narrow = {"count": COUNT, "image_guidance_sweep": (), "text_guidance_sweep": (), "sdedit_strengths": ()}
+    narrow = {"count": COUNT, "previous": None, "image_guidance_sweep": (), "text_guidance_sweep": (), "sdedit_strengths": ()}
     for name, editor in editors.items():
         paths = {"triplets": TRIPLETS, "dataset": DATASET, "out": OUT / name, "work": HOME / "points"}
         evaluate.run(told(params, **narrow), editor=editor, progress=progress(name), **paths)

@@ -26,6 +26,7 @@ POINTS = WORK / "quality"
 COUNT = 264
 WIDER = {
     "count": COUNT,
+    "previous": None,  # docs/embedded.py compares with the editor that ships
     "image_guidance_sweep": (1.0, 1.2, 1.4, 1.6, 2.0),
     "text_guidance_sweep": (1.0, 3.0, 5.0),
     "sdedit_strengths": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7),

@@ -27,7 +27,7 @@ from ip2p.model.measure import Edit, Meter, Point, judged_by, load_dino, measure
 from ip2p.model.plots import plot_curves, plot_types
 from ip2p.model.sdedit import sdedit
 from ip2p.model.seen import Seen, read_seen
-from ip2p.models import load_clip, load_diffusion, model_digest, resolve_device, resolve_dtype
+from ip2p.models import EMBEDDED, editor_named, load_clip, load_diffusion, model_digest, model_label, resolve_device, resolve_dtype
 from ip2p.params import EvaluateParams, JudgeParams, Params
 from ip2p.pictures import from_bytes, grid, to_pillow
 from ip2p.records import SHOWN, StageReport
@@ -80,7 +80,7 @@ def run(
     began = time.monotonic()
     section = params.evaluate
     model, bench = open_editor(editor, params.models), open_bench(params, work)
-    seen = read_seen(editor)
+    seen = seen_in(editor, section)
     held = held_out(params, triplets=triplets, dataset=dataset, size=model.image_size, seen=seen)
     identity = digest(editor)
     points = _points(bench, model, identity, held, progress)
@@ -93,6 +93,7 @@ def run(
         "count": len(held.edits),
         "judged_by": judged_by(headline.rows),
         "protocol": section.protocol,
+        "previous": section.previous and model_label(section.previous, "editor"),
         "headline": headline.summary([e.edit_type for e in held.edits]),
         "baselines": {n: p.means() | p.setting for n, p in baselines.items()},
         "paired": {n: paired(headline.rows, p.rows) for n, p in baselines.items()},
@@ -119,7 +120,7 @@ def run(
 def measure_again(params: Params, *, editor: Path, challenger: Path, triplets: Path, dataset: Path, work: Path) -> dict[str, Any]:
     """What the gate compares of an earlier editor's report, on the edits that the challenger's evaluation is of."""
     model, bench, setting = open_editor(editor, params.models), open_bench(params, work), _scales(params.evaluate)
-    held = held_out(params, triplets=triplets, dataset=dataset, size=model.image_size, seen=read_seen(challenger))
+    held = held_out(params, triplets=triplets, dataset=dataset, size=model.image_size, seen=seen_in(challenger, params.evaluate))
     point = bench.point("editor", setting, held, partial(_edited, bench, model, held, setting), digest(editor))
     return {"held_out": held.mark, "measured": bench.mark, "rows": point.rows, "edit_types": [e.edit_type for e in held.edits]}
 
@@ -159,10 +160,10 @@ def _points(bench: Bench, model: Diffusion, identity: str, held: HeldOut, progre
         points.append(bench.point("sdedit", setting, held, partial(_by_sdedit, bench, held, strength), teacher))
         progress(len(points) - 1 - held.known, total)
     if section.previous:
-        setting = _scales(section)
-        before = open_editor(Path(section.previous), bench.params.models)
-        edit = partial(_edited, bench, before, held, setting)
-        points.append(bench.point("previous", setting, held, edit, digest(Path(section.previous))))
+        setting, named = _scales(section), editor_named(section.previous)
+        before = digest(named) if isinstance(named, Path) else model_digest(named, "editor")
+        edit = partial(_edited, bench, open_editor(named, bench.params.models), held, setting)
+        points.append(bench.point("previous", setting, held, edit, before))
         progress(total, total)
     return points
 
@@ -193,6 +194,12 @@ def _judge(section: JudgeParams, headline: Point, held: HeldOut, journal: Path, 
         judge.ask(questions)
     write_json(out / "judgements.json", [asdict(j) for j in judge.judgements])
     return summary(judge.judgements)
+
+
+def seen_in(editor: Path, section: EvaluateParams) -> Seen:
+    """The captions that the editor or the one that it is compared with was trained on."""
+    named = editor_named(section.previous) if section.previous else editor
+    return read_seen(editor) | read_seen(EMBEDDED / "editor" if named == "world" else Path(named))
 
 
 def _sweep(section: EvaluateParams) -> list[dict[str, float]]:

@@ -104,7 +104,8 @@ def _edits(examples: list[dict[str, str]], evaluation: Path) -> str:
 
 
 def _systems(result: dict[str, Any]) -> str:
-    rows = {"editor": result["headline"], **result["baselines"]}
+    known = {"previous": f"previous: {html.escape(result.get('previous') or '')}"}
+    rows = {"editor": result["headline"]} | {known.get(n, n): point for n, point in result["baselines"].items()}
     rows |= {"truth (upper bound)": result["truth"]} if result["truth"] else {}
     names = [n for n in _MEASURES if n in result["headline"]]
     table = _table(["system", *(n.replace("_", " ") for n in names)], [[s, *(f"{r[n]:.3f}" for n in names)] for s, r in rows.items()])

@@ -40,6 +40,9 @@ class Seen(Container[str]):
         """These and more; an empty caption says nothing of its picture and is left out."""
         return Seen(np.union1d(self.marks, np.array([_mark(c) for c in captions if c], dtype=np.uint64)))
 
+    def __or__(self, other: Seen) -> Seen:
+        return Seen(np.union1d(self.marks, other.marks))
+
     def write(self, folder: Path) -> None:
         """Keep them in an editor's folder."""
         write_bytes(folder / CAPTIONS, save({"marks": self.marks}))

@@ -91,7 +91,8 @@ class EvaluateParams(Section):
     benchmarks: dict[Literal["magicbrush", "emu_edit", "pie_bench", "hf"], str] = {}
     """Folders of other people's benchmarks, by their layout; the editor is measured on each."""
     previous: str | None = None
-    """Folder of an earlier editor to compare with, edit by edit."""
+    """An editor to compare with, edit by edit, such as the one that training goes on from: `world`, a folder, or a Hub id. The gate
+    stays shut if that one is surely better."""
     dino: str | None = None
     """A self-supervised vision model (transformers folder or Hub id, such as `facebook/dino-vits16`); none: not measured."""
     protocol: Literal["correct", "legacy"] = "correct"

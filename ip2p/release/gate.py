@@ -1,7 +1,8 @@
 """The promotion gate: a pure policy over two evaluation reports of the same edits.
 
-A challenger must beat every baseline; and against the champion, edit by edit: be better at editing, not worse at preserving, and
-let no edit type collapse. Every rule leaves its reason, whether it opened the gate or shut it.
+A challenger must beat every baseline, and must not be surely worse than the editor it came from (`evaluate.previous`); and against
+the champion, edit by edit: be better at editing, not worse at preserving, and let no edit type collapse. Every rule leaves its
+reason, whether it opened the gate or shut it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def decide(challenger: Report, champion: Report | None, policy: Policy) -> Decis
 
     A champion measured on other edits, or otherwise, cannot be compared: the gate stays shut, and a person may open it.
     """
-    rules = [*_against_baselines(challenger, policy)]
+    rules = [*_against_baselines(challenger, policy), *_against_previous(challenger)]
     if champion is None:
         rules.append((True, "champion: none yet"))
     elif not comparable(champion, challenger):
@@ -59,8 +60,19 @@ def _against_baselines(challenger: Report, policy: Policy) -> Iterator[tuple[boo
     measure = _measure(challenger)
     score = challenger["headline"][measure]
     for name, baseline in challenger["baselines"].items():
+        if name == "previous":
+            continue
         better = score > baseline[measure] + policy.margin
         yield better, f"{name}: {measure} {score:.3f} {'beats' if better else 'does not beat'} {baseline[measure]:.3f}"
+
+
+def _against_previous(challenger: Report) -> Iterator[tuple[bool, str]]:
+    if "previous" in challenger["baselines"]:
+        measure = _measure(challenger)
+        gain = challenger["paired"]["previous"][measure]
+        worse = gain["high"] < 0
+        told = f"previous: {measure} {gain['difference']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
+        yield not worse, f"{told}: {'surely worse' if worse else 'not surely worse'}"
 
 
 def _against_champion(challenger: Report, champion: Report, policy: Policy) -> Iterator[tuple[bool, str]]:

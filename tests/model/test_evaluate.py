@@ -15,6 +15,7 @@ from ip2p.model.bootstrap import bootstrap
 from ip2p.model.heldout import HeldOut, held_out, of_benchmark, of_world
 from ip2p.model.measure import Meter, Point, judged_by, measure, paired
 from ip2p.model.sdedit import sdedit
+from ip2p.model.seen import NONE, read_seen
 from ip2p.models import EMBEDDED
 from ip2p.params import JudgeParams
 from tests.dataset.llm.endpoint import endpoint
@@ -121,14 +122,27 @@ def evaluated(tiny, made, editor_folder, tmp_path_factory, track_in):
     return params, paths
 
 
-def test_the_report_pairs_the_editor_with_every_baseline(evaluated):
+def test_the_report_pairs_the_editor_with_every_baseline(evaluated, editor_folder):
     _, paths = evaluated
     report = json.loads((paths["out"] / "report.json").read_text())
     assert set(report["paired"]) == set(report["baselines"]) == {"source", "sdedit", "previous"}
     assert all(d["difference"] == 0 for d in report["paired"]["previous"].values())  # the same editor
+    assert report["previous"] == editor_folder.name
     assert len(report["rows"]["success"]) == report["count"] == 5
     for name in ("grid.png", "extremes.png", "curve.png", "types.png"):
         assert Image.open(paths["out"] / name).width > 90
+
+
+def test_what_the_editor_compared_with_was_trained_on_counts_as_seen(tiny, tmp_path):
+    for name, caption in (("editor", "a red fox"), ("before", "a blue fox")):
+        (tmp_path / name).mkdir()
+        NONE.with_captions([caption]).write(tmp_path / name)
+    section = tiny.evaluate.model_copy(update={"previous": str(tmp_path / "before")})
+    seen = evaluate.seen_in(tmp_path / "editor", section)
+    assert "a red fox" in seen and "a blue fox" in seen
+    assert len(evaluate.seen_in(tmp_path / "editor", tiny.evaluate)) == 1
+    shipped = evaluate.seen_in(tmp_path / "editor", section.model_copy(update={"previous": "world"}))
+    assert len(shipped) == len(read_seen(EMBEDDED / "editor")) + 1
 
 
 def test_an_evaluation_that_was_killed_measures_no_point_again(evaluated, monkeypatch, tmp_path):

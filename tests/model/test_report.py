@@ -25,7 +25,8 @@ def finished(tmp_path):
         "protocol": "legacy",
         "judged_by": "success",
         "headline": means | {"intervals": {n: [0.4, 0.6] for n in means}, "by_type": types},
-        "baselines": {"source": means | {"done": 0.0, "success": 0.0}},
+        "baselines": {"source": means | {"done": 0.0, "success": 0.0}, "previous": means},
+        "previous": "<p",
         "paired": {"source": differences},
         "truth": means | {"success": 0.987},
         "benchmarks": {},
@@ -46,6 +47,7 @@ def test_the_page_tells_how_to_read_it_and_text_stays_text(finished, tiny):
     assert "98.7% of the true edits" in page and "0.0% of the untouched sources" in page
     assert "protocol legacy" in page
     assert "0.700 [0.60, 0.80]" in page
+    assert "previous: &lt;p" in page
     for hostile in ("<script>", "<i>", "<u>", "<s>", "<b>type"):
         assert hostile not in page
     assert page.count("data:image/png;base64,") == 4

@@ -23,6 +23,16 @@ def test_a_first_editor_that_beats_both_baselines_is_promoted():
     assert "champion: none yet" in decision.reasons
 
 
+def test_what_is_no_better_than_it_came_from_may_go_but_not_what_is_surely_worse():
+    came = report(0.5) | {"paired": {"previous": {"success": {"difference": -0.02, "low": -0.05, "high": 0.01}}}}
+    came["baselines"]["previous"] = {"success": 0.52}
+    assert decide(came, None, Policy()).promoted
+    came["paired"]["previous"]["success"] = {"difference": -0.05, "low": -0.08, "high": -0.02}
+    decision = decide(came, None, Policy())
+    assert not decision.promoted
+    assert "previous: success -0.050 [-0.080, -0.020]: surely worse" in decision.reasons
+
+
 def test_an_editor_below_a_baseline_is_not_and_the_reason_is_kept():
     decision = decide(report(0.1), None, Policy())
     assert not decision.promoted
