@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import yaml
 from prefect import Flow, flow, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.client.orchestration import get_client
@@ -23,7 +24,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.flow_engine import run_flow
 from prefect.states import Failed, Pending
 
-from ip2p.errors import UserError
+from ip2p.errors import ParamsError, UserError
 from ip2p.params import Params, load_params
 from ip2p.records import StageReport
 from ip2p.stages import Engine, run_stage
@@ -45,6 +46,7 @@ def stage_flow(
     def work(params_path: str) -> Any:
         try:
             params = load_params(Path(params_path))
+            require_sections(Path(params_path))
             with concurrency("gpu", occupy=1, lease_duration=_LEASE) if gpu else nullcontext():
                 return run_stage(name, params, progress=_progress(name), engine=engine(params))
         except UserError as error:
@@ -79,6 +81,16 @@ def main(run: Flow[[str], Any]) -> None:
         error = state.result(raise_on_failure=False)
         print(f"ip2p: error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
+
+
+def require_sections(params: Path, graph: Path = Path("dvc.yaml")) -> None:
+    """Raise `ParamsError` if params.yaml leaves out what DVC follows: a default is a value too, and DVC ends at the stage that lacks it."""
+    if graph.exists():
+        followed = {
+            name for stage in yaml.safe_load(graph.read_text(encoding="utf-8"))["stages"].values() for name in stage.get("params", ())
+        }
+        if missing := sorted(followed - yaml.safe_load(params.read_text(encoding="utf-8")).keys()):
+            raise ParamsError(f"{params}: no `{missing[0]}`, which dvc.yaml follows; add `{missing[0]}: {{}}` (all defaults), or more")
 
 
 def _progress(name: str) -> Callable[[int, int], None]:

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.stage import require_sections
 from ip2p.errors import ParamsError
 from ip2p.params import Params, load_params
 
@@ -38,6 +39,19 @@ def test_missing_params_say_where_to_run(tmp_path):
 def test_the_shipped_params_are_valid_and_complete():
     params = load_params(ROOT / "params.yaml")
     assert params.models.teacher == "world"
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *sorted((ROOT / "params").glob("*.yaml"))], ids=lambda p: p.name)
+def test_every_file_of_parameters_is_valid_and_has_all_that_dvc_follows(path):
+    load_params(path)
+    require_sections(path, ROOT / "dvc.yaml")
+
+
+def test_a_section_that_dvc_follows_and_nobody_wrote_is_missed_at_once(tmp_path):
+    (tmp_path / "params.yaml").write_text("seed: 0\n")
+    (tmp_path / "dvc.yaml").write_text("stages: {report: {params: [seed, report]}}\n")
+    with pytest.raises(ParamsError, match="no `report`, which dvc"):
+        require_sections(tmp_path / "params.yaml", tmp_path / "dvc.yaml")
 
 
 def test_defaults_are_valid():

@@ -122,7 +122,7 @@ def read_labels(path: Path, pairs: Path) -> Labels:
             raise DataError(f"{path}:{number}: not a label; write {_LABEL}")
         verdicts[row["pair_id"]] = row["good"]
     table = pa.concat_tables(read_scores(shard, _COLUMNS) for shard in shards(pairs))
-    table = table.filter(pc.is_in(table["pair_id"], value_set=pa.array(list(verdicts))))
+    table = table.filter(pc.is_in(table["pair_id"], value_set=pa.array(list(verdicts), pa.string())))
     if len(table) < len(verdicts):
         raise DataError(f"{path}: {len(verdicts) - len(table)} of {len(verdicts)} labelled pairs are not in {pairs}")
     return Labels(table, np.array([verdicts[i] for i in table["pair_id"].to_pylist()]))

@@ -23,9 +23,18 @@ from ip2p.errors import DataError, ValidationFailedError
 from ip2p.params import FilterParams, Params, ValidateParams
 from ip2p.pictures import open_picture
 from ip2p.records import SPLITS, StageReport
-from ip2p.store import digest, read_json, read_shards, write_json
+from ip2p.store import digest, read_json, read_shard, shards, write_json
 
 _NAMED = 5
+_DECIDED = {
+    "in_training": "validate.min_pairs",
+    "drift": "validate.max_drift",
+    "width": "validate.min_side",
+    "height": "validate.min_side",
+    "share_of_type": "validate.max_share",
+}
+"""The parameters that some columns are held against."""
+_PICTURES = ("original_image", "edited_image")
 
 
 def run(params: Params, *, dataset: Path, docs: Path, marker: Path, work: Path) -> StageReport:
@@ -61,10 +70,13 @@ def benchmark_keys(files: tuple[str, ...]) -> frozenset[str]:
 
 def facts(dataset: Path, thresholds: FilterParams, benchmarks: frozenset[str] = frozenset()) -> pd.DataFrame:
     """One row an example: its columns without pixels, what its pictures turn out to be, and what it has to spare over its thresholds."""
-    arrow = pa.concat_tables(read_shards(dataset, f"{split}-") for split in _present_splits(dataset))
-    table = arrow.to_pandas()
-    sides = [[_side(row[c], f"{row['pair_id']}.{c}") for c in ("original_image", "edited_image")] for _, row in table.iterrows()]
-    frame = table.drop(columns=["original_image", "edited_image"])
+    parts, sides = [], []
+    for table in (read_shard(path) for split in _present_splits(dataset) for path in shards(dataset, f"{split}-")):
+        pictures = table.select(["pair_id", *_PICTURES]).to_pylist()  # of one shard at a time: a dataset's do not fit into memory
+        sides += [[_side(row[c], f"{row['pair_id']}.{c}") for c in _PICTURES] for row in pictures]
+        parts.append(table.drop_columns(list(_PICTURES)))
+    arrow = pa.concat_tables(parts)
+    frame = arrow.to_pandas()
     frame["width"], frame["height"] = [s[0][0] for s in sides], [s[0][1] for s in sides]
     frame["same_size"] = [s[0] == s[1] for s in sides]
     frame["prompts_differ"] = frame["original_prompt"].str.strip() != frame["edited_prompt"].str.strip()
@@ -134,14 +146,16 @@ def _expectations(gx: Any, section: ValidateParams, columns: Set[str]) -> list[A
 
 
 def _line(result: Any) -> str:
+    """What an expectation found, and the parameter that decides it, if one does."""
     config = result.expectation_config
     column = config.kwargs.get("column", "rows")
     wanted = {k: v for k, v in config.kwargs.items() if k in ("min_value", "max_value", "value_set") and v is not None}
+    by = f" ({_DECIDED[column]})" if column in _DECIDED else ""
     if "unexpected_index_list" not in result.result:
-        return f"{column}: {result.result.get('observed_value')} observed, expected {wanted}"
+        return f"{column}: {result.result.get('observed_value')} observed, expected {wanted}{by}"
     ids = [str(row["pair_id"]) for row in result.result["unexpected_index_list"] or []]
     named = ", ".join(ids[:_NAMED]) + (f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else "")
-    return f"{column}: expected {wanted or config.type}, broken by {named}"
+    return f"{column}: expected {wanted or config.type}{by}, broken by {named}"
 
 
 def _shares(frame: pd.DataFrame) -> dict[str, float]:

@@ -20,6 +20,7 @@ MAX_BYTES = 64 * 2**20
 """Largest picture or text file that is read from outside."""
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _TEXTS = ("original_prompt", "edit_prompt", "edited_prompt")
+_NAMES = {"train": {"train"}, "validation": {"validation", "valid", "val", "dev"}, "test": {"test"}}
 FACTS = (*_TEXTS, "edit_type", "triplet_id", "pair_id", "split", "seed")
 """All of an example but its pictures."""
 
@@ -72,8 +73,18 @@ def from_row(row: dict[str, Any], where: str) -> Example:
             raise DataError(f"{where}: {name} {str(row[name])[:40]!r} is refused; letters, digits, - and _ only, at most 128")
     if row.get("split") not in (None, *SPLITS):
         raise DataError(f"{where}: split {row['split']!r} is none of {', '.join(SPLITS)}")
-    known: dict[str, Any] = {n: row[n] for n in ("edit_type", "triplet_id", "pair_id", "split", "seed") if row.get(n) is not None}
-    return Example(**known | {n: row[n] for n in _TEXTS} | images)
+    known: dict[str, Any] = {n: str(row[n]) for n in ("edit_type", "triplet_id", "pair_id", "split") if row.get(n) is not None}
+    try:
+        seed = int(row.get("seed") or 0)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: seed {str(row['seed'])[:40]!r} is no whole number") from error
+    return Example(**known | {n: row[n] for n in _TEXTS} | images, seed=seed)
+
+
+def split_named(file: str) -> str | None:
+    """The split that a file's name begins with, as on the Hugging Face Hub (`test-00000-of-00004.parquet`); none if with no split's."""
+    first = re.split(r"[-_.]", Path(file).name.lower())[0]
+    return next((split for split, names in _NAMES.items() if first in names), None)
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -49,7 +49,7 @@ def export_dataset(dataset: Path, layout: str, out: Path) -> int:
 def import_pairs(source: Path, layout: str, out: Path, params: Params, progress: Callable[[int], None] = lambda count: None) -> int:
     """Read pairs of a layout, score them as `pairs` does, and write them as shards for `filter`. Returns their number.
 
-    `filter` splits anew: examples for testing that it would train on are left out.
+    `filter` splits anew: examples for testing that it would train on are left out. Raises `DataError` for one without captions.
     """
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out}: holds something already; name a new folder, or delete it first")
@@ -59,7 +59,7 @@ def import_pairs(source: Path, layout: str, out: Path, params: Params, progress:
     staging = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
     read = (e.identified() for e in _layout(layout).read(source))
-    examples = (e for e in read if e.split != "test" or split_of(e.triplet_id, params.filter.splits) == "test")
+    examples = (_captioned(e, source) for e in read if e.split != "test" or split_of(e.triplet_id, params.filter.splits) == "test")
     count = number = 0
     for some in _whole_triplets(examples):
         mark = fingerprint("import", layout, [e.pair_id for e in some])
@@ -70,6 +70,12 @@ def import_pairs(source: Path, layout: str, out: Path, params: Params, progress:
         raise DataError(f"{source}: holds no examples to train on")
     replace_folder(staging, out)
     return count
+
+
+def _captioned(example: Example, source: Path) -> Example:
+    if not (example.original_prompt.strip() and example.edited_prompt.strip()):
+        raise DataError(f"{source}: {example.pair_id} has no captions, by which pairs are filtered; caption both pictures first")
+    return example
 
 
 def _whole_triplets(examples: Iterator[Example]) -> Iterator[list[Example]]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ def write(examples: Iterable[Example], out: Path) -> int:
     """Write examples; those of one triplet share a folder. Returns their number."""
     out.mkdir(parents=True)
     folders: dict[str, str] = {}
-    seeds: dict[str, list[str]] = {}
+    seeds: dict[str, dict[int, None]] = {}
     count = 0
     for e in examples:
         name = folders.setdefault(e.triplet_id, f"{len(folders):07d}")
@@ -29,13 +30,16 @@ def write(examples: Iterable[Example], out: Path) -> int:
             prompt = {"caption": e.original_prompt, "input": e.original_prompt, "edit": e.edit_prompt, "output": e.edited_prompt}
             own = {"edit_type": e.edit_type, "split": e.split, "triplet_id": e.triplet_id}
             (folder / "prompt.json").write_text(json.dumps(prompt | own, ensure_ascii=False), encoding="utf-8")
+        own_seeds = seeds.setdefault(name, {})
+        seed = next(s for s in itertools.count(e.seed) if s not in own_seeds)  # pairs that came without seeds all have 0
+        own_seeds[seed] = None
         for n, image in enumerate((e.original_image, e.edited_image)):
-            (folder / f"{e.seed}_{n}.jpg").write_bytes(to_jpeg(image, where=e.pair_id))
+            (folder / f"{seed}_{n}.jpg").write_bytes(to_jpeg(image, where=e.pair_id))
         with (folder / "metadata.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"seed": e.seed, "pair_id": e.pair_id}) + "\n")
-        seeds.setdefault(name, []).append(str(e.seed))
+            file.write(json.dumps({"seed": seed, "pair_id": e.pair_id}) + "\n")
         count += 1
-    (out / "seeds.json").write_text(json.dumps(sorted(seeds.items())), encoding="utf-8")
+    listed = [(name, [str(s) for s in own_seeds]) for name, own_seeds in sorted(seeds.items())]
+    (out / "seeds.json").write_text(json.dumps(listed), encoding="utf-8")
     return count
 
 

@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ip2p.dataset.exchange.example import FACTS, MAX_BYTES, Example, from_row, safe_name
+from ip2p.dataset.exchange.example import FACTS, MAX_BYTES, Example, from_row, safe_name, split_named
 from ip2p.errors import DataError
 
 _ROWS = 1000
@@ -64,17 +64,17 @@ def _examples(file: Path) -> Iterator[Example]:
             stream = tar.extractfile(member)
             parts.setdefault(key, {})[ending] = stream.read() if stream else b""
             if len(parts[key]) == 3:
-                yield _example(parts.pop(key), f"{file}: {key}")
+                yield _example(parts.pop(key), f"{file}: {key}", split_named(str(file)))
             if len(parts) > _ROWS:
                 raise DataError(f"{file}: {len(parts)} incomplete examples; members of one example must lie side by side")
     if parts:
         raise DataError(f"{file}: {next(iter(parts))} is incomplete; an example is KEY.0.png, KEY.1.png and KEY.json")
 
 
-def _example(parts: dict[str, bytes], where: str) -> Example:
+def _example(parts: dict[str, bytes], where: str, split: str | None) -> Example:
     try:
         facts = json.loads(parts["json"])
         row = {n: facts.get(n) for n in FACTS} | {"original_image": parts["0.png"], "edited_image": parts["1.png"]}
     except (KeyError, ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{where}: an example is KEY.0.png, KEY.1.png and KEY.json, which holds an object") from error
-    return from_row(row, where)
+    return from_row(row | {"split": row["split"] or split}, where)

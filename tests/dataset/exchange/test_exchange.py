@@ -1,12 +1,15 @@
 import io
 import json
 import tarfile
+from collections import Counter
+from dataclasses import asdict, replace
 
 import pyarrow.parquet as pq
 import pytest
 
 from ip2p.dataset import filter
-from ip2p.dataset.exchange.example import read_dataset
+from ip2p.dataset.exchange import hf, reference
+from ip2p.dataset.exchange.example import from_row, read_dataset
 from ip2p.dataset.exchange.move import LAYOUTS, export_dataset, import_pairs, lint
 from ip2p.errors import DataError
 from ip2p.pictures import from_bytes
@@ -164,3 +167,36 @@ def test_what_others_test_on_is_not_trained_on(made, tiny, tmp_path):
     (tmp_path / "hf" / "data").mkdir(parents=True)
     pq.write_table(test, tmp_path / "hf" / "data" / "all-00000-of-00001.parquet")
     assert import_pairs(tmp_path / "hf", "hf", tmp_path / "pairs", tiny) == sum(i != ids[0] for i in ids)
+
+
+def test_the_name_of_a_file_tells_the_split_where_no_column_does(made, tiny, tmp_path):
+    rows = read_shards(made / "dataset", "train-").slice(0, 6).drop_columns(["split", "triplet_id"])
+    (tmp_path / "hf" / "data").mkdir(parents=True)
+    for name, some in (("train-00000-of-00001", rows.slice(0, 2)), ("test-00000-of-00001", rows.slice(2, 3)), ("dev", rows.slice(5))):
+        pq.write_table(some, tmp_path / "hf" / "data" / f"{name}.parquet")
+    assert Counter(e.split for e in hf.read(tmp_path / "hf")) == {"train": 2, "test": 3, "validation": 1}
+
+
+def test_pairs_of_one_seed_all_leave_in_the_references_layout(made, tmp_path):
+    example = next(read_dataset(made / "dataset"))
+    same = [replace(example, pair_id=f"p{n}", seed=0) for n in range(3)]
+    assert reference.write(same, tmp_path / "out") == 3
+    assert len(list(reference.read(tmp_path / "out"))) == 3
+    assert len(list((tmp_path / "out").rglob("*_1.jpg"))) == 3
+
+
+def test_numbers_may_be_ids_and_texts_seeds_if_they_are_numbers(made):
+    row = asdict(next(read_dataset(made / "dataset")))
+    example = from_row(row | {"pair_id": 17, "triplet_id": 3, "edit_type": 5, "seed": "12"}, "here")
+    assert (example.pair_id, example.triplet_id, example.edit_type, example.seed) == ("17", "3", "5", 12)
+    with pytest.raises(DataError, match="here: seed 'many' is no whole number"):
+        from_row(row | {"seed": "many"}, "here")
+
+
+def test_pairs_without_captions_are_refused_for_no_filter_could_judge_them(made, tiny, tmp_path):
+    export_dataset(made / "dataset", "magicbrush", tmp_path / "out")
+    for file in (tmp_path / "out").glob("*.parquet"):
+        pq.write_table(pq.read_table(file).drop_columns(["source_caption", "target_caption"]), file)
+    with pytest.raises(DataError, match="has no captions"):
+        import_pairs(tmp_path / "out", "magicbrush", tmp_path / "pairs", tiny)
+    assert not (tmp_path / "pairs").exists()
