@@ -86,10 +86,9 @@ def main(run: Flow[[str], Any]) -> None:
 def require_sections(params: Path, graph: Path = Path("dvc.yaml")) -> None:
     """Raise `ParamsError` if params.yaml leaves out what DVC follows: a default is a value too, and DVC ends at the stage that lacks it."""
     if graph.exists():
-        followed = {
-            name for stage in yaml.safe_load(graph.read_text(encoding="utf-8"))["stages"].values() for name in stage.get("params", ())
-        }
-        if missing := sorted(followed - yaml.safe_load(params.read_text(encoding="utf-8")).keys()):
+        told, known = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (graph, params))
+        followed = {name for stage in told["stages"].values() for name in stage.get("params", ())}
+        if missing := sorted(followed - known.keys()):
             raise ParamsError(f"{params}: no `{missing[0]}`, which dvc.yaml follows; add `{missing[0]}: {{}}` (all defaults), or more")
 
 
