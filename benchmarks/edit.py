@@ -24,7 +24,7 @@ from benchmarks.card import cost_of, seconds
 from benchmarks.sd15 import build
 from ip2p.dataset.world_writer import write_triplets
 from ip2p.diffusion import Diffusion
-from ip2p.model.bootstrap import bootstrap
+from ip2p.model.bootstrap import share_interval
 from ip2p.model.edit import edit_batch, load_editor
 from ip2p.model.guidance import EditOptions, EditRequest
 from ip2p.models import resolve_device
@@ -177,7 +177,7 @@ def quality(pictures: Tensor, work: Work) -> str:
     """Edit success with its interval, edits done, rest kept."""
     readings = [read_edit(x, t) for x, t in zip(pictures, work.truths, strict=True)]
     success = [float(r.done and r.stayed) for r in readings]
-    low, high = bootstrap(success)
+    low, high = share_interval(success)
     done, stayed = (statistics.mean(float(getattr(r, n)) for r in readings) for n in ("done", "stayed"))
     return f"{statistics.mean(success):.3f} [{low:.2f}, {high:.2f}] | {done:.3f} | {stayed:.3f}"
 

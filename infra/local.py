@@ -163,9 +163,10 @@ def services(topology: Topology) -> list[Service]:
         Service(
             "mlflow",
             [python, "-m", "mlflow", "server", "--host", here, "--port", str(ports["mlflow"]), "--workers", "1"]
-            + ["--backend-store-uri", topology.database("mlflow", "psycopg"), "--artifacts-destination", f"s3://{BUCKET}/mlflow"],
+            + ["--artifacts-destination", f"s3://{BUCKET}/mlflow"],
             lambda: _answers(f"{topology.url('mlflow')}/health"),
-            {**bare, "MLFLOW_S3_ENDPOINT_URL": topology.url("s3")},
+            # secrets by the environment: anybody here can read a command line
+            {**bare, "MLFLOW_S3_ENDPOINT_URL": topology.url("s3"), "MLFLOW_BACKEND_STORE_URI": topology.database("mlflow", "psycopg")},
         ),
         Service(
             "prefect",

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image, ImageChops, ImageFilter
+from PIL import Image, ImageFilter
+from scipy import ndimage
 from torch import Tensor
 
 from ip2p.diffusion import Diffusion, decode_latents, encode_images, encode_text
@@ -121,9 +123,7 @@ def paste_back(picture: Image.Image, edited: Image.Image, mask: Image.Image | No
     """The edit at the picture's own size, inside the mask only, with the picture's transparency."""
     whole = edited.resize(picture.size, Image.Resampling.LANCZOS)
     if mask is not None:
-        hard = mask.convert("L").point(lambda v: 255 if v > 127 else 0)
-        soft = ImageChops.multiply(hard, hard.filter(ImageFilter.GaussianBlur(max(picture.size) * _FEATHER)).point(_inner))
-        whole = Image.composite(whole, picture.convert("RGB"), soft)
+        whole = Image.composite(whole, picture.convert("RGB"), feathered(mask))
     if "A" in picture.getbands():
         whole.putalpha(picture.getchannel("A"))
     return whole
@@ -135,6 +135,22 @@ def working_size(editor: Diffusion, size: tuple[int, int]) -> tuple[int, int]:
     scale = editor.image_size / (size[0] * size[1]) ** 0.5
     width, height = (max(multiple, round(side * scale / multiple) * multiple) for side in size)
     return width, height
+
+
+def feathered(mask: Image.Image) -> Image.Image:
+    """The mask with a soft inner edge. Where a region is too thin for it to be full anywhere, its edge is as much harder as it takes."""
+    hard = mask.convert("L").point(lambda v: 255 if v > 127 else 0)
+    regions, count = ndimage.label(np.asarray(hard))
+    soft = np.zeros_like(regions, dtype=np.uint8)
+    left, width = np.arange(1, count + 1), max(mask.size) * _FEATHER
+    while len(left):
+        blurred = hard.filter(ImageFilter.GaussianBlur(width)).point(_inner) if width >= 0.5 else hard
+        level = np.asarray(blurred)
+        full = left[np.atleast_1d(ndimage.maximum(level, regions, left)) == 255]
+        these = np.isin(regions, full)
+        soft[these] = level[these]
+        left, width = np.setdiff1d(left, full), width / 2
+    return Image.fromarray(soft)
 
 
 def _inner(blurred: int) -> int:

@@ -18,13 +18,14 @@ from torch import Tensor
 from ip2p.clip import image_features, similarities, text_features
 from ip2p.dataset.alignment import align
 from ip2p.errors import ModelError
-from ip2p.model.bootstrap import bootstrap
+from ip2p.model.bootstrap import bootstrap, share_interval
 from ip2p.model.heldout import HeldOut
 from ip2p.models import Clip, model_source
 from ip2p.pictures import to_png
 from ip2p.store import write_bytes
 from ip2p.world.truth import read_edit
 
+_SHARES = ("success", "done", "stayed")
 Rows = dict[str, list[float]]
 Edit = Callable[[slice], Tensor]
 
@@ -126,7 +127,7 @@ class Point:
     def summary(self, types: Sequence[str] = ()) -> dict[str, Any]:
         """As it stands in a report: means, 95% bootstrap intervals and, with the edits' types, a table by type."""
         whole = {"system": self.system, "setting": self.setting, **self.means()}
-        return whole | {"intervals": {n: bootstrap(v) for n, v in self.rows.items()}, "by_type": self._by_type(types)}
+        return whole | {"intervals": {n: _interval(n, v) for n, v in self.rows.items()}, "by_type": self._by_type(types)}
 
     def _by_type(self, types: Sequence[str]) -> dict[str, dict[str, float]]:
         shown = ("success", "done", "stayed") if "done" in self.rows else ("direction_similarity", "image_similarity")
@@ -135,7 +136,7 @@ class Point:
             own = {n: [v for v, t in zip(self.rows[n], types, strict=True) if t == type] for n in shown if n in self.rows}
             table[type] = {"count": len(next(iter(own.values()), []))} | {n: sum(v) / len(v) for n, v in own.items()}
             for name, values in own.items():
-                table[type][f"{name}_low"], table[type][f"{name}_high"] = bootstrap(values)
+                table[type][f"{name}_low"], table[type][f"{name}_high"] = _interval(name, values)
         return table
 
 
@@ -151,6 +152,10 @@ def measure(held: HeldOut, meter: Meter, edit: Edit, *, batch: int, keep: Path |
             for number, picture in enumerate(edited, first):
                 write_bytes(keep / picture_name(number), to_png(picture))
     return rows
+
+
+def _interval(name: str, values: Sequence[float]) -> tuple[float, float]:
+    return share_interval(values) if name in _SHARES else bootstrap(values)
 
 
 def picture_name(index: int) -> str:

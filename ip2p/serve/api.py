@@ -194,7 +194,11 @@ async def edits(
 @router.get("/edits/{id}")
 async def edit(request: Request, id: Id) -> dict[str, Any]:
     """How far an edit is, and what it was asked for with."""
-    job: Job | None = request.app.state.board.job(id)
+    board: Board = request.app.state.board
+    job = board.job(id)
+    if job is not None and job.result.done():
+        await board.stored(job)  # done is what can be fetched and judged
+        job = board.job(id)
     return _told(job) if job is not None else _row(await _known(request, id))
 
 
@@ -219,13 +223,16 @@ async def events(request: Request, id: Id) -> Response:
 
 
 @router.get("/edits/{id}/{what}", response_model=None)
-async def picture(request: Request, id: Id, what: Literal["picture", "source"]) -> Response:
-    """The edited picture, with its parameters inside, or its source, as PNG."""
+async def picture(request: Request, id: Id, what: Literal["picture", "source", "mask"]) -> Response:
+    """The edited picture, with its parameters inside, its source, or its mask, as PNG."""
     desk: Desk = request.app.state.desk
     row = await _known(request, id)
-    path = desk.history.picture_path(row.picture if what == "picture" else row.source)
+    name = getattr(row, what)
+    if name is None:
+        raise RefusedError(404, f"edit {id}: has no mask", field="what")
+    path = desk.history.picture_path(name)
     headers = {"Cache-Control": "private, max-age=31536000, immutable"}
-    if what == "source":
+    if what != "picture":
         return FileResponse(path, media_type="image/png", headers=headers)
     data = await run_in_threadpool(_with_parameters, path.read_bytes(), parameters_of(row, desk.params.register_.name))
     return Response(data, media_type="image/png", headers=headers)
@@ -269,7 +276,7 @@ def _told(job: Job) -> dict[str, Any]:
 
 
 def _row(row: EditRow) -> dict[str, Any]:
-    names = ("id", "created", "version", "instruction", "text_guidance", "image_guidance", "steps", "seed", "width", "height")
+    names = ("id", "created", "version", "instruction", "text_guidance", "image_guidance", "steps", "seed", "width", "height", "mask")
     return {"state": "done", "step": row.steps, **{n: getattr(row, n) for n in names}}
 
 
@@ -284,4 +291,5 @@ async def _events(desk: Desk, board: Board, job: Job) -> AsyncIterator[str]:
             told["preview"] = base64.b64encode(await run_in_threadpool(to_png, preview)).decode()
         yield server_event("progress", told)
     await board.stored(job)
-    yield server_event(job.state, _told(job))
+    row = await run_in_threadpool(desk.history.edit, job.id)
+    yield server_event(job.state, _told(job) if row is None else _row(row))

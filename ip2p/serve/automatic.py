@@ -22,9 +22,12 @@ from ip2p.serve.intake import CHARGE, RefusedError, from_base64, read_upload, to
 router = APIRouter(tags=["automatic1111"])
 SAMPLERS: dict[str, Solver] = {"Euler a": "euler_ancestral", "DPM++ 2M": "dpmpp_2m"}
 _MOST = 10
+_SIDES = (16, 4096)
 _ECHOED = ("prompt", "cfg_scale", "image_cfg_scale", "steps", "seed", "sampler_name", "batch_size", "n_iter", "width", "height")
 """Fields that are read and told back as `parameters`."""
 _LARGEST = 2**63 - 1
+_EXTENSION = {"text_cfg": "cfg_scale", "image_cfg": "image_cfg_scale", "sampler": "sampler_name", "output_batches": "n_iter"}
+"""What the extension calls the same."""
 _BODY = {
     "required": True,
     "content": {
@@ -60,14 +63,16 @@ def error_body(error: RefusedError) -> dict[str, Any]:
 @router.post("/sdapi/v1/img2img", openapi_extra={"requestBody": _BODY})
 async def img2img(request: Request) -> dict[str, Any]:
     """Edit the first of `init_images`."""
-    told, images, info = await _edited(request, "automatic1111")
+    told, images, info = await _edited(await _json(request), request)
     return {"images": images, "parameters": told, "info": json.dumps(info)}
 
 
 @router.post("/instruct-pix2pix/img2img", openapi_extra={"requestBody": _BODY})
 async def instruct_pix2pix(request: Request) -> dict[str, Any]:
-    """The same, as the extension answers it."""
-    _, images, info = await _edited(request, "automatic1111")
+    """The same in the extension's words: scales, sampler and count have other names, seeds are drawn, a width names the size."""
+    told = await _json(request)
+    told |= {usual: told[own] for own, usual in _EXTENSION.items() if own in told} | ({"seed": -1} if told.get("randomize_seed") else {})
+    _, images, info = await _edited(told, request)
     return {"images": images, "info": json.dumps(info), "prompt": info["prompt"]}
 
 
@@ -128,14 +133,15 @@ async def interrupt() -> dict[str, Any]:
     return {}
 
 
-async def _edited(request: Request, door: str) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
+async def _edited(told: dict[str, Any], request: Request) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
     desk: Desk = request.app.state.desk
-    told = await _json(request)
-    size = _size(told)
+    size, width = _size(told), _side(told, "output_image_width")
     ask, count = await run_in_threadpool(_asked, told, desk)
+    if width is not None:
+        size = width, max(_SIDES[0], min(_SIDES[1], round(width * ask.picture.height / ask.picture.width)))
     jobs = await desk.jobs(ask, count)
     request.scope[CHARGE](count - 1)
-    made = await desk.pictures(jobs, request, door=door)
+    made = await desk.pictures(jobs, request, door="automatic1111")
     name = desk.params.register_.name
     images = [await run_in_threadpool(_encoded, picture, size, parameters_of(row, name)) for row, picture in made]
     seeds = [row.seed for row, _ in made]
@@ -221,9 +227,12 @@ def _whole(told: dict[str, Any], name: str) -> int | None:
 
 def _size(told: dict[str, Any]) -> tuple[int, int] | None:
     """The size that the client names, as AUTOMATIC1111 gives it back."""
-    width, height = _whole(told, "width"), _whole(told, "height")
-    if width is None or height is None:
-        return None
-    if not all(16 <= s <= 4096 for s in (width, height)):
-        raise RefusedError(400, "width, height: give 16 to 4096", field="width")
-    return width, height
+    width, height = _side(told, "width"), _side(told, "height")
+    return None if width is None or height is None else (width, height)
+
+
+def _side(told: dict[str, Any], name: str) -> int | None:
+    side = _whole(told, name)
+    if side is not None and not _SIDES[0] <= side <= _SIDES[1]:
+        raise RefusedError(400, f"{name}: give {_SIDES[0]} to {_SIDES[1]}", field=name)
+    return side

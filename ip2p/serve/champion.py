@@ -127,11 +127,16 @@ class Champion:
             with self._loading:
                 self._others.pop(number, None)
                 served = self._alive.pop(number, None) or self._load(number)  # no longer one of the others
-        except ModelError:  # the new one is no good, and will not be: the old one goes on
-            log.exception("champion refused", extra={"version": number, "serving": self._served and self._served.version})
-            metrics.SWAPS.labels("refused").inc()
-            self._refused = number
-            return
+        except Exception as error:
+            if isinstance(error, ModelError):  # it is no good, and will not be: the old one goes on
+                log.exception("champion refused", extra={"version": number, "serving": self._served and self._served.version})
+                metrics.SWAPS.labels("refused").inc()
+                self._refused = number
+            if self._served is None:
+                self._serve_last()
+            if isinstance(error, ModelError):
+                return
+            raise
         log.info("champion", extra={"version": number, "before": self._served and self._served.version})
         metrics.SWAPS.labels("taken").inc()
         self._before = self._served.version if self._served else None
@@ -150,19 +155,23 @@ class Champion:
         forget_versions(self._work, [v.folder for v in self._fetched.values()])
 
     def _serve_last(self) -> None:
-        """While the registry is away after a start: what was served before it, if it is on disk still; else the fallback."""
+        """After a start without the champion: what was served before, if it is on disk still and any good; else the fallback."""
         path = self._work / _LAST
         last = read_json(path) if path.exists() else {}
         number = str(last.get("version", FALLBACK))
-        if "folder" in last and Path(last["folder"]).is_dir():
+        numbers = [FALLBACK] if self._params.serve.fallback else []
+        if "folder" in last and Path(last["folder"]).is_dir() and number != self._refused:
             self._fetched[number] = EditorVersion(self._params.register_.name, number, Path(last["folder"]), last["defaults"])
-        elif self._params.serve.fallback is None:
+            numbers.insert(0, number)
+        for number in numbers:
+            try:
+                with self._loading:
+                    self._served = self._load(number)
+            except ModelError:
+                log.exception("not served", extra={"version": number})
+                continue
+            log.warning("started without the champion", extra={"serving": number})
             return
-        else:
-            number = FALLBACK
-        with self._loading:
-            self._served = self._load(number)
-        log.warning("registry away at the start", extra={"serving": number})
 
     def _follow(self) -> None:
         while not self._stop.is_set():

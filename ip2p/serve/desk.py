@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 import secrets
 import threading
 import time
+import unicodedata
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -65,6 +67,7 @@ class Desk:
 
     async def jobs(self, ask: Ask, count: int = 1) -> list[Job]:
         """Jobs for an edit, seeds counting up. Raises `RefusedError` for what cannot be done."""
+        ask = replace(ask, instruction=re.sub(r"\r\n?", "\n", ask.instruction))  # as forms send the ends of lines
         _check(ask, self.params.serve.max_steps)
         if count > self.params.serve.queue:
             raise RefusedError(400, f"{count} pictures at once; at most {self.params.serve.queue} are made", field="n")
@@ -185,7 +188,7 @@ def voter_of(key: str | None, address: str) -> str:
 def _check(ask: Ask, max_steps: int) -> None:
     if not ask.instruction.strip() or len(ask.instruction) > MAX_INSTRUCTION:
         raise RefusedError(400, f"instruction: give 1 to {MAX_INSTRUCTION:,} characters", field="instruction")
-    if any(not c.isprintable() and c not in "\n\t" for c in ask.instruction):
+    if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" for c in ask.instruction):
         raise RefusedError(400, "instruction: holds characters that are no text", field="instruction")
     if ask.steps is not None and not 2 <= ask.steps <= max_steps:
         raise RefusedError(400, f"steps: {ask.steps} is out of range, give 2 to {max_steps}", field="steps")

@@ -3,12 +3,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 
 from ip2p.diffusion import encode_images, encode_text
 from ip2p.errors import DataError, ModelError
 from ip2p.model import edit, guidance
-from ip2p.model.edit import Remembered, edit_batch, edit_pictures, load_editor, working_size
+from ip2p.model.edit import Remembered, edit_batch, edit_pictures, feathered, load_editor, working_size
 from ip2p.model.guidance import EditOptions, EditRequest, Guide, guided_predictor
 from ip2p.pictures import from_pillow, to_pillow
 
@@ -160,6 +160,20 @@ def test_outside_a_mask_every_bit_stays(editor):
     assert not changed[~inside].any() and changed[inside].mean() > 0.5
     with pytest.raises(DataError, match="mask: 10×10 pixels, the picture has 150×110"):
         edit_pictures(editor, [original], [EditRequest("x")], THREE, masks=[mask.resize((10, 10))])
+
+
+@pytest.mark.parametrize("side", [64, 512])
+def test_what_is_small_in_a_mask_is_edited_too_and_what_is_large_has_a_soft_edge(side):
+    mask = Image.new("L", (side, side), 0)
+    pen = ImageDraw.Draw(mask)
+    pen.rectangle((0, 0, side // 2, side // 2), fill=255)
+    pen.ellipse((side * 0.8, side * 0.8, side * 0.82, side * 0.82), fill=255)
+    pen.line((side * 0.7, side * 0.1, side * 0.7, side * 0.6), fill=255, width=2)
+    soft = feathered(mask)
+    for part in ((0, 0, side // 2, side // 2), (side * 0.75, side * 0.75, side, side), (side * 0.6, 0, side, side * 0.65)):
+        assert soft.crop(tuple(map(int, part))).getextrema()[1] == 255
+    assert ImageChops.subtract(soft, mask).getbbox() is None  # never beyond it
+    assert 0 < soft.getpixel((side // 2 - 1, side // 4)) < 255 or side == 64
 
 
 def test_transparency_is_kept(editor):

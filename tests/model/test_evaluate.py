@@ -85,6 +85,23 @@ def test_the_interval_holds_the_mean():
     assert 0.35 < low < 0.5 < high < 0.65
 
 
+def test_sdedit_is_compared_where_it_keeps_as_much_of_the_picture():
+    def point(system, direction, image):
+        return Point(system, {}, {"direction_similarity": [direction], "image_similarity": [image]})
+
+    attempts = [point("sdedit", 0.1, 0.9), point("sdedit", 0.15, 0.85), point("sdedit", 0.3, 0.5)]
+    points = [point("source", 0.0, 1.0), *attempts]
+    assert evaluate.best_baselines(points, point("editor", 0.2, 0.8))["sdedit"] is attempts[1]
+    assert evaluate.best_baselines(points, point("editor", 0.2, 0.95))["sdedit"] is attempts[0]
+
+
+def test_no_interval_has_no_width_where_all_edits_succeed_or_none():
+    summary = Point("e", {}, {"done": [1.0] * 24, "stayed": [0.0] * 24, "l1": [0.1] * 24}).summary()
+    assert summary["intervals"]["done"] == (pytest.approx(0.862, abs=1e-3), 1.0)
+    assert summary["intervals"]["stayed"] == (0.0, pytest.approx(0.138, abs=1e-3))
+    assert summary["intervals"]["l1"] == (pytest.approx(0.1), pytest.approx(0.1))
+
+
 def test_paired_differences_are_surer_than_intervals_apart():
     hard = torch.linspace(0, 1, 60).tolist()
     ours, theirs = [x + 0.05 for x in hard], hard

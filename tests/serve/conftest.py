@@ -41,11 +41,6 @@ class Server:
         for _ in range(600):
             told = self.client.get(f"/api/v1/edits/{id}").json()
             if told["state"] in (states or ("done", "failed", "cancelled")):
-                if told["state"] == "done":  # the row is written a moment later
-                    for _ in range(100):
-                        if self.desk.history.edit(id):
-                            break
-                        time.sleep(0.02)
                 return told
             time.sleep(0.02)
         raise AssertionError(told)

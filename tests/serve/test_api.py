@@ -18,6 +18,22 @@ def test_an_edit_runs_as_a_job_and_is_in_the_history(server):
     assert '"seed": 11' in made.text["parameters"]
 
 
+def test_what_is_told_as_done_can_be_fetched_at_once(server, monkeypatch):
+    remember = server.desk.remember
+    monkeypatch.setattr(server.desk, "remember", lambda *a: (time.sleep(0.5), remember(*a))[1])
+    id = server.client.post("/api/v1/edits", files={"image": png()}, data={"instruction": "make it night", "steps": "2"}).json()["id"]
+    while (told := server.client.get(f"/api/v1/edits/{id}").json())["state"] != "done":
+        time.sleep(0.01)
+    assert told["mask"] is None and told["width"] == 120
+    assert server.client.get(f"/api/v1/edits/{id}/picture").status_code == 200
+    assert server.client.get(f"/api/v1/edits/{id}/mask").status_code == 404
+
+
+@pytest.mark.parametrize("instruction", ["make it winter\r\nand night", "冬に\u3000する", "می\u200cخواهم", "add a 👨‍👩‍👧", "a\u00a0cat"])
+def test_what_people_write_is_text(server, instruction):
+    assert server.edit(instruction=instruction)["instruction"] == instruction.replace("\r\n", "\n")
+
+
 def test_events_tell_progress_with_previews_and_the_end(server):
     id = server.client.post("/api/v1/edits", files={"image": png()}, data={"instruction": "make it night", "steps": "12"}).json()["id"]
     with server.client.stream("GET", f"/api/v1/edits/{id}/events") as stream:

@@ -43,6 +43,15 @@ def test_what_clients_ask_at_their_start_is_answered(client, server):
     assert client.interrupt() == {}
 
 
+def test_the_extensions_client_is_understood(client, server):
+    edit = webuiapi.InstructPix2PixInterface(client).img2img
+    asked = {"images": [Image.new("RGB", (100, 80), "teal")], "prompt": "make it winter", "steps": 2, "output_image_width": 200}
+    told = edit(**asked, text_cfg=3, image_cfg=1.1, output_batches=2, seed=9, randomize_seed=False)
+    assert [i.size for i in told.images] == [(200, 160)] * 2
+    assert (told.info["cfg_scale"], told.info["image_cfg_scale"], told.info["all_seeds"]) == (3, 1.1, [9, 10])
+    assert len({edit(**asked).info["seed"] for _ in range(3)}) == 3  # drawn anew
+
+
 def test_the_extensions_path_answers_in_its_form(server):
     body = {"init_images": [base64.b64encode(png()).decode()], "prompt": "make it winter", "steps": 2}
     told = server.client.post("/instruct-pix2pix/img2img", json=body).json()

@@ -36,6 +36,17 @@ def register(params, dataset, editor, root, *, success=0.5):
     return registry.run(params, editor=editor, **paths).extra["version"]
 
 
+def without_numbers(editor, root):
+    """A copy of an editor that no picture comes of."""
+    broken = root / "broken"
+    shutil.copytree(editor, broken)
+    path = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights["conv_in.weight"] = torch.full_like(weights["conv_in.weight"], float("nan"))
+    save_file(weights, path, {"format": "pt"})
+    return broken
+
+
 wait_until = partial(until, seconds=60)
 
 
@@ -67,13 +78,7 @@ def test_promotion_under_load_gives_no_errors_and_a_broken_champion_leaves_the_o
         wait_until(lambda: (200, second) in answers)
 
         # a champion whose weights are no numbers
-        broken = tmp_path / "broken"
-        shutil.copytree(editor, broken)
-        path = broken / "unet" / "diffusion_pytorch_model.safetensors"
-        weights = load_file(path)
-        weights["conv_in.weight"] = torch.full_like(weights["conv_in.weight"], float("nan"))
-        save_file(weights, path, {"format": "pt"})
-        third = register(params, dataset, broken, tmp_path)
+        third = register(params, dataset, without_numbers(editor, tmp_path), tmp_path)
         before = len(answers)
         wait_until(lambda: server.desk.champion._refused == third)
         wait_until(lambda: len(answers) > before + 3)
@@ -159,6 +164,21 @@ def test_without_its_registry_a_server_starts_with_what_it_served_last(home, tmp
     fresh = Champion(fallen, work=tmp_path / "other")
     with pytest.raises(ZeroDivisionError):
         fresh.look()
+    assert fresh.served.version == "embedded"
+
+
+def test_a_server_that_starts_on_a_broken_champion_serves_what_it_served_last(home, tmp_path):
+    params, dataset, editor = home
+    good = register(params, dataset, editor, tmp_path)
+    Champion(params, work=tmp_path / "versions").look()
+    broken = register(params, dataset, without_numbers(editor, tmp_path), tmp_path)
+    again = Champion(params, work=tmp_path / "versions")
+    again.look()
+    assert again.served.version == good and again._refused == broken
+    # what served nothing before falls back
+    fallen = params.model_copy(update={"serve": params.serve.model_copy(update={"fallback": str(editor)})})
+    fresh = Champion(fallen, work=tmp_path / "other")
+    fresh.look()
     assert fresh.served.version == "embedded"
 
 

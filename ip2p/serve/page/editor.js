@@ -163,7 +163,7 @@ async function editNow(source) {
     const other = await trying(async () => follow(await api.ask(await asked())));
     if (other) await compare(done, other);
     await trying(() => present(done, false));
-  } else if (before && before.instruction === done.instruction && now.past === before.id) {
+  } else if (before && before.instruction === done.instruction && before.mask === done.mask && now.past === before.id) {
     await compare(done, before);
   }
   now.past = done.id;
@@ -269,6 +269,7 @@ async function reopen(e) {
     $("instruction").value = e.instruction;
     for (const name of SETTINGS) set(name, e[name]);
     $("seed").value = e.seed;
+    if (e.mask) await mask.take(await api.picture(e.id, "mask"));
     await present(e);
     now.past = e.id;
     $("viewer").scrollIntoView({ block: "nearest" });

@@ -23,6 +23,19 @@ export class Mask {
     this.onPaint();
   }
 
+  // What was painted once before: white of a mask as `blob` gives it.
+  async take(blob) {
+    const sheet = await createImageBitmap(blob);
+    [this.canvas.width, this.canvas.height] = [sheet.width, sheet.height];
+    const pen = this.canvas.getContext("2d");
+    pen.drawImage(sheet, 0, 0);
+    const pixels = pen.getImageData(0, 0, sheet.width, sheet.height);
+    for (let i = 0; i < pixels.data.length; i += 4) pixels.data.set([0xf0, 0x76, 0x3b, pixels.data[i]], i);
+    pen.putImageData(pixels, 0, 0);
+    this.painted = true;
+    this.onPaint();
+  }
+
   begin() {
     if (this.canvas.width === 0) [this.canvas.width, this.canvas.height] = [this.image.naturalWidth, this.image.naturalHeight];
   }
