@@ -93,8 +93,9 @@ On the truth: {types(report["headline"]["truth"])}.
 
 ## What the filter is worth
 {shares(PAIRS, DATASET)}:
-the first two rows above are much the same pairs. Worse pairs show what it is for: attention shared for {low:.0%} to {high:.0%} of the steps,
-cross-attention too, which undoes edits. {shares(ROUGH_HOME / "pairs", ROUGH_HOME / "dataset")}.
+the first two rows above are much the same pairs. Worse ones show what it is for: attention shared for {low:.0%} to {high:.0%} of the steps,
+cross-attention too, which undoes edits.
+{shares(ROUGH_HOME / "pairs", ROUGH_HOME / "dataset")}.
 The same triplets, the same training, {rough["count"]} held-out edits:
 
 {table(rough)}
@@ -117,7 +118,7 @@ def table(report: dict[str, Any]) -> str:
 def shares(made: Path, dataset: Path) -> str:
     """How many pairs the filter keeps, and how many of those and of all are right."""
     (kept, good), (count, usual) = right(made, dataset).values()
-    return f"The filter\nkept {kept:,} of the {count:,} pairs; CLIP reads the edit off {good:.0%} of those and off {usual:.0%} of all"
+    return f"The filter kept {kept:,} of the {count:,} pairs; CLIP reads the edit off {good:.0%} of those and off {usual:.0%} of all"
 
 
 def types(point: dict[str, Any]) -> str:
