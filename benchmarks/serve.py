@@ -2,7 +2,8 @@
 
 `python -m benchmarks.serve` after `make run`. First as many clients as there are places ask one after the other (throughput, latency);
 then requests come at ten times that rate, whether answered or not, for `--seconds`: every answer must be 200 or 429, refusals must be
-quick, memory must stay bounded. The server is a process of its own; its clients share the machine with it, as here everything does.
+quick, memory must stay bounded. Each request is of another picture, so that the server remembers none. The server is a process of its
+own; its clients share the machine with it, as here everything does.
 """
 
 from __future__ import annotations
@@ -21,18 +22,22 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import httpx
 import psutil
 import yaml
 
+from ip2p.model.edit import Remembered
 from ip2p.world.render import render
 from ip2p.world.scenes import sample_scene
 
 ROOT = Path(__file__).parents[1]
 QUEUE = 16
 TENFOLD = 10
+PICTURES = 2 * Remembered.most
+INSTRUCTIONS = ("make it winter", "make it night", "make it rainy", "make it a pencil sketch", "set it in a city", "make it a mosaic")
 
 
 def main() -> None:
@@ -89,27 +94,28 @@ def server(editor: Path, batch: int) -> Iterator[tuple[str, psutil.Process]]:
             child.wait(timeout=60)
 
 
-async def ask(client: httpx.AsyncClient, picture: bytes) -> tuple[int, float]:
-    """One edit by OpenAI's door: its status and seconds."""
+async def ask(client: httpx.AsyncClient, number: int) -> tuple[int, float]:
+    """One edit by OpenAI's door, the so manieth: its status and seconds."""
+    picture, instruction = drawn()[number % PICTURES], INSTRUCTIONS[number % len(INSTRUCTIONS)]
     began = time.monotonic()
-    answer = await client.post("/v1/images/edits", files={"image": picture}, data={"prompt": "make it winter"})
+    answer = await client.post("/v1/images/edits", files={"image": picture}, data={"prompt": instruction})
     return answer.status_code, time.monotonic() - began
 
 
 async def closed(url: str, edits: int, *, clients: int) -> tuple[float, list[float]]:
     """Clients that each wait for their answer: edits a second, and each edit's seconds."""
-    picture, left, times = drawn(), edits, []
+    left, times = edits, []
 
     async def one(client: httpx.AsyncClient) -> None:
         nonlocal left
         while left > 0:
             left -= 1
-            code, spent = await ask(client, picture)
+            code, spent = await ask(client, left)
             assert code == 200, code
             times.append(spent)
 
     async with httpx.AsyncClient(base_url=url, timeout=120) as client:
-        await ask(client, picture)
+        await ask(client, edits)
         began = time.monotonic()
         await asyncio.gather(*(one(client) for _ in range(clients)))
         return len(times) / (time.monotonic() - began), times
@@ -117,20 +123,26 @@ async def closed(url: str, edits: int, *, clients: int) -> tuple[float, list[flo
 
 async def opened(url: str, rate: float, seconds: float) -> list[tuple[int, float]]:
     """Requests at a rate, answered or not."""
-    picture, tasks, began = drawn(), [], time.monotonic()
+    tasks: list[asyncio.Task[tuple[int, float]]] = []
+    drawn()
+    began = time.monotonic()
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
     async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
         while (at := time.monotonic() - began) < seconds:
-            tasks.append(asyncio.create_task(ask(client, picture)))
+            tasks.append(asyncio.create_task(ask(client, len(tasks))))
             await asyncio.sleep(max(0, len(tasks) / rate - at))
         return await asyncio.gather(*tasks)
 
 
-def drawn() -> bytes:
-    """A picture of the world, 256 px."""
-    buffer = io.BytesIO()
-    render(sample_scene(random.Random("benchmark-serve")), seed=0, size=256).save(buffer, "PNG")
-    return buffer.getvalue()
+@cache
+def drawn() -> list[bytes]:
+    """Pictures of the world, 256 px: more than a server remembers."""
+    pictures = []
+    for number in range(PICTURES):
+        buffer = io.BytesIO()
+        render(sample_scene(random.Random(f"benchmark-serve/{number}")), seed=number, size=256).save(buffer, "PNG")
+        pictures.append(buffer.getvalue())
+    return pictures
 
 
 if __name__ == "__main__":

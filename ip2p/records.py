@@ -78,6 +78,8 @@ TRAINED = "models/editor"
 """Folder of the editor that was trained."""
 RECORD = "training.json"
 """How an editor was trained; lies beside its model_index.json."""
+UNKNOWN = "other"
+"""The type of an edit that nobody named: written by a completion model, or imported without one."""
 SHOWN = ("source", "editor", "sdedit", "truth")
 """The pictures of a held-out edit that people are shown, in order."""
 

@@ -31,8 +31,8 @@ def run_stage(name: str, params: Params, *, progress: Progress = lambda done, of
 
 
 def _validated(params: Params) -> tuple[Folder, Path]:
-    """The dataset to train on and the marker of its validation: those here, or those of this version in the bucket."""
-    if params.storage.remote is None:
+    """The dataset to train on and the marker of its validation: those here, else those of this version in the bucket."""
+    if params.storage.remote is None or (DATASET.exists() and MARKER.exists()):
         return DATASET, MARKER
     return open_validated(params.storage, lock=Path("dvc.lock"), dataset=DATASET, marker=MARKER, cache=WORK / "remote")
 

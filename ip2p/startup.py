@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import sys
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from multiprocessing.context import BaseContext
 
 
@@ -16,6 +16,12 @@ def start_quickly() -> None:
     """
     gc.set_threshold(100_000, 50, 50)
     atexit.register(gc.freeze)
+
+
+def expect_processes() -> None:
+    """Start the process that others are forked from, which reads the libraries (five seconds) while this one does its own work."""
+    if processes().get_start_method() == "forkserver":
+        forkserver.ensure_running()
 
 
 def processes() -> BaseContext:

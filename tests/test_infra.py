@@ -62,6 +62,12 @@ def test_the_image_has_all_that_stages_read_and_no_stage_makes():
         assert any(p in (wanted, *wanted.parents) for p in copied + made), wanted
 
 
+def test_no_server_is_told_a_secret_on_its_command_line(tmp_path):
+    topology = Topology.new(tmp_path / "infra")
+    commands = [part for s in services(topology) for part in s.command]
+    assert not [c for c in commands for secret in topology.secret.values() if secret in c]
+
+
 def test_a_workers_versions_and_cache_outlive_its_container(tmp_path):
     bare, state = tmp_path / "image", tmp_path / "volume"
     for container in ("first", "second"):
@@ -104,11 +110,29 @@ def test_manifests_are_what_kubernetes_reads_and_name_files_that_are_there():
 
 
 def test_no_container_runs_as_root_or_gains_rights():
+    pods, scales = [], []
     for _, told in documents():
-        if told["kind"] in ("Deployment", "StatefulSet"):
-            pod = told["spec"]["template"]["spec"]
-            assert pod["securityContext"]["runAsNonRoot"] and not pod["automountServiceAccountToken"]
-            assert all(c["securityContext"]["allowPrivilegeEscalation"] is False for c in pod["containers"])
+        spec = told.get("spec", {})
+        if told["kind"] == "RayCluster":
+            assert spec["autoscalerOptions"]["securityContext"]["allowPrivilegeEscalation"] is False
+            scales.append(spec["headGroupSpec"]["template"]["spec"])  # asks for workers, and so has an account
+            pods += [g["template"]["spec"] for g in spec["workerGroupSpecs"]]
+        elif "template" in spec:
+            pods.append(spec["template"]["spec"])
+    assert (len(pods), len(scales)) == (3, 1)
+    assert not any(pod["automountServiceAccountToken"] for pod in pods)
+    for pod in (*pods, *scales):
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+        for container in pod["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_the_image_has_ray_and_both_overlays_name_the_same_image():
+    assert ".[infra,ray]" in (ROOT / "infra/images/Dockerfile").read_text()
+    images = [told["images"] for _, told in documents() if told["kind"] == "Kustomization"]
+    assert len(images) == 2 and images[0] == images[1]
 
 
 def test_terraform_reads_names_what_it_makes_and_makes_nothing_public():

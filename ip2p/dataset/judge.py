@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ip2p.dataset.llm.batch import ask_by_batch
+from ip2p.dataset.llm.batch import ask
 from ip2p.dataset.llm.client import REFUSED, Client, Request, make_request, open_api
 from ip2p.dataset.llm.journal import Journal, Paid
 from ip2p.params import JudgeParams
@@ -95,13 +95,8 @@ class Judge:
         return scores
 
     async def _ask(self, requests: list[Request]) -> None:
-        most_failed = max(1.0, self.section.max_failed * len(requests))
         async with open_api(self.section) as api:
-            client = Client(self.section, self.journal, api)
-            if self.section.batch:
-                client.check_failed(await ask_by_batch(client, requests), requests, most_failed)
-            else:
-                await client.ask_all(requests, lambda _: None, most_failed=most_failed)
+            await ask(Client(self.section, self.journal, api), requests, lambda _: None)
 
 
 def make_question(question: Question, section: JudgeParams, repeat: int) -> Request:

@@ -22,7 +22,7 @@ from ip2p.dataset.filters.clip import ClipFilter
 from ip2p.errors import DataError, ValidationFailedError
 from ip2p.params import FilterParams, Params, ValidateParams
 from ip2p.pictures import open_picture
-from ip2p.records import SPLITS, StageReport
+from ip2p.records import SPLITS, UNKNOWN, StageReport
 from ip2p.store import digest, read_json, read_shard, shards, write_json
 
 _NAMED = 5
@@ -84,6 +84,7 @@ def facts(dataset: Path, thresholds: FilterParams, benchmarks: frozenset[str] = 
     train = frame[frame["split"] == "train"]
     frame["in_training"] = (frame["split"] == "train").astype(int)
     frame["share_of_type"] = frame["edit_type"].map(train["edit_type"].value_counts() / max(1, len(train))).fillna(0.0)
+    frame.loc[frame["edit_type"] == UNKNOWN, "share_of_type"] = 0.0
     frame["leaked"] = [repetition_key(c) in benchmarks for c in frame["original_prompt"].fillna("")]
     if "clip" in thresholds.chain:
         for score, spare in ClipFilter(thresholds).spare(arrow).items():

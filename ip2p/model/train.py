@@ -36,6 +36,7 @@ from ip2p.parallel import barrier, joined, launch
 from ip2p.params import Params, TrainParams
 from ip2p.pictures import grid, to_pillow
 from ip2p.records import StageReport
+from ip2p.startup import expect_processes
 from ip2p.store import Folder, code_mark, digest, fingerprint, read_json, read_shards, write_json
 from ip2p.track import MADE, Run, track
 
@@ -59,6 +60,8 @@ def run(params: Params, *, dataset: Folder, marker: Path, out: Path, work: Path)
     rank, launched = joined(cpu=device.type == "cpu")
     workers = launched if launched > 1 else section.workers if device.type == "cpu" else 1
     _require_shares(section, workers)
+    if launched == 1 < workers:
+        expect_processes()
     data = digest(dataset)
     if read_json(marker).get("dataset") != data:
         raise DataError(f"{dataset}: changed since it was validated; run `ip2p validate` (or `dvc repro`) first")

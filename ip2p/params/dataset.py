@@ -18,7 +18,8 @@ class LlmParams(Section):
     key_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] | None = None
     """Name of the environment variable that holds the key; never the key. None: OPENAI_API_KEY for OpenAI, no key elsewhere."""
     format: Literal["auto", "json_schema", "text", "completion"] = "auto"
-    """Structured output, text that is parsed, or the reference's completion format; `auto`: structured where the endpoint has it."""
+    """Structured output, text that is parsed, or the reference's completion format, for models fine-tuned to it, which are told the
+    caption alone: their edits' types are unknown. `auto`: structured where the endpoint has it."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.7
     top_p: Share | None = 1.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = 0.1
@@ -119,7 +120,10 @@ class PairsParams(Section):
 
 
 class JudgeParams(LlmParams):
-    """A vision language model behind an OpenAI-compatible endpoint, as judge of edits. Name a pinned version of the model."""
+    """A vision language model behind an OpenAI-compatible endpoint, as judge of edits. Name a pinned version of the model.
+
+    With `batch` the filter waits for each shard of pairs in turn: for a few large shards (`pairs.unit`), not for thousands.
+    """
 
     model: str = "gpt-4o-2024-11-20"
     temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.0

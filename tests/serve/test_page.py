@@ -126,6 +126,18 @@ def test_only_what_is_painted_is_edited_by_pointer_and_by_keys(page, server):
     page.get_by_test_id("go").click()
     edited(page)
     assert newest(server).mask is None
+    expect(page.get_by_test_id("choice")).to_be_hidden()  # the one before was of a part: nothing to compare
+
+    # who opens an edit of a part again edits that part again, and may compare both
+    kept = server.desk.history.edits(count=2)[1].mask
+    page.locator("#history button").nth(1).click()
+    expect(page.get_by_test_id("paint")).to_have_text("Only the painted part is edited")
+    page.get_by_test_id("go").click()
+    page.get_by_test_id("choice").wait_for(timeout=60_000)
+    assert newest(server).mask == kept
+    page.locator("#first").click()
+    expect(page.get_by_test_id("choice")).to_be_hidden()
+    assert server.desk.history.votes()[-1].kind == "pair"
 
 
 def newest(server):

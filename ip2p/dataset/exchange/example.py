@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ip2p.errors import DataError
-from ip2p.records import SPLITS
+from ip2p.records import SPLITS, UNKNOWN
 from ip2p.store import fingerprint, shards
 
 MAX_BYTES = 64 * 2**20
@@ -34,7 +34,7 @@ class Example:
     edit_prompt: str
     edited_prompt: str
     edited_image: bytes
-    edit_type: str = "other"
+    edit_type: str = UNKNOWN
     triplet_id: str = ""
     pair_id: str = ""
     split: str = "train"

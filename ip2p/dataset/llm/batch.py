@@ -2,14 +2,16 @@
 
 A batch and its requests are in the journal before it is sent, and it carries a mark of them as metadata: a crash between
 sending it and learning its id does not send it twice. Batches under way that hold a wanted request are waited for first,
-whatever has become of the parameters since; only then is anything sent, within what the budget leaves.
+whatever has become of the parameters since (cancelled, where requests go one by one now); only then is anything sent, within
+what the budget leaves beside what batches under way may cost.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
 
@@ -28,10 +30,28 @@ _ENDED = {"completed", "expired", "cancelled", "failed"}
 T = TypeVar("T")
 
 
+async def ask(client: Client, requests: list[Request], progress: Callable[[int], None]) -> None:
+    """Ask what the journal does not hold, as the parameters say: by batch, or one by one. Raises as `ask_by_batch` and `Client.ask_all`."""
+    most_failed = max(1.0, client.section.max_failed * len(requests))
+    if client.section.batch:
+        client.check_failed(await ask_by_batch(client, requests), requests, most_failed)
+        return
+    for batch in _under_way(client, requests):
+        with suppress(EndpointError):  # it may have ended; what it did is read in any case
+            await _answer(client.api.batches.cancel(batch.id))
+        await _collect(client, batch)
+    await client.ask_all(requests, progress, most_failed=most_failed)
+
+
+def _under_way(client: Client, requests: list[Request]) -> list[Sent]:
+    """Batches not yet collected that hold one of the requests."""
+    wanted = {r.id for r in requests}
+    return [b for b in client.journal.batches.values() if wanted.intersection(b.requests)]
+
+
 async def ask_by_batch(client: Client, requests: list[Request]) -> list[Request]:
     """Ask what the journal does not hold; returns the requests that got no reply. Raises `BudgetError` if not all are affordable."""
-    wanted = {r.id for r in requests}
-    for batch in [b for b in client.journal.batches.values() if wanted.intersection(b.requests)]:
+    for batch in _under_way(client, requests):
         await _collect(client, batch)
     pending = [r for r in requests if r.id not in client.journal.replies]
     affordable = _affordable(client, pending)
@@ -43,7 +63,7 @@ async def ask_by_batch(client: Client, requests: list[Request]) -> list[Request]
 
 
 def _affordable(client: Client, requests: list[Request]) -> list[Request]:
-    left = client.section.budget - client.journal.spent
+    left = client.section.budget - client.journal.spent - client.journal.committed
     for count, request in enumerate(requests):
         left -= client.greatest_cost(request)
         if left < 0:
@@ -156,7 +176,7 @@ async def _answer(asked: Awaitable[T]) -> T:
 
 def _read(client: Client, text: str, batch: Sent) -> None:
     """Keep the replies of a batch's file; a line that is none is counted."""
-    carried = set(batch.requests)
+    carried, section = set(batch.requests), client.section.model_copy(update={"batch": True})  # its price is a batch's
     for line in filter(None, text.split("\n")):  # not `splitlines`: a reply may hold other kinds of line end
         try:
             row = json.loads(line)
@@ -165,9 +185,9 @@ def _read(client: Client, text: str, batch: Sent) -> None:
                 continue
             status = response.get("status_code")
             if status == 200:
-                client.journal.pay(read_answer(response.get("body"), id, client.section, batch.most))
+                client.journal.pay(read_answer(response.get("body"), id, section, batch.most))
             elif status == 400 and refuses(response.get("body")):
-                client.journal.pay(refusal(id, client.section))
+                client.journal.pay(refusal(id, section))
             else:
                 client.troubles[f"batch line HTTP {status}" if status else "batch line without an answer"] += 1
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, JunkError):

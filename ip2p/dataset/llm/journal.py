@@ -44,7 +44,7 @@ class Sent:
 
 
 class Journal:
-    """Replies by request id; `spent` is all that was or may have been charged, in US dollars."""
+    """Replies by request id. US dollars: `spent` is all that was or may have been charged, `committed` what batches under way may cost."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -57,6 +57,10 @@ class Journal:
         self.formats: dict[str, str] = {}
         self.lost = 0
         self.spent = 0.0
+        self.awaited: dict[str, float] = {}
+        """What each request of a batch under way may cost, as long as there is no reply."""
+        self.committed = 0.0
+        """All of that."""
         self._under_way: dict[str, float] = {}
         self._file: BufferedWriter | None = None
 
@@ -128,6 +132,7 @@ class Journal:
             self.replies[paid.id] = paid
             self.spent += paid.cost
             self._under_way.pop(paid.id, None)
+            self._await_no_longer(paid.id)
         elif "asked" in event:
             self._under_way[event["asked"]["id"]] = event["asked"]["cost"]
         elif "freed" in event:
@@ -139,13 +144,22 @@ class Journal:
         elif "batch" in event:
             batch = Sent(**event["batch"])
             self.batches[batch.mark] = batch
+            for id in batch.requests:
+                if id not in self.replies and id not in self.awaited:
+                    self.awaited[id] = batch.most
+                    self.committed += batch.most
         elif "batch ended" in event:
             self.ended += 1
-            self.batches.pop(event["batch ended"]["mark"], None)
+            ended = self.batches.pop(event["batch ended"]["mark"], None)
+            for id in ended.requests if ended else ():
+                self._await_no_longer(id)
         elif "flag" in event:
             self.flags[event["flag"]["key"]] = event["flag"]["flagged"]
         elif "format" in event:
             self.formats[event["format"]["endpoint"]] = event["format"]["format"]
+
+    def _await_no_longer(self, id: str) -> None:
+        self.committed = max(0.0, self.committed - self.awaited.pop(id, 0.0)) if self.awaited else 0.0
 
     def _read(self) -> None:
         whole = 0

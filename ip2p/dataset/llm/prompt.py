@@ -95,7 +95,7 @@ def parse(text: str, edit_type: str, format: Format) -> Reply:
         raise BadReplyError("reply does not split into instruction and edited caption")
     if len(instruction) > LONGEST_INSTRUCTION or len(edited) > LONGEST_CAPTION:
         raise BadReplyError("reply too long")
-    if not isinstance(named, str) or named not in TAXONOMY:
+    if named != edit_type and (not isinstance(named, str) or named not in TAXONOMY):
         raise BadReplyError("reply names an unknown edit type")
     return Reply(instruction, edited, named)
 

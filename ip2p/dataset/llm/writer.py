@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ip2p.dataset.edit_types import EDIT_TYPES, TAXONOMY
-from ip2p.dataset.llm.batch import ask_by_batch
+from ip2p.dataset.llm.batch import ask
 from ip2p.dataset.llm.client import REFUSED, BudgetError, Client, EndpointError, Request, open_api
 from ip2p.dataset.llm.journal import Journal
 from ip2p.dataset.llm.moderation import moderate
 from ip2p.dataset.llm.prompt import BadReplyError, Format, bare, parse, request_for
 from ip2p.dataset.near import NearDuplicates
 from ip2p.params import TripletsParams
-from ip2p.records import Caption, Triplet
+from ip2p.records import UNKNOWN, Caption, Triplet
 from ip2p.store import fingerprint
 
 Progress = Callable[[int, int], None]
@@ -72,7 +72,7 @@ async def _ask_wave(client: Client, desk: _Desk, wave: Wave, progress: Progress)
     held, before = sum(r.id in client.journal.replies for r in requests), len(client.journal.replies)
     stopped: BudgetError | None = None
     try:
-        await _ask(client, requests, lambda replies: progress(held + replies - before, len(requests)))
+        await ask(client, requests, lambda replies: progress(held + replies - before, len(requests)))
     except BudgetError as error:
         stopped = error
     drafts = desk.read(safe, client.journal)
@@ -83,20 +83,12 @@ async def _ask_wave(client: Client, desk: _Desk, wave: Wave, progress: Progress)
         raise stopped
 
 
-async def _ask(client: Client, requests: list[Request], progress: Callable[[int], None]) -> None:
-    most_failed = max(1.0, client.section.max_failed * len(requests))
-    if client.section.batch:
-        client.check_failed(await ask_by_batch(client, requests), requests, most_failed)
-    else:
-        await client.ask_all(requests, progress, most_failed=most_failed)
-
-
 class _Desk:
     """The state of the writing: which caption comes next, what was kept, what was dropped and why."""
 
     def __init__(self, section: TripletsParams, captions: list[Caption], format: Format) -> None:
         self.section, self.captions, self.format = section, captions, format
-        self.types = section.edit_types or EDIT_TYPES
+        self.types = (UNKNOWN,) if format == "completion" else section.edit_types or EDIT_TYPES
         self.written = Written()
         self.used = Counter(dict.fromkeys(self.types, 0))
         self.asked: defaultdict[str, set[str]] = defaultdict(set)

@@ -126,6 +126,9 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         raw = self.rfile.read(int(self.headers["content-length"]))
         path = self.path.removeprefix("/v1/")
+        if path.endswith("/cancel"):
+            server.batches[path.split("/")[1]]["cancelling"] = True
+            return self._json(server.batches[path.split("/")[1]])
         if path == "files":
             boundary = re.search(r"boundary=(\S+)", self.headers["content-type"]).group(1).encode()
             part = next(p for p in raw.split(b"--" + boundary) if b'name="file"' in p)
@@ -212,7 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if rows:
                     batch[key] = f"file-{len(self.server.files)}"
                     self.server.files[batch[key]] = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows).encode()
-            batch["status"] = self.server.batch_status
+            batch["status"] = "cancelled" if batch.get("cancelling") else self.server.batch_status
         return batch
 
     def _json(self, value, status=200, headers=None):

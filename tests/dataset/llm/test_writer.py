@@ -185,7 +185,10 @@ def test_endpoints_without_schemas_are_asked_for_text(tmp_path, format):
     with endpoint(schema=False) as server:
         report = run(params(server, llm={"format": format}), tmp_path)
         assert all("response_format" not in body for body in server.seen)
-    assert report.kept == COUNT if format != "completion" else report.kept > 0
+    if format == "completion":  # the model is told no type, so nobody knows it
+        assert {t.edit_type for t in read_triplets(tmp_path / "out")} == {"other"} and report.kept > COUNT / 2
+    else:
+        assert report.kept == COUNT
     assert report.extra["format"] == ("text" if format == "auto" else format)
 
 
