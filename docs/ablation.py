@@ -51,8 +51,7 @@ def make_rough(params: Params) -> None:
     params = params.model_copy(update={"pairs": params.pairs.model_copy(update=ROUGH)})
     made, kept = ROUGH_HOME / "pairs", ROUGH_HOME / "dataset"
     pairs.run(params, triplets=TRIPLETS, out=made, work=ROUGH_HOME / "units")
-    if not kept.exists():
-        filter.run(params, pairs=made, out=kept, work=ROUGH_HOME / "filter")
+    filter.run(params, pairs=made, out=kept, work=ROUGH_HOME / "filter")
 
 
 def right(made: Path, dataset: Path) -> dict[str, tuple[int, float]]:

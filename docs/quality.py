@@ -68,7 +68,8 @@ def markdown(params: Params, report: dict[str, Any]) -> str:
     sdedit = report["baselines"]["sdedit"]
     return f"""Written by `python docs/quality.py` after `make run`. {report["count"]} held-out edits, seeds fixed. The editor went
 on from `{own["start"]}` (below) by {training.steps} steps of {training.batch} on {own["pairs"]:,} new pairs of the teacher `{teacher()}`.
-An edit is *done* if where it belongs the picture is nearer the truth than the source; the rest *stayed* if its structure did;
+An edit is *done* if where it belongs the picture is nearer the truth than the source, and at least 30% of the way; the rest *stayed* if its
+structure did (of an edit that leaves less than a tenth of the picture, as most of style, time and weather do, nothing is asked);
 *success* is both, read in pixels by a checker whose own error is in ARCHITECTURE.md. Square brackets: 95% bootstrap intervals.
 Scales: s_T {section.text_guidance:g}, s_I {section.image_guidance:g}.
 
@@ -81,7 +82,7 @@ editor the instruction alone. Paired over the same edits, the editor's success e
 {difference(report["paired"]["sdedit"]["success"])}.
 
 ## By edit type
-Counting and moving are what the method is known to be bad at.
+Counting and moving are what the method is known to be bad at; moving is easy here.
 
 | | edits | done | success |
 |---|---|---|---|

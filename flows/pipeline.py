@@ -35,7 +35,9 @@ def stages(path: Path = Path("dvc.yaml")) -> list[str]:
 
 def call_dvc(*arguments: str, **environment: str) -> int:
     """DVC in a process group of its own, which ends with this process; its exit code."""
-    child = subprocess.Popen(watched([sys.executable, "-m", "dvc", *arguments]), env={**os.environ, **environment}, start_new_session=True)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # the stages' `python` is this one
+    inherited = {**os.environ, **environment, "PATH": path}
+    child = subprocess.Popen(watched([sys.executable, "-m", "dvc", *arguments]), env=inherited, start_new_session=True)
     try:
         return child.wait()
     except BaseException:

@@ -126,6 +126,7 @@ def up(topology: Topology, *, say: Callable[[str], None] = print) -> None:
         if "prefect" in wave:
             _deploy(topology)
     lines = [f"export {k}={shlex.quote(v)}" for k, v in topology.environment().items()]
+    lines.append(f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"')
     _private(topology.home / "env", "\n".join(lines) + "\n")
     _configure_dvc(topology)
 

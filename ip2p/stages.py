@@ -32,7 +32,10 @@ def run_stage(name: str, params: Params, *, progress: Progress = lambda done, of
 
 def _validated(params: Params) -> tuple[Folder, Path]:
     """The dataset to train on and the marker of its validation: those here, else those of this version in the bucket."""
-    if params.storage.remote is None or (DATASET.exists() and MARKER.exists()):
+    here = DATASET.exists() and MARKER.exists()
+    if params.storage.remote is not None:
+        print(f"train: the dataset {'in data/, not that' if here else 'that dvc.lock names,'} in {params.storage.remote}", flush=True)
+    if params.storage.remote is None or here:
         return DATASET, MARKER
     return open_validated(params.storage, lock=Path("dvc.lock"), dataset=DATASET, marker=MARKER, cache=WORK / "remote")
 

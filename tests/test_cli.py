@@ -97,3 +97,28 @@ def test_doctor_reports_versions_and_broken_params(tmp_path, capsys):
     code, output = run(["--params", tmp_path / "none.yaml", "doctor"], capsys)
     assert code == 2
     assert "FAIL" in output.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--gpu", "24"], "--gpu: belongs to `ip2p train plan`"),
+        (["evaluate", "--steps", "5"], "--steps: belongs to `ip2p evaluate ablate`"),
+        (["filter", "--labels", "x.jsonl"], "--labels: belongs to `ip2p filter calibrate`"),
+        (["triplets", "plan", "--base", "x"], "--base: belongs to `ip2p triplets finetune`"),
+        (["pairs", "-o", "x"], "--output: belongs to `ip2p pairs regenerate`"),
+        (["release", "rollback", "2"], "VERSION: belongs to `ip2p release promote`"),
+        (["world", "show", "a fox"], "CAPTION: belongs to `ip2p world draw`"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(capsys, arguments, message):
+    assert main(["--params", str(ROOT / "params.yaml"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_scene_is_drawn_from_its_caption(tmp_path, capsys):
+    path = tmp_path / "picture.png"
+    assert main(["world", "draw", "a red cat on the left by a lake in summer", "-o", str(path)]) == 0
+    assert Image.open(path).size == (128, 128)
+    assert main(["world", "draw", "a photo of my dog", "-o", str(path)]) == 2
+    assert "no setting is named" in capsys.readouterr().err

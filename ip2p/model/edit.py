@@ -142,14 +142,15 @@ def feathered(mask: Image.Image) -> Image.Image:
     hard = mask.convert("L").point(lambda v: 255 if v > 127 else 0)
     regions, count = ndimage.label(np.asarray(hard))
     soft = np.zeros_like(regions, dtype=np.uint8)
-    left, width = np.arange(1, count + 1), max(mask.size) * _FEATHER
-    while len(left):
+    left, width = np.arange(count + 1) > 0, max(mask.size) * _FEATHER
+    while left.any():
         blurred = hard.filter(ImageFilter.GaussianBlur(width)).point(_inner) if width >= 0.5 else hard
         level = np.asarray(blurred)
-        full = left[np.atleast_1d(ndimage.maximum(level, regions, left)) == 255]
-        these = np.isin(regions, full)
+        full = np.zeros_like(left)
+        full[regions[level == 255]] = True
+        these = (full & left)[regions]
         soft[these] = level[these]
-        left, width = np.setdiff1d(left, full), width / 2
+        left, width = left & ~full, width / 2
     return Image.fromarray(soft)
 
 

@@ -99,8 +99,8 @@ def model_card(record: dict[str, Any], evaluation: dict[str, Any] | None = None,
         lines += [f"## How good it is\nOn {evaluation['count']} held-out edits ({scales}):", *measured, ""]
     lines += [
         "## Limits",
-        "Counting, spatial relations and edits that move things are weak, as for every editor of this kind. It learned from",
-        "synthetic pairs and repeats the biases of the models that made them.",
+        "Counting and spatial relations are weak, as of most editors of this kind. It learned from synthetic pairs and repeats the",
+        "biases of the models that made them.",
         "",
     ]
     return "\n".join(lines)

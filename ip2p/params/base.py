@@ -19,10 +19,10 @@ class Section(BaseModel):
 
 
 class StorageParams(Section):
-    """Where training reads the dataset, if not from data/dataset: straight from a DVC remote, in the version that dvc.lock names."""
+    """Where training reads the dataset if none lies in data/: straight from a DVC remote, in the version that dvc.lock names."""
 
     remote: str | None = None
-    """The remote's address, such as `s3://bucket/dvc`; none: data/dataset, as `dvc pull` brings it. Keys come from the environment."""
+    """The remote's address, such as `s3://bucket/dvc`; none: `dvc pull` is wanted first. Keys come from the environment."""
     endpoint: str | None = None
     """Address of an S3 endpoint other than Amazon's, such as `http://127.0.0.1:8333`."""
     cache_gb: Positive = 20.0
@@ -41,7 +41,8 @@ class ModelsParams(Section):
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1` …"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of UNet and autoencoder (weights and optimizer stay float32); `auto`: bfloat16 where the hardware has it."""
+    """Arithmetic of UNet and autoencoder (weights that are trained, and the optimizer, stay float32); `auto`: bfloat16 where the
+    hardware has it."""
     compile: bool = False
     """Whether the UNet is compiled (`torch.compile`) for sampling: a minute at the start for each size of batch, faster steps after;
     on a CPU it needs a C++ compiler."""

@@ -149,12 +149,17 @@ class TrackParams(Section):
     experiment: str = "ip2p"
 
 
+HELD_OUT = 2_048
+"""Rendered scenes, the first ones, on which no embedded model is trained."""
+
+
 class PretrainParams(Section):
     """Training of the embedded models (not part of a run)."""
 
     size: Annotated[int, Field(ge=32, multiple_of=8)] = 96
     """Picture side, pixels; latents are an eighth."""
-    scenes: Count = 49_152
+    scenes: Annotated[int, Field(gt=HELD_OUT)] = 49_152
+    """Rendered, those that are held out among them."""
     clip_steps: Count = 3_500
     autoencoder_steps: Count = 8_000
     teacher_steps: Count = 10_000

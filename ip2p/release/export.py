@@ -43,8 +43,11 @@ def export_editor(folder: Path | str, to: str, output: str | None, *, evaluation
         if Path(output).suffix != ".safetensors":
             raise ParamsError(f"--output: {output} must end with .safetensors")
         path = save_single_file(editor, Path(output))
-        kind = editor.scheduler.config.prediction_type  # type: ignore[attr-defined]
-        return str(path) if kind == "epsilon" else f"{path} (of {kind}, which the file cannot say: tell its reader, or give it {folder})"
+        kind, shape = editor.scheduler.config.prediction_type, editor.unet.config  # type: ignore[attr-defined]
+        told = [] if kind == "epsilon" else [f"of {kind}, which the file cannot say: tell its reader"]
+        if (shape.in_channels, shape.cross_attention_dim) != _USUAL:
+            told.append("not of Stable Diffusion 1's shape: only readers that are given the configuration of its folder load it")
+        return f"{path} ({'; '.join(told)})" if told else str(path)
     folder = Path(folder)
     if to == "diffusers":
         staging = Path(output).with_name(f".{Path(output).name}.tmp")
@@ -54,6 +57,10 @@ def export_editor(folder: Path | str, to: str, output: str | None, *, evaluation
         staging.rename(output)
         return output
     return _push(folder, output, evaluation)
+
+
+_USUAL = 8, 768
+"""Input channels and width of texts of an editor of Stable Diffusion 1's shape."""
 
 
 def _embed(folder: Path) -> str:

@@ -62,10 +62,6 @@ def _against_baselines(challenger: Report, policy: Policy) -> Iterator[tuple[boo
     for name, baseline in challenger["baselines"].items():
         if name == "previous":
             continue
-        if measure == "direction_similarity" and baseline["image_similarity"] < challenger["headline"]["image_similarity"]:
-            kept = f"{baseline['image_similarity']:.3f}, the editor {challenger['headline']['image_similarity']:.3f}"
-            yield True, f"{name}: keeps less of the picture at any strength (image_similarity {kept})"
-            continue
         better = score > baseline[measure] + policy.margin
         yield better, f"{name}: {measure} {score:.3f} {'beats' if better else 'does not beat'} {baseline[measure]:.3f}"
 

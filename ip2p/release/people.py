@@ -57,7 +57,7 @@ def rollback(params: Params, reason: str | None) -> str:
 
 
 def hold(params: Params, reason: str | None) -> str:
-    """Let the gate promote nothing until `release`; no reason ends the hold."""
+    """Let the gate promote nothing until `hold` without a reason."""
     client, name = point_mlflow(params.track), params.register_.name
     if not version_numbers(params):
         raise ParamsError(f"release hold: {name} has no versions yet")

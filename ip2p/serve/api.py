@@ -196,10 +196,9 @@ async def edit(request: Request, id: Id) -> dict[str, Any]:
     """How far an edit is, and what it was asked for with."""
     board: Board = request.app.state.board
     job = board.job(id)
-    if job is not None and job.result.done():
-        await board.stored(job)  # done is what can be fetched and judged
-        job = board.job(id)
-    return _told(job) if job is not None else _row(await _known(request, id))
+    if job is None:
+        return _row(await _known(request, id))
+    return await _settled(request, job)
 
 
 @router.delete("/edits/{id}")
@@ -210,7 +209,7 @@ async def cancel(request: Request, id: Id) -> dict[str, Any]:
     if job is None:
         return _row(await _known(request, id))
     desk.engine.cancel(job)
-    return _told(job)
+    return await _settled(request, job)
 
 
 @router.get("/edits/{id}/events", response_model=None)
@@ -250,6 +249,15 @@ async def feedback(request: Request, vote: Annotated[Thumb | Choice, Field(discr
         raise RefusedError(404 if "not known" in str(error) else 409, str(error), field="edit") from error
     metrics.VOTES.labels(vote.kind).inc()
     return {"id": row.id}
+
+
+async def _settled(request: Request, job: Job) -> dict[str, Any]:
+    """How far a job is; it is done once its edit can be fetched and judged."""
+    told = _told(job)
+    if told["state"] != "done":
+        return told
+    await request.app.state.board.stored(job)
+    return _told(job) if job.lost else _row(await _known(request, job.id))
 
 
 async def _known(request: Request, id: str) -> EditRow:

@@ -132,7 +132,7 @@ class Champion:
                 log.exception("champion refused", extra={"version": number, "serving": self._served and self._served.version})
                 metrics.SWAPS.labels("refused").inc()
                 self._refused = number
-            if self._served is None:
+            if self._served is None and self._params.serve.editor is None:
                 self._serve_last()
             if isinstance(error, ModelError):
                 return

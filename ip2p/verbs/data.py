@@ -7,21 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from ip2p.errors import UserError
-from ip2p.verbs.stage import bar, stage
+from ip2p.verbs.stage import bar, require_belonging, stage
+
+_SEED, _BASE = Path("captions/seed.jsonl"), "gpt-4o-mini-2024-07-18"
 
 
 def _triplets_options(parser: argparse.ArgumentParser) -> None:
     what = "plan: requests, tokens and cost of a language model, nothing is sent; finetune: train one on hand-written triplets"
     parser.add_argument("what", nargs="?", choices=("plan", "finetune"), help=what)
-    seed = Path("captions/seed.jsonl")
-    parser.add_argument("data", nargs="?", type=Path, default=seed, help="hand-written triplets to fine-tune on (default: %(default)s)")
-    parser.add_argument("--base", default="gpt-4o-mini-2024-07-18", help="model to fine-tune (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=1, help="passes over the triplets (default: %(default)s, the reference's)")
+    parser.add_argument("data", nargs="?", type=Path, help=f"finetune: hand-written triplets (default: {_SEED})")
+    parser.add_argument("--base", help=f"finetune: model to train on (default: {_BASE})")
+    parser.add_argument("--epochs", type=int, help="finetune: passes over the triplets (default: 1, the reference's)")
 
 
 def _triplets(options: argparse.Namespace) -> int:
     from ip2p.params import load_params
 
+    require_belonging(options, "finetune", data="DATA", base="--base", epochs="--epochs")
     if options.what is None:
         return stage(options)
     params = load_params(options.params)
@@ -32,12 +34,14 @@ def _triplets(options: argparse.Namespace) -> int:
         return 0
     from ip2p.dataset.llm.finetune import finetune
 
-    model = finetune(params.triplets.llm, options.data, work=Path("work/triplets"), base=options.base, epochs=options.epochs)
+    epochs = 1 if options.epochs is None else options.epochs
+    model = finetune(params.triplets.llm, options.data or _SEED, work=Path("work/triplets"), base=options.base or _BASE, epochs=epochs)
     print(f"set triplets.llm.model to {model}")
     return 0
 
 
 def _pairs(options: argparse.Namespace) -> int:
+    require_belonging(options, "regenerate", id="ID", output="--output")
     if options.what is None:
         return stage(options)
     if options.id is None:
@@ -46,12 +50,13 @@ def _pairs(options: argparse.Namespace) -> int:
     from ip2p.params import load_params
     from ip2p.stages import PAIRS, TRIPLETS
 
-    files = regenerate(options.id, load_params(options.params), triplets=TRIPLETS, pairs=PAIRS, out=options.output)
+    files = regenerate(options.id, load_params(options.params), triplets=TRIPLETS, pairs=PAIRS, out=options.output or Path())
     print("\n".join(map(str, files)))
     return 0
 
 
 def _filter(options: argparse.Namespace) -> int:
+    require_belonging(options, "calibrate", labels="--labels")
     if options.what is None:
         return stage(options)
     from ip2p.dataset.calibrate import run
@@ -120,12 +125,12 @@ def add_to_stages(stages: dict[str, argparse.ArgumentParser]) -> None:
     stages["triplets"].set_defaults(run=_triplets)
     calibrate = "calibrate: find thresholds by edit type from labelled pairs"
     stages["filter"].add_argument("what", nargs="?", choices=("calibrate",), help=calibrate)
-    labels = "JSONL of a person's verdicts on pairs of data/pairs (default: the world's truth)"
+    labels = "calibrate: JSONL of a person's verdicts on pairs of data/pairs (default: the world's truth)"
     stages["filter"].add_argument("--labels", type=Path, help=labels)
     stages["filter"].set_defaults(run=_filter)
     stages["pairs"].add_argument("what", nargs="?", choices=("regenerate",), help="regenerate: make a pair's pixels again")
-    stages["pairs"].add_argument("id", nargs="?", help="id of the pair to regenerate")
-    stages["pairs"].add_argument("-o", "--output", type=Path, default=Path(), help="folder for its two images (default: here)")
+    stages["pairs"].add_argument("id", nargs="?", help="regenerate: the pair's id")
+    stages["pairs"].add_argument("-o", "--output", type=Path, help="regenerate: folder for its two images (default: here)")
     stages["pairs"].set_defaults(run=_pairs)
 
 

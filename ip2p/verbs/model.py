@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ip2p.errors import UserError
-from ip2p.verbs.stage import bar, stage
+from ip2p.verbs.stage import bar, require_belonging, stage
 
 _JPEG = (".jpg", ".jpeg")
 
@@ -16,10 +16,11 @@ _JPEG = (".jpg", ".jpeg")
 def _train_options(parser: argparse.ArgumentParser) -> None:
     what = "plan: how much memory training would take, nothing is trained"
     parser.add_argument("what", nargs="?", choices=("plan",), help=what)
-    parser.add_argument("--gpu", type=float, metavar="GB", help="propose settings for a card of this memory (default: what is free here)")
+    parser.add_argument("--gpu", type=float, metavar="GB", help="plan: settings for a card of this memory (default: what is free here)")
 
 
 def _train(options: argparse.Namespace) -> int:
+    require_belonging(options, "plan", gpu="--gpu")
     if options.what is None:
         return stage(options)
     from ip2p.model.plan import advise
@@ -33,22 +34,21 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     what = "ablate: train editors on other data (unfiltered, a tenth, the truth) and compare them, paper Fig. 10; resumes (`ip2p --params "
     what += "params/teacher.yaml evaluate ablate`: each from the teacher)"
     parser.add_argument("what", nargs="?", choices=("ablate",), help=what)
-    parser.add_argument(
-        "--variants", nargs="+", default=["filtered", "random", "tenth", "truth"], help="data to train on (default: %(default)s)"
-    )
-    parser.add_argument("--steps", type=int, help="training steps of each editor (default: params)")
+    parser.add_argument("--variants", nargs="+", help="ablate: data to train on (default: filtered random tenth truth)")
+    parser.add_argument("--steps", type=int, help="ablate: training steps of each editor (default: params)")
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    require_belonging(options, "ablate", variants="--variants", steps="--steps")
     if options.what is None:
         return stage(options)
-    from ip2p.model.ablate import run
+    from ip2p.model.ablate import VARIANTS, run
     from ip2p.params import load_params
     from ip2p.stages import DATASET, EDITOR, PAIRS, REPORTS, TRIPLETS, WORK
 
     paths = {"pairs": PAIRS, "dataset": DATASET, "triplets": TRIPLETS, "trained": EDITOR}
     paths |= {"out": REPORTS / "ablation", "work": WORK / "ablate"}
-    print("\n".join(run(load_params(options.params), variants=options.variants, steps=options.steps, progress=bar, **paths)))
+    print("\n".join(run(load_params(options.params), variants=options.variants or VARIANTS, steps=options.steps, progress=bar, **paths)))
     return 0
 
 
@@ -158,14 +158,15 @@ def _require_writable(path: Path) -> None:
 
 
 def _world(options: argparse.Namespace) -> int:
-    if options.what == "show":
-        from ip2p.world.show import contact_sheet
+    require_belonging(options, "draw", caption="CAPTION")
+    if options.what in ("show", "draw"):
+        from ip2p.world.show import contact_sheet, drawn
 
-        path = options.output or Path("world.png")
+        path = options.output or Path("world.png" if options.what == "show" else "picture.png")
         _require_writable(path)
         if options.size < 16:
             raise UserError(f"--size: {options.size} is too small to draw a scene, give at least 16")
-        contact_sheet(size=options.size).save(path)
+        (contact_sheet(size=options.size) if options.what == "show" else drawn(options.caption or "", size=options.size)).save(path)
         print(path)
         return 0
     from ip2p.world.report import write_report
@@ -199,10 +200,12 @@ def add_verbs(verbs: Any) -> None:
     model = verbs.add_parser("model", help="an editor folder: find known faults (check), save it for other programs (export)")
     _model_options(model)
     model.set_defaults(run=_model)
-    world = verbs.add_parser("world", help="look at the illustrated world (show) and measure its models (report)")
-    world.add_argument("what", choices=("show", "report"))
-    world.add_argument("-o", "--output", type=Path, help="picture to write (show) or Markdown file to write (report)")
-    world.add_argument("--size", type=int, default=128, help="side of each picture, pixels (show; default: %(default)s)")
+    world = verbs.add_parser("world", help="look at the illustrated world (show, draw) and measure its models (report)")
+    what = "show: a contact sheet; draw: the scene of a caption, to be edited; report: how good the embedded models are"
+    world.add_argument("what", choices=("show", "draw", "report"), help=what)
+    world.add_argument("caption", nargs="?", help='draw: such as "a red cat on the left by a lake in summer"')
+    world.add_argument("-o", "--output", type=Path, help="picture to write (show, draw) or Markdown file to write (report)")
+    world.add_argument("--size", type=int, default=128, help="side of each picture, pixels (show, draw; default: %(default)s)")
     world.add_argument("--count", type=int, default=256, help="held-out scenes (report; default: %(default)s)")
     world.set_defaults(run=_world)
     pretrain = verbs.add_parser("pretrain", help="train the embedded models from rendered scenes (hours; resumes)")

@@ -6,11 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ip2p.verbs.stage import require_belonging
+
 
 def _release(options: argparse.Namespace) -> int:
     from ip2p.params import load_params
     from ip2p.release import people
 
+    require_belonging(options, "promote", version="VERSION")
     params = load_params(options.params)
     if options.what == "status":
         print("\n".join(people.status(params)))

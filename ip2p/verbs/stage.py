@@ -6,10 +6,19 @@ import argparse
 import sys
 from pathlib import Path
 
+from ip2p.errors import ParamsError
+
 
 def bar(done: int, of: int) -> None:
     """Tell on standard error how far it is, over and over on one line."""
     print(f"\r{done}/{of}", end="\n" if done == of else "", file=sys.stderr, flush=True)
+
+
+def require_belonging(options: argparse.Namespace, what: str, **flags: str) -> None:
+    """Raise `ParamsError` if an option was given that belongs to another thing to do of the verb, and would be ignored."""
+    for name, flag in flags.items():
+        if options.what != what and getattr(options, name) is not None:
+            raise ParamsError(f"{flag}: belongs to `ip2p {options.verb} {what}`; leave it out, or say `{what}`")
 
 
 def stage(options: argparse.Namespace) -> int:

@@ -36,16 +36,16 @@ class Accuracy:
 
 def read_attribute(clip: Clip, images_BD: Tensor, scenes: list[Scene], attribute: str) -> Accuracy:
     """Multiple-choice accuracy of one attribute from unit image features."""
-    hits, choices, count = 0, 0, 0
+    hits, chance, count = 0, 0.0, 0
     for image_D, scene in zip(images_BD, scenes, strict=True):
         if attribute in _SHOWN_BY_COLOUR and scene.style in COLOURLESS_STYLES:
             continue
         variants, true = _variants(scene, attribute)
         texts = text_features(clip, [write_caption(v, random.Random(0)) for v in variants])
         hits += int((texts @ image_D).argmax()) == true
-        choices += len(variants)
+        chance += 1 / len(variants)
         count += 1
-    return Accuracy(hits / count, count, count / choices)
+    return Accuracy(hits / count, count, chance / count)
 
 
 def retrieval(clip: Clip, images_BCHW: Tensor, captions: list[str]) -> float:

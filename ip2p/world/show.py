@@ -1,4 +1,5 @@
-"""A contact sheet of the world: random scenes, then one scene in every style, setting, season, time and weather."""
+"""Pictures of the world to look at: that of a caption; a contact sheet of random scenes, then of one scene in every style, setting,
+season, time and weather."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ from dataclasses import replace
 
 from PIL import Image
 
+from ip2p.errors import DataError
 from ip2p.pictures import grid
+from ip2p.world.language import LanguageError, read_caption, write_caption
 from ip2p.world.render import render
 from ip2p.world.scenes import COLOURS, GLOBAL_VALUES, KINDS, Scene, Thing, sample_scene
 
@@ -25,6 +28,14 @@ def contact_sheet(*, size: int, seed: int = 0) -> Image.Image:
         things = [(Thing(k, rng.choice(COLOURS), 1, "left"), Thing(k2, rng.choice(COLOURS), 3, "right")) for k, k2 in _couples(i)]
         rows.append([render(replace(base, things=t), seed=3, size=size) for t in things])
     return grid(rows)
+
+
+def drawn(caption: str, *, size: int) -> Image.Image:
+    """The picture of a caption. Raises `DataError` saying what the world's language misses in it."""
+    try:
+        return render(read_caption(caption), seed=0, size=size)
+    except LanguageError as error:
+        raise DataError(f"{error}; such as: {write_caption(sample_scene(random.Random(0)), random.Random(0))}") from error
 
 
 def _with(scene: Scene, name: str, value: str) -> Scene:

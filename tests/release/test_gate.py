@@ -23,14 +23,6 @@ def test_a_first_editor_that_beats_both_baselines_is_promoted():
     assert "champion: none yet" in decision.reasons
 
 
-def test_where_only_direction_can_be_read_a_baseline_that_keeps_less_of_the_picture_is_no_rival():
-    told = {"judged_by": "direction_similarity", "headline": {"direction_similarity": 0.2, "image_similarity": 0.8}}
-    for kept, promoted in ((0.85, False), (0.7, True)):
-        baselines = {"source": {"direction_similarity": 0.0, "image_similarity": 1.0}}
-        baselines["sdedit"] = {"direction_similarity": 0.25, "image_similarity": kept}
-        assert decide(told | {"baselines": baselines}, None, Policy()).promoted is promoted
-
-
 def test_what_is_no_better_than_it_came_from_may_go_but_not_what_is_surely_worse():
     came = report(0.5) | {"paired": {"previous": {"success": {"difference": -0.02, "low": -0.05, "high": 0.01}}}}
     came["baselines"]["previous"] = {"success": 0.52}

@@ -57,7 +57,7 @@ def edited(page):
 
 def test_a_picture_is_edited_judged_and_compared(page, server):
     give(page)
-    page.get_by_role("button", name="winter").click()  # one click edits
+    page.locator("#clicks").get_by_role("button", name="winter").click()  # one click edits
     edited(page)
     expect(page.get_by_test_id("instruction")).to_have_value("make it winter")
     page.get_by_role("group").get_by_text("Settings").click()
@@ -87,13 +87,14 @@ def test_an_open_page_edits_with_the_champion_of_the_day(page, server, monkeypat
     monkeypatch.setattr(server.desk.champion, "look", lambda: None)  # which would find the folder's editor again
     monkeypatch.setattr(server.desk.champion, "_served", replace(server.desk.champion.served, version="promoted"))
     give(page)
-    page.get_by_role("button", name="winter").click()
+    page.locator("#clicks").get_by_role("button", name="winter").click()
     edited(page)
     expect(page.locator("#caption")).to_contain_text("version promoted")
     expect(page.get_by_test_id("served")).to_contain_text("version promoted")
 
 
 def test_only_what_is_painted_is_edited_by_pointer_and_by_keys(page, server):
+    count = len(server.desk.history.edits(count=21))
     give(page)
     page.get_by_test_id("paint").click()
     box = page.get_by_test_id("before").bounding_box()
@@ -130,6 +131,7 @@ def test_only_what_is_painted_is_edited_by_pointer_and_by_keys(page, server):
 
     # who opens an edit of a part again edits that part again, and may compare both
     kept = server.desk.history.edits(count=2)[1].mask
+    expect(page.locator("#history button")).to_have_count(count + 3)
     page.locator("#history button").nth(1).click()
     expect(page.get_by_test_id("paint")).to_have_text("Only the painted part is edited")
     page.get_by_test_id("go").click()

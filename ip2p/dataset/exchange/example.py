@@ -20,7 +20,12 @@ MAX_BYTES = 64 * 2**20
 """Largest picture or text file that is read from outside."""
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _TEXTS = ("original_prompt", "edit_prompt", "edited_prompt")
-_NAMES = {"train": {"train"}, "validation": {"validation", "valid", "val", "dev"}, "test": {"test"}}
+_NAMES = {
+    "train": {"train", "training"},
+    "validation": {"validation", "valid", "val", "dev"},
+    "test": {"test", "testing", "eval", "evaluation"},
+}
+"""What the Hub calls splits."""
 FACTS = (*_TEXTS, "edit_type", "triplet_id", "pair_id", "split", "seed")
 """All of an example but its pictures."""
 
@@ -76,15 +81,16 @@ def from_row(row: dict[str, Any], where: str) -> Example:
     known: dict[str, Any] = {n: str(row[n]) for n in ("edit_type", "triplet_id", "pair_id", "split") if row.get(n) is not None}
     try:
         seed = int(row.get("seed") or 0)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{where}: seed {str(row['seed'])[:40]!r} is no whole number") from error
     return Example(**known | {n: row[n] for n in _TEXTS} | images, seed=seed)
 
 
 def split_named(file: str) -> str | None:
-    """The split that a file's name begins with, as on the Hugging Face Hub (`test-00000-of-00004.parquet`); none if with no split's."""
-    first = re.split(r"[-_.]", Path(file).name.lower())[0]
-    return next((split for split, names in _NAMES.items() if first in names), None)
+    """The split that a word of a file's name tells, or else its folder's name, as on the Hugging Face Hub; none if neither does."""
+    path = Path(file)
+    words = [*re.split(r"[^a-z]+", path.name.lower()), path.parent.name.lower()]
+    return next((split for word in words for split, names in _NAMES.items() if word in names), None)
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

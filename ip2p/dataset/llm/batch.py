@@ -32,15 +32,28 @@ T = TypeVar("T")
 
 async def ask(client: Client, requests: list[Request], progress: Callable[[int], None]) -> None:
     """Ask what the journal does not hold, as the parameters say: by batch, or one by one. Raises as `ask_by_batch` and `Client.ask_all`."""
+    await _settle_ended(client, requests)
     most_failed = max(1.0, client.section.max_failed * len(requests))
     if client.section.batch:
         client.check_failed(await ask_by_batch(client, requests), requests, most_failed)
         return
     for batch in _under_way(client, requests):
-        with suppress(EndpointError):  # it may have ended; what it did is read in any case
-            await _answer(client.api.batches.cancel(batch.id))
-        await _collect(client, batch)
+        sent = batch if batch.id else await _find(client, batch)
+        if sent.id:
+            with suppress(EndpointError):  # it may have ended; what it did is read in any case
+                await _answer(client.api.with_options(max_retries=client.section.retries).batches.cancel(sent.id))
+        await _collect(client, sent)
     await client.ask_all(requests, progress, most_failed=most_failed)
+
+
+async def _settle_ended(client: Client, requests: list[Request]) -> None:
+    """Read batches that nobody wants now if they have ended, so that they are counted at what they cost and not at what they might."""
+    wanted = _under_way(client, requests)
+    for batch in [b for b in client.journal.batches.values() if b not in wanted]:
+        with suppress(EndpointError):  # else they count as they did
+            sent = batch if batch.id else await _find(client, batch)
+            if not sent.id or (await _answer(client.api.batches.retrieve(sent.id))).status in _ENDED:
+                await _collect(client, sent)
 
 
 def _under_way(client: Client, requests: list[Request]) -> list[Sent]:
@@ -58,7 +71,8 @@ async def ask_by_batch(client: Client, requests: list[Request]) -> list[Request]
     for some, data in _batches(client, affordable):
         await _collect(client, await _send(client, some, data))
     if len(affordable) < len(pending):
-        raise BudgetError(f"triplets.llm.budget: ${client.section.budget:g} pays for {len(affordable)} of {len(pending)} requests")
+        told = f"${client.section.budget:g} pays for {len(affordable)} of {len(pending)} requests"
+        raise BudgetError(f"triplets.llm.budget: {told} ({client.journal.told_spending()})")
     return [r for r in requests if r.id not in client.journal.replies]
 
 
@@ -185,10 +199,15 @@ def _read(client: Client, text: str, batch: Sent) -> None:
                 continue
             status = response.get("status_code")
             if status == 200:
-                client.journal.pay(read_answer(response.get("body"), id, section, batch.most))
+                try:
+                    client.journal.pay(read_answer(response.get("body"), id, section, batch.most))
+                except JunkError:  # charged all the same
+                    client.troubles["batch line is not a reply"] += 1
+                    if id in client.journal.awaited:
+                        client.journal.lose(id, batch.most)
             elif status == 400 and refuses(response.get("body")):
                 client.journal.pay(refusal(id, section))
             else:
                 client.troubles[f"batch line HTTP {status}" if status else "batch line without an answer"] += 1
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, JunkError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             client.troubles["batch line is not a reply"] += 1

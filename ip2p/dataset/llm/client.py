@@ -144,8 +144,7 @@ class Client:
         """Set `cost` aside, once what others hold in reserve leaves room for it."""
         while self.journal.spent + self.journal.committed + self.reserved + cost > self.section.budget:
             if self.reserved <= cost * 1e-6:  # nothing is under way that could free some
-                told = f", at most ${self.journal.committed:.4f} in batches under way" if self.journal.committed else ""
-                raise BudgetError(f"triplets.llm.budget: ${self.section.budget:g} is reached (${self.journal.spent:.4f} spent{told})")
+                raise BudgetError(f"triplets.llm.budget: ${self.section.budget:g} is reached ({self.journal.told_spending()})")
             self.freed.clear()
             await self.freed.wait()
         self.reserved += cost

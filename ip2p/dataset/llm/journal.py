@@ -109,6 +109,10 @@ class Journal:
         """Keep that a batch has nothing more to give."""
         self._append({"batch ended": {"mark": batch.mark}})
 
+    def told_spending(self) -> str:
+        """What was spent and what may be yet, as a person reads it."""
+        return f"${self.spent:.4f} spent" + (f", at most ${self.committed:.4f} in batches under way" if self.committed else "")
+
     def flag(self, key: str, flagged: bool) -> None:
         """Keep a moderation verdict."""
         self._append({"flag": {"key": key, "flagged": flagged}})
@@ -141,6 +145,7 @@ class Journal:
             self.lost += 1
             self.spent += event["lost"]["cost"]
             self._under_way.pop(event["lost"]["id"], None)
+            self._await_no_longer(event["lost"]["id"])
         elif "batch" in event:
             batch = Sent(**event["batch"])
             self.batches[batch.mark] = batch

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ip2p.dataset.edit_types import EDIT_TYPES
 from ip2p.dataset.llm.client import price
-from ip2p.dataset.llm.prompt import request_for
+from ip2p.dataset.llm.prompt import request_for, types_asked
 from ip2p.params import TripletsParams
 from ip2p.records import Caption
 
@@ -37,9 +36,9 @@ class Plan:
 
 def plan_triplets(section: TripletsParams, captions: list[Caption]) -> Plan:
     """The plan for the first `section.count` requests (each dropped reply adds one more)."""
-    types = section.edit_types or EDIT_TYPES
-    asked = min(section.count, len(captions) * min(section.per_caption, len(types)))
     format = "json_schema" if section.llm.format == "auto" else section.llm.format
+    types = types_asked(section, format)
+    asked = min(section.count, len(captions) * min(section.per_caption, len(types)))
     tokens_in = sum(
         request_for(captions[i % len(captions)].text, types[i % len(types)], section.llm, format).tokens_in for i in range(asked)
     )

@@ -13,9 +13,10 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ip2p.dataset.edit_types import TAXONOMY
+from ip2p.dataset.edit_types import EDIT_TYPES, TAXONOMY
 from ip2p.dataset.llm.client import Request, make_request
-from ip2p.params import LlmParams
+from ip2p.params import LlmParams, TripletsParams
+from ip2p.records import UNKNOWN
 
 Format = Literal["json_schema", "text", "completion"]
 LONGEST_INSTRUCTION, LONGEST_CAPTION, LONGEST_REPLY = 200, 500, 8_000
@@ -98,6 +99,11 @@ def parse(text: str, edit_type: str, format: Format) -> Reply:
     if named != edit_type and (not isinstance(named, str) or named not in TAXONOMY):
         raise BadReplyError("reply names an unknown edit type")
     return Reply(instruction, edited, named)
+
+
+def types_asked(section: TripletsParams, format: Format) -> tuple[str, ...]:
+    """The edit types that a caption is asked for; a completion model is told none."""
+    return (UNKNOWN,) if format == "completion" else section.edit_types or EDIT_TYPES
 
 
 def bare(text: str) -> str:

@@ -18,10 +18,10 @@ from ip2p.dataset.llm.batch import ask
 from ip2p.dataset.llm.client import REFUSED, BudgetError, Client, EndpointError, Request, open_api
 from ip2p.dataset.llm.journal import Journal
 from ip2p.dataset.llm.moderation import moderate
-from ip2p.dataset.llm.prompt import BadReplyError, Format, bare, parse, request_for
+from ip2p.dataset.llm.prompt import BadReplyError, Format, bare, parse, request_for, types_asked
 from ip2p.dataset.near import NearDuplicates
 from ip2p.params import TripletsParams
-from ip2p.records import UNKNOWN, Caption, Triplet
+from ip2p.records import Caption, Triplet
 from ip2p.store import fingerprint
 
 Progress = Callable[[int, int], None]
@@ -88,7 +88,7 @@ class _Desk:
 
     def __init__(self, section: TripletsParams, captions: list[Caption], format: Format) -> None:
         self.section, self.captions, self.format = section, captions, format
-        self.types = (UNKNOWN,) if format == "completion" else section.edit_types or EDIT_TYPES
+        self.types = types_asked(section, format)
         self.written = Written()
         self.used = Counter(dict.fromkeys(self.types, 0))
         self.asked: defaultdict[str, set[str]] = defaultdict(set)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ip2p.models import resolve_dtype
+from ip2p.params.model import HELD_OUT
 from ip2p.pictures import grid, to_pillow
 from ip2p.world.corpus import Corpus
 from ip2p.world.pretrain.fit import Leg, fit
@@ -47,7 +48,7 @@ def train_autoencoder(
     size = corpus.picture(0).shape[0]
     torch.manual_seed(leg.seed)
     model = new_autoencoder(size=size).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    half = device == "cuda" and resolve_dtype("auto", torch.device(device)) == torch.bfloat16
+    half = torch.device(device).type == "cuda" and resolve_dtype("auto", torch.device(device)) == torch.bfloat16
 
     def draw(step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         side = min(crop, size) if step < 0.85 * leg.steps else size
@@ -57,7 +58,7 @@ def train_autoencoder(
 
     def loss(drawn: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         images_BHWC, noise_BCHW = drawn
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=half):
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=half):
             return reconstruction_loss(model, in_range(images_BHWC), noise_BCHW)
 
     def on_save(step: int) -> None:
@@ -89,7 +90,7 @@ def crops(corpus: Corpus, generator: torch.Generator, *, batch: int, side: int) 
     """Random square crops, `images_BHWC` of 8 bits; offsets are multiples of 8 so that crops see the latent grid."""
     size = corpus.picture(0).shape[0]
     cells = (size - side) // 8 + 1
-    picks = torch.randint(0, len(corpus), (batch,), generator=generator).tolist()
+    picks = torch.randint(HELD_OUT, len(corpus), (batch,), generator=generator).tolist()
     offsets = (torch.randint(0, cells, (batch, 2), generator=generator) * 8).tolist()
     stack = np.stack([corpus.picture(i)[y : y + side, x : x + side] for i, (y, x) in zip(picks, offsets, strict=True)])
     return torch.from_numpy(stack)

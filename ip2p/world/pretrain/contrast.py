@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ip2p.models import resolve_dtype
+from ip2p.params.model import HELD_OUT
 from ip2p.world.corpus import Corpus, scene_of
 from ip2p.world.edits import EDIT_TYPES, apply_edit, sample_edit
 from ip2p.world.language import write_caption
@@ -85,7 +86,7 @@ def train_clip(
     dtype = resolve_dtype("auto", torch.device(device))
 
     def draw(step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        picks = torch.randint(2048, len(corpus), (batch,), generator=generator).tolist()
+        picks = torch.randint(HELD_OUT, len(corpus), (batch,), generator=generator).tolist()
         rng = random.Random(int(torch.randint(0, 2**62, (1,), generator=generator)))
         images_BCHW, tokens_ML = swap_batch(corpus, picks, tokenizer, rng)
         return roughen(images_BCHW, generator), tokens_ML

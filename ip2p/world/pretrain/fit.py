@@ -85,6 +85,7 @@ def fit(
     ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
     step, device = load_newest(folder, model, optimizer, ema), parameters[0].device
     start = began = saved = time.monotonic()
+    told = step
     sums: dict[str, Tensor] = {}
     for batch in _drawn(draw, leg, step, rank, device):
         value, logged = loss(tuple(x.to(device, non_blocking=True) for x in batch))
@@ -102,9 +103,10 @@ def fit(
         for name, number in ({"loss": value.detach(), "norm": norm} | logged).items():
             sums[name] = sums.get(name, torch.zeros_like(number)) + number
         last = step == leg.steps or time.monotonic() - start > 60 * leg.minutes
-        if rank == 0 and step % leg.log_every == 0:
-            _report(folder, step, leg, {k: v.item() for k, v in sums.items()}, rate, time.monotonic() - began, device)
-            sums, began = {}, time.monotonic()
+        if rank == 0 and (step % leg.log_every == 0 or last):
+            means = {k: v.item() / (step - told) for k, v in sums.items()}
+            _report(folder, step, leg, means, rate, (step - told) / (time.monotonic() - began), device)
+            sums, began, told = {}, time.monotonic(), step
         if rank == 0 and (time.monotonic() - saved > leg.save_seconds or last):
             save_checkpoint(folder, step, model, optimizer, ema)
             if on_save is not None:
@@ -144,9 +146,9 @@ def _update_ema(ema: dict[str, Tensor], model: nn.Module, rate: float) -> None:
         ema[name].copy_(state[name])
 
 
-def _report(folder: Path, step: int, leg: Leg, sums: dict[str, float], rate: float, seconds: float, device: torch.device) -> None:
-    means = " ".join(f"{k} {v / leg.log_every:.4f}" for k, v in sums.items())
-    line = f"{folder.name} step {step}/{leg.steps} {means} lr {rate:.2e} {leg.log_every / seconds:.2f} step/s {device.type}"
+def _report(folder: Path, step: int, leg: Leg, means: dict[str, float], rate: float, speed: float, device: torch.device) -> None:
+    told = " ".join(f"{k} {v:.4f}" for k, v in means.items())
+    line = f"{folder.name} step {step}/{leg.steps} {told} lr {rate:.2e} {speed:.2f} step/s {device.type}"
     print(line, flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("a") as log:

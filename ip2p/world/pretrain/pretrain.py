@@ -30,6 +30,7 @@ from ip2p.errors import ModelError
 from ip2p.models import EMBEDDED, resolve_device
 from ip2p.parallel import launch
 from ip2p.params import Params, PretrainParams
+from ip2p.params.model import HELD_OUT
 from ip2p.pictures import grid, to_pillow
 from ip2p.records import StageReport
 from ip2p.store import digest, fingerprint, replace_folder
@@ -60,7 +61,7 @@ def run(params: Params, *, work: Path, part: str = "all") -> StageReport:
         "teacher": _teacher,
         "export": _export,
     }
-    device = resolve_device(params.models.device).type
+    device = str(resolve_device(params.models.device))
     for name in chosen:
         jobs[name](params.pretrain, work, device)
     return StageReport(
@@ -69,7 +70,7 @@ def run(params: Params, *, work: Path, part: str = "all") -> StageReport:
 
 
 def open_corpus(section: PretrainParams, work: Path) -> Corpus:
-    """The rendered scenes that everything is trained on; scenes 0–2047 are held out."""
+    """The rendered scenes that everything is trained on; the first `HELD_OUT` are held out."""
     return build_corpus(
         work / "corpus",
         seed=_CORPUS_SEED,
@@ -177,7 +178,9 @@ def _latents(section: PretrainParams, work: Path, device: str) -> Path:
 def latent_statistics(vae: Any, corpus: Corpus) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation `C` of the latents of 512 pictures."""
     with torch.inference_mode():
-        parts = [vae.encode(pictures(corpus, range(i, i + 64)).to(vae.device)).latent_dist.mode() for i in range(2048, 2560, 64)]
+        parts = [
+            vae.encode(pictures(corpus, range(i, i + 64)).to(vae.device)).latent_dist.mode() for i in range(HELD_OUT, HELD_OUT + 512, 64)
+        ]
     latents = torch.cat(parts)
     return latents.mean((0, 2, 3)).clone(), latents.std((0, 2, 3)).clone()
 

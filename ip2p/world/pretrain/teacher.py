@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,13 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ip2p.attention import Float32Attention
+from ip2p.params.model import HELD_OUT
 from ip2p.world.corpus import scene_of
 from ip2p.world.edits import Edit
 from ip2p.world.language import write_caption, write_instruction, write_mention
 from ip2p.world.pretrain.contrast import encode
 from ip2p.world.pretrain.fit import Leg, fit
 from ip2p.world.pretrain.tokenizer import CONTEXT
-from ip2p.world.scenes import Scene
+from ip2p.world.scenes import KINDS, Scene, ordered
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -105,7 +107,7 @@ def train_teacher(
     alphas_T = alphas_cumprod().to(device)
 
     def draw(step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        picks = torch.randint(2048, len(latents), (batch,), generator=generator)
+        picks = torch.randint(HELD_OUT, len(latents), (batch,), generator=generator)
         rng = random.Random(int(torch.randint(0, 2**62, (1,), generator=generator)))
         texts = [draw_text(scene_of(seed, i), rng) for i in picks.tolist()]
         noise = torch.randn((batch, *latents.shape[1:]), generator=generator)
@@ -115,7 +117,7 @@ def train_teacher(
         picks, tokens, noise, timesteps = drawn
         clean, alpha = latents[picks].float(), alphas_T[timesteps].view(-1, 1, 1, 1)
         noisy, target = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
-        with torch.autocast(device, dtype=torch.bfloat16):
+        with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
             v = model(noisy.contiguous(memory_format=torch.channels_last), timesteps, tokens)
         return F.mse_loss(v.float(), target), {}
 
@@ -138,20 +140,26 @@ def draw_text(scene: Scene, rng: random.Random) -> str:
     if u < _EMPTY + _MENTION:
         return write_mention(scene, rng)
     if u < _EMPTY + _MENTION + _INSTRUCTION:
-        return write_instruction(_answered(scene, rng), scene, rng)
+        edit, before = _answered(scene, rng)
+        return write_instruction(edit, before, rng)
     return write_caption(scene, rng)
 
 
-def _answered(scene: Scene, rng: random.Random) -> Edit:
-    """An edit whose result the scene could be."""
+def _answered(scene: Scene, rng: random.Random) -> tuple[Edit, Scene]:
+    """An edit whose result the scene could be, and a scene that it could be asked for of."""
     thing = rng.choice(scene.things)
+    other = rng.choice([k for k in KINDS if k not in {t.kind for t in scene.things}])
+    replaced = Edit("replace", thing.kind, target=other)
     edits = [Edit(n, getattr(scene, n)) for n in ("setting", "season", "time", "weather", "style")]
     edits += [
-        Edit("replace", thing.kind, target=thing.kind),
+        replaced,
         Edit("recolour", thing.colour, target=thing.kind),
         Edit("count", str(thing.count), target=thing.kind),
         Edit("move", thing.place, target=thing.kind),
         Edit("add", thing.place, target=thing.kind, thing=thing),
         Edit("add", thing.place, target=thing.kind, thing=thing),
     ]
-    return rng.choice(edits)
+    edit = rng.choice(edits)
+    if edit is replaced:
+        scene = replace(scene, things=ordered(tuple(replace(t, kind=other) if t is thing else t for t in scene.things)))
+    return edit, scene

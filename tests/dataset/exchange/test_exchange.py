@@ -9,7 +9,7 @@ import pytest
 
 from ip2p.dataset import filter
 from ip2p.dataset.exchange import hf, reference
-from ip2p.dataset.exchange.example import from_row, read_dataset
+from ip2p.dataset.exchange.example import from_row, read_dataset, split_named
 from ip2p.dataset.exchange.move import LAYOUTS, export_dataset, import_pairs, lint
 from ip2p.errors import DataError
 from ip2p.pictures import from_bytes
@@ -174,6 +174,9 @@ def test_the_name_of_a_file_tells_the_split_where_no_column_does(made, tiny, tmp
     (tmp_path / "hf" / "data").mkdir(parents=True)
     for name, some in (("train-00000-of-00001", rows.slice(0, 2)), ("test-00000-of-00001", rows.slice(2, 3)), ("dev", rows.slice(5))):
         pq.write_table(some, tmp_path / "hf" / "data" / f"{name}.parquet")
+    names = {"a/test/0000.parquet": "test", "emu_test.parquet": "test", "eval-0-of-1.parquet": "test", "x/train/valid0.tar": "validation"}
+    assert {name: split_named(name) for name in names} == names
+    assert split_named("attest/contest.parquet") is None
     assert Counter(e.split for e in hf.read(tmp_path / "hf")) == {"train": 2, "test": 3, "validation": 1}
 
 

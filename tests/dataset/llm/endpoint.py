@@ -35,6 +35,7 @@ class Endpoint(ThreadingHTTPServer):
         self.delay = delay  # seconds that a completion takes
         self.batch_status = "completed"
         self.closed = False  # whether batches may not be looked at
+        self.slow = False  # whether they are under way still
         self.lock = threading.Lock()
         self.count = 0
         self.paid = Counter()  # by Idempotency-Key: generated and charged
@@ -199,7 +200,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"choices": []})
 
     def _advance(self, batch):
-        if batch["status"] == "in_progress":
+        if batch["status"] == "in_progress" and not self.server.slow:
             out, errors = [], []
             for number, line in enumerate(self.server.files[batch["input_file_id"]].splitlines()):
                 row, status = json.loads(line), self.server.lines(number)

@@ -40,14 +40,18 @@ def test_a_batch_under_way_is_waited_for_whatever_the_parameters_became(tmp_path
         assert report.kept == COUNT and max(server.paid.values()) == 1 and report.extra["replies_paid"] >= asked
 
 
-def test_a_batch_that_was_given_up_is_cancelled_and_what_it_did_is_not_paid_again(tmp_path):
+@pytest.mark.parametrize("id_known", [True, False])
+def test_a_batch_that_was_given_up_is_cancelled_and_what_it_did_is_not_paid_again(tmp_path, id_known):
     with endpoint(lines=lambda number: 200 if number % 2 else None) as server:  # it has come half way
         server.closed = True
         with pytest.raises(EndpointError, match="not now"):
             run(batched(server), tmp_path)
         server.closed = False
+        if not id_known:
+            (tmp_path / "work" / "journal.jsonl").write_text(events(tmp_path)[0])
         report = run(batched(server, batch=False), tmp_path)
         by_batch = sum(n % 2 for n in range(server.files["file-0"].count(b"\n")))
+        assert "batch cancelled" in report.extra["troubles"]
         assert report.kept == COUNT and max(server.paid.values()) == 1 and 0 < by_batch < report.extra["replies_paid"]
         alone = report.extra["replies_paid"] - by_batch
         assert report.extra["spent_usd"] == pytest.approx((alone + by_batch / 2) * (300 * 0.15 + 50 * 0.6) / 1e6)
@@ -61,11 +65,12 @@ def test_what_batches_under_way_may_cost_is_not_there_for_others(tmp_path):
         with Journal(tmp_path / "work" / "journal.jsonl") as kept:
             most, spent = kept.committed, kept.spent
         assert most > 0 and spent == 0
-        server.closed = False
+        server.closed, server.slow = False, True
         with pytest.raises(BudgetError, match=r"batches under way"):  # other requests, within what is left of the budget
             run(batched(server, batch=False, temperature=0.1, budget=most), tmp_path)
         assert not server.paid
-        run(batched(server), tmp_path)
+        server.slow = False
+        run(batched(server, temperature=0.1), tmp_path)  # by then it has ended, and nobody wants it: it counts at what it cost
         with Journal(tmp_path / "work" / "journal.jsonl") as kept:
             assert kept.committed == 0
 
