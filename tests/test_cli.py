@@ -118,7 +118,7 @@ def test_what_would_be_ignored_is_refused(capsys, arguments, message):
 
 def test_a_scene_is_drawn_from_its_caption(tmp_path, capsys):
     path = tmp_path / "picture.png"
-    assert main(["world", "draw", "a red cat on the left by a lake in summer", "-o", str(path)]) == 0
+    assert main(["world", "draw", "a yellow car in the centre in a city in autumn", "-o", str(path)]) == 0
     assert Image.open(path).size == (128, 128)
     assert main(["world", "draw", "a photo of my dog", "-o", str(path)]) == 2
     assert "no setting is named" in capsys.readouterr().err

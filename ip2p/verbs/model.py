@@ -203,7 +203,7 @@ def add_verbs(verbs: Any) -> None:
     world = verbs.add_parser("world", help="look at the illustrated world (show, draw) and measure its models (report)")
     what = "show: a contact sheet; draw: the scene of a caption, to be edited; report: how good the embedded models are"
     world.add_argument("what", choices=("show", "draw", "report"), help=what)
-    world.add_argument("caption", nargs="?", help='draw: such as "a red cat on the left by a lake in summer"')
+    world.add_argument("caption", nargs="?", help='draw: such as "a yellow car in the centre in a city in autumn"')
     world.add_argument("-o", "--output", type=Path, help="picture to write (show, draw) or Markdown file to write (report)")
     world.add_argument("--size", type=int, default=128, help="side of each picture, pixels (show, draw; default: %(default)s)")
     world.add_argument("--count", type=int, default=256, help="held-out scenes (report; default: %(default)s)")
