@@ -135,7 +135,7 @@ with the votes ({shares}) and without, the same pairs otherwise;
 {"|---" * (len(MEASURES) + 1)}|
 {lines}
 
-Edit by edit, success with votes less that without is {gains["without"]}, less the shipped editor's {gains["start"]}.
+Edit by edit, the difference in success, with votes minus without, is {gains["without"]}; minus the shipped editor's, {gains["start"]}.
 
 | success | {" | ".join(NAMES[n] for n in reports)} |
 |---{"|---" * len(reports)}|

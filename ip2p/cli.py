@@ -15,8 +15,9 @@ from ip2p.verbs.stage import stage
 _EPILOG = """\
 The stages read params.yaml and each other's outputs; `dvc repro` runs whatever is stale, `make run` does all of it.
 Examples:
+  ip2p world draw "a yellow car in the centre in a city in autumn" -o picture.png
   ip2p edit picture.png "make it winter" -o out.png
-  ip2p edit picture.png "swap the cat for a dog" --text-guidance 2 --image-guidance 1.1 --seed 7 -o out.png
+  ip2p edit picture.png "swap the car for a boat" --text-guidance 2 --image-guidance 1.1 --seed 7 -o out.png
   ip2p world show -o sheet.png
 """
 

@@ -56,6 +56,7 @@ def test_every_verb_is_in_the_readme():
         "lint",
         "edit",
         "world show",
+        "world draw",
         "world report",
         "pretrain",
         "doctor",

@@ -108,8 +108,8 @@ class PairsParams(Section):
     batch: Annotated[int, Field(ge=0)] = 8
     """Pairs sampled at once; 0: what fits into the GPU's free memory (8 on a CPU)."""
     workers: Count = 2
-    """Processes; each loads the models once. On a Ray cluster twice as many units are under way: name the number of its GPUs, and start the
-    stage where there is such a GPU, too."""
+    """Processes; each loads the models once. On a Ray cluster: the number of its GPUs (twice as many units are kept under way); the stage
+    itself must start on a machine that has a GPU, too."""
 
     @model_validator(mode="after")
     def _ordered(self) -> PairsParams:

@@ -100,9 +100,9 @@ class Board:
             await asyncio.wait(self._tasks, timeout=seconds)
 
     async def stored(self, job: Job) -> None:
-        """Wait until a job's edit is remembered."""
-        tasks = [t for t in self._tasks if t.get_name() == job.id]
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Wait until a job's edit is remembered; who stops waiting does not stop that."""
+        if tasks := [t for t in self._tasks if t.get_name() == job.id]:
+            await asyncio.wait(tasks)
 
     async def _finish(self, job: Job, desk: Desk) -> None:
         task = asyncio.current_task()
@@ -194,29 +194,24 @@ async def edits(
 @router.get("/edits/{id}")
 async def edit(request: Request, id: Id) -> dict[str, Any]:
     """How far an edit is, and what it was asked for with."""
-    board: Board = request.app.state.board
-    job = board.job(id)
-    if job is None:
-        return _row(await _known(request, id))
-    return await _settled(request, job)
+    job: Job | None = request.app.state.board.job(id)
+    return await _settled(request, job) if job is not None else _row(await _known(request, id))
 
 
 @router.delete("/edits/{id}")
 async def cancel(request: Request, id: Id) -> dict[str, Any]:
     """Give an edit up: it ends at its next step."""
-    desk: Desk = request.app.state.desk
     job: Job | None = request.app.state.board.job(id)
     if job is None:
         return _row(await _known(request, id))
-    desk.engine.cancel(job)
+    request.app.state.desk.engine.cancel(job)
     return await _settled(request, job)
 
 
 @router.get("/edits/{id}/events", response_model=None)
 async def events(request: Request, id: Id) -> Response:
     """Progress as server-sent events: `progress` (with previews), then `done`, `cancelled` or `failed`."""
-    job: Job | None = request.app.state.board.job(id)
-    if job is None:
+    if (job := request.app.state.board.job(id)) is None:
         return Response(server_event("done", _row(await _known(request, id))), media_type="text/event-stream")
     return StreamingResponse(_events(request.app.state.desk, request.app.state.board, job), media_type="text/event-stream")
 

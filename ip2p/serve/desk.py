@@ -72,6 +72,8 @@ class Desk:
         if count > self.params.serve.queue:
             raise RefusedError(400, f"{count} pictures at once; at most {self.params.serve.queue} are made", field="n")
         served = self.champion.served
+        if served is None and self.params.serve.editor is not None:
+            raise RefusedError(503, "the editor that is to be served is not loaded; the server's log says why")
         if served is None:
             raise RefusedError(503, "no editor is loaded yet; a champion is registered by `make run` or `ip2p register`")
         if ask.version is not None and ask.version != served.version:

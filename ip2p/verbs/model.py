@@ -162,11 +162,16 @@ def _world(options: argparse.Namespace) -> int:
     if options.what in ("show", "draw"):
         from ip2p.world.show import contact_sheet, drawn
 
-        path = options.output or Path("world.png" if options.what == "show" else "picture.png")
+        path = options.output or Path("world.png" if options.what == "show" else "drawn.png")
         _require_writable(path)
         if options.size < 16:
             raise UserError(f"--size: {options.size} is too small to draw a scene, give at least 16")
-        (contact_sheet(size=options.size) if options.what == "show" else drawn(options.caption or "", size=options.size)).save(path)
+        if options.what == "show":
+            contact_sheet(size=options.size).save(path)
+        else:
+            picture, understood = drawn(options.caption or "", size=options.size)
+            picture.save(path)
+            print(f"drawn: {understood}", file=sys.stderr)
         print(path)
         return 0
     from ip2p.world.report import write_report
@@ -203,7 +208,7 @@ def add_verbs(verbs: Any) -> None:
     world = verbs.add_parser("world", help="look at the illustrated world (show, draw) and measure its models (report)")
     what = "show: a contact sheet; draw: the scene of a caption, to be edited; report: how good the embedded models are"
     world.add_argument("what", choices=("show", "draw", "report"), help=what)
-    world.add_argument("caption", nargs="?", help='draw: such as "a yellow car in the centre in a city in autumn"')
+    world.add_argument("caption", nargs="?", help='draw, right after it: such as "a yellow car in the centre in a city in autumn"')
     world.add_argument("-o", "--output", type=Path, help="picture to write (show, draw) or Markdown file to write (report)")
     world.add_argument("--size", type=int, default=128, help="side of each picture, pixels (show, draw; default: %(default)s)")
     world.add_argument("--count", type=int, default=256, help="held-out scenes (report; default: %(default)s)")

@@ -30,12 +30,14 @@ def contact_sheet(*, size: int, seed: int = 0) -> Image.Image:
     return grid(rows)
 
 
-def drawn(caption: str, *, size: int) -> Image.Image:
-    """The picture of a caption. Raises `DataError` saying what the world's language misses in it."""
+def drawn(caption: str, *, size: int) -> tuple[Image.Image, str]:
+    """The picture of a caption, and the caption as it was understood. Raises `DataError` saying what is missing in it."""
     try:
-        return render(read_caption(caption), seed=0, size=size)
+        scene = read_caption(caption)
     except LanguageError as error:
-        raise DataError(f"{error}; such as: {write_caption(sample_scene(random.Random(0)), random.Random(0))}") from error
+        known = f"a thing is A COLOUR KIND and where: {write_caption(sample_scene(random.Random(0)), random.Random(0))}"
+        raise DataError(f"{error}; {known}") from error
+    return render(scene, seed=0, size=size), write_caption(scene, random.Random(0))
 
 
 def _with(scene: Scene, name: str, value: str) -> Scene:

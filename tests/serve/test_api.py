@@ -1,6 +1,8 @@
+import contextlib
 import io
 import time
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -21,12 +23,16 @@ def test_an_edit_runs_as_a_job_and_is_in_the_history(server):
 def test_what_is_told_as_done_can_be_fetched_at_once(server, monkeypatch):
     remember = server.desk.remember
     monkeypatch.setattr(server.desk, "remember", lambda *a: (time.sleep(0.5), remember(*a))[1])
-    id = server.client.post("/api/v1/edits", files={"image": png()}, data={"instruction": "make it night", "steps": "2"}).json()["id"]
+    edit = {"files": {"image": png()}, "data": {"instruction": "make it night", "steps": "2"}}
+    id = server.client.post("/api/v1/edits", **edit).json()["id"]
+    with contextlib.suppress(httpx.ReadTimeout), httpx.stream("GET", f"{server.url}/api/v1/edits/{id}/events", timeout=0.3) as events:
+        list(events.iter_lines())  # who goes away while it is stored does not stop that
     while (told := server.client.get(f"/api/v1/edits/{id}").json())["state"] != "done":
         time.sleep(0.01)
     assert told["mask"] is None and told["width"] == 120
     assert server.client.get(f"/api/v1/edits/{id}/picture").status_code == 200
     assert server.client.get(f"/api/v1/edits/{id}/mask").status_code == 404
+    assert server.app.state.board.job(id) is None and server.client.delete(f"/api/v1/edits/{id}").json()["state"] == "done"
 
 
 @pytest.mark.parametrize("instruction", ["make it winter\r\nand night", "冬に\u3000する", "می\u200cخواهم", "add a 👨‍👩‍👧", "a\u00a0cat"])
@@ -56,8 +62,6 @@ def test_a_cancelled_edit_ends_at_its_next_step(server):
 
 
 def test_a_client_that_goes_away_takes_its_edit_along(server):
-    import httpx
-
     with pytest.raises(httpx.ReadTimeout):
         data = {"prompt": "x", "num_inference_steps": "100", "n": "4"}
         httpx.post(f"{server.url}/v1/images/edits", files={"image": png((256, 256))}, data=data, timeout=0.5)

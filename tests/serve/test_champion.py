@@ -182,6 +182,15 @@ def test_a_server_that_starts_on_a_broken_champion_serves_what_it_served_last(ho
     assert fresh.served.version == "embedded"
 
 
+def test_an_editor_that_was_asked_for_and_is_broken_is_not_replaced_by_another(home, tmp_path):
+    params, _, editor = home
+    broken = without_numbers(editor, tmp_path)
+    section = params.serve.model_copy(update={"editor": str(broken), "fallback": str(editor)})
+    champion = Champion(params.model_copy(update={"serve": section}), work=tmp_path / "versions")
+    champion.look()
+    assert champion.served is None
+
+
 def test_versions_that_nobody_needs_leave_the_disk(home, tmp_path):
     params, dataset, editor = home
     champion = Champion(params, work=tmp_path / "versions")

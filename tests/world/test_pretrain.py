@@ -1,4 +1,6 @@
+import random
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +10,11 @@ from torch import nn
 from ip2p.checkpoint import checkpoints, save_checkpoint
 from ip2p.errors import ModelError
 from ip2p.models import EMBEDDED
-from ip2p.world.pretrain import export, pretrain
+from ip2p.world.edits import apply_edit
+from ip2p.world.language import read_instruction, write_instruction
+from ip2p.world.pretrain import export, pretrain, teacher
 from ip2p.world.pretrain.fit import Leg, fit
+from ip2p.world.scenes import sample_scene
 
 
 def test_training_goes_on_from_the_shipped_weights(tiny, tmp_path):
@@ -71,3 +76,28 @@ def test_a_leg_resumed_ends_where_an_uninterrupted_one_does(tmp_path):
 
     whole, resumed = trained(tmp_path / "a", 6), trained(tmp_path / "b", 3, 6)
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_instructions_that_a_picture_answers_ask_for_something():
+    for seed in range(200):
+        rng = random.Random(seed)
+        scene = sample_scene(rng)
+        edit, before = teacher._answered(scene, rng)
+        assert read_instruction(write_instruction(edit, before, rng)).type == edit.type
+        if edit.type == "replace":
+            assert edit.value != edit.target and apply_edit(before, edit) == scene
+
+
+def test_means_in_the_log_are_of_the_steps_since_the_last_line(tmp_path):
+    leg = Leg(steps=30, lr=0.0, log_every=20, save_seconds=0.0)
+    model = nn.Linear(1, 1)
+
+    def run(steps):
+        ones = lambda x: (model(x[0]).sum() * 0 + 2.0, {})  # noqa: E731
+        fit(model, lambda step, g: (torch.ones(1, 1),), ones, replace(leg, steps=steps), tmp_path)
+
+    run(13)
+    run(30)
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.split()[2] for line in lines] == ["13/13", "20/30", "30/30"]
+    assert all("loss 2.0000" in line for line in lines)

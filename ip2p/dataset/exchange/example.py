@@ -86,22 +86,25 @@ def from_row(row: dict[str, Any], where: str) -> Example:
     return Example(**known | {n: row[n] for n in _TEXTS} | images, seed=seed)
 
 
-def split_named(file: str) -> str | None:
-    """The split that a word of a file's name tells, or else its folder's name, as on the Hugging Face Hub; none if neither does."""
-    path = Path(file)
-    words = [*re.split(r"[^a-z]+", path.name.lower()), path.parent.name.lower()]
+def split_named(file: Path) -> str | None:
+    """The split that a word of a file's name tells, or else its folder's name within the dataset, as on the Hugging Face Hub."""
+    words = [*re.split(r"[^a-z]+", file.name.lower()), file.parent.name.lower()]
     return next((split for word in words for split, names in _NAMES.items() if word in names), None)
 
 
 def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of every Parquet file below a folder, and where each stands; a few in memory at a time."""
+    """Rows of every Parquet file below a folder, and where each stands; a few in memory at a time.
+
+    A row without a split has that of its file's name, if the name tells one.
+    """
     files = sorted(path.rglob("*.parquet"))
     if not files:
         raise DataError(f"{path}: no Parquet files; give the folder of a dataset")
     for file in files:
+        split = split_named(file.relative_to(path))
         try:
             for batch in pq.ParquetFile(file).iter_batches(batch_size=64):
-                yield from ((str(file), row) for row in batch.to_pylist())
+                yield from ((str(file), row | {"split": row.get("split") or split}) for row in batch.to_pylist())
         except (OSError, pa.ArrowInvalid) as error:
             raise DataError(f"{file}: cannot be read as Parquet ({error})") from error
 

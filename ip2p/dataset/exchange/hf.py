@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ip2p.dataset.exchange.example import Example, by_split, from_row, parquet_rows, split_named
+from ip2p.dataset.exchange.example import Example, by_split, from_row, parquet_rows
 from ip2p.records import IMAGE
 
 _ROWS = 1000
@@ -49,8 +49,8 @@ def write(examples: Iterable[Example], out: Path) -> int:
 
 
 def read(path: Path) -> Iterator[Example]:
-    """Examples of every Parquet file below `path`; where no column tells the split, the file's name does."""
-    yield from (from_row(row | {"split": row.get("split") or split_named(where)}, where) for where, row in parquet_rows(path))
+    """Examples of every Parquet file below `path`."""
+    yield from (from_row(row, where) for where, row in parquet_rows(path))
 
 
 def _row(example: Example) -> dict[str, object]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ip2p.dataset.exchange.example import Example, by_split, from_row, parquet_rows, split_named
+from ip2p.dataset.exchange.example import Example, by_split, from_row, parquet_rows
 from ip2p.pictures import change_mask
 from ip2p.records import IMAGE
 
@@ -64,8 +64,7 @@ def read(path: Path) -> Iterator[Example]:
             "pair_id": row.get("pair_id") or f"{row.get('img_id')}-{row.get('turn_index')}",
         }
         images = {"original_image": row.get("source_img"), "edited_image": row.get("target_img")}
-        own = {"edit_type": row.get("edit_type"), "split": row.get("split") or split_named(where)}
-        yield from_row(texts | ids | images | own, where)
+        yield from_row(texts | ids | images | {n: row.get(n) for n in ("edit_type", "split")}, where)
 
 
 def _row(e: Example) -> dict[str, object]:

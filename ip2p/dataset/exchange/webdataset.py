@@ -48,12 +48,12 @@ def read(path: Path) -> Iterator[Example]:
         raise DataError(f"{path}: no tar files; give the folder of a WebDataset")
     for file in files:
         try:
-            yield from _examples(file)
+            yield from _examples(file, split_named(file.relative_to(path)))
         except (tarfile.TarError, EOFError) as error:
             raise DataError(f"{file}: cannot be read as tar ({error})") from error
 
 
-def _examples(file: Path) -> Iterator[Example]:
+def _examples(file: Path, split: str | None) -> Iterator[Example]:
     parts: dict[str, dict[str, bytes]] = {}
     with tarfile.open(file, "r:") as tar:
         for member in tar:
@@ -64,7 +64,7 @@ def _examples(file: Path) -> Iterator[Example]:
             stream = tar.extractfile(member)
             parts.setdefault(key, {})[ending] = stream.read() if stream else b""
             if len(parts[key]) == 3:
-                yield _example(parts.pop(key), f"{file}: {key}", split_named(str(file)))
+                yield _example(parts.pop(key), f"{file}: {key}", split)
             if len(parts) > _ROWS:
                 raise DataError(f"{file}: {len(parts)} incomplete examples; members of one example must lie side by side")
     if parts:

@@ -52,8 +52,18 @@ async def _settle_ended(client: Client, requests: list[Request]) -> None:
     for batch in [b for b in client.journal.batches.values() if b not in wanted]:
         with suppress(EndpointError):  # else they count as they did
             sent = batch if batch.id else await _find(client, batch)
-            if not sent.id or (await _answer(client.api.batches.retrieve(sent.id))).status in _ENDED:
+            if not sent.id or await _has_ended(client, sent):
                 await _collect(client, sent)
+
+
+async def _has_ended(client: Client, batch: Sent) -> bool:
+    api = client.api.with_options(max_retries=client.section.retries)
+    try:
+        return (await _answer(api.batches.retrieve(batch.id))).status in _ENDED
+    except EndpointError as error:
+        if isinstance(error.__cause__, openai.NotFoundError):
+            return True  # gone
+        raise
 
 
 def _under_way(client: Client, requests: list[Request]) -> list[Sent]:

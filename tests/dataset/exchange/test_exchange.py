@@ -3,6 +3,7 @@ import json
 import tarfile
 from collections import Counter
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -175,9 +176,12 @@ def test_the_name_of_a_file_tells_the_split_where_no_column_does(made, tiny, tmp
     for name, some in (("train-00000-of-00001", rows.slice(0, 2)), ("test-00000-of-00001", rows.slice(2, 3)), ("dev", rows.slice(5))):
         pq.write_table(some, tmp_path / "hf" / "data" / f"{name}.parquet")
     names = {"a/test/0000.parquet": "test", "emu_test.parquet": "test", "eval-0-of-1.parquet": "test", "x/train/valid0.tar": "validation"}
-    assert {name: split_named(name) for name in names} == names
-    assert split_named("attest/contest.parquet") is None
+    assert {name: split_named(Path(name)) for name in names} == names
+    assert split_named(Path("attest/contest.parquet")) is None
     assert Counter(e.split for e in hf.read(tmp_path / "hf")) == {"train": 2, "test": 3, "validation": 1}
+    (tmp_path / "test").mkdir()  # the user's own folder says nothing
+    pq.write_table(rows, tmp_path / "test" / "pairs.parquet")
+    assert {e.split for e in hf.read(tmp_path / "test")} == {"train"}
 
 
 def test_pairs_of_one_seed_all_leave_in_the_references_layout(made, tmp_path):

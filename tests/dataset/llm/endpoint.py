@@ -207,7 +207,9 @@ class _Handler(BaseHTTPRequestHandler):
                 if status is None or self.server.batch_status == "failed":
                     continue  # the batch ended before it came to this line
                 body = {"error": {"code": "content_filter", "message": "not this one"}}
-                if status == 200:
+                if status == "junk":
+                    status, body = 200, {"choices": []}
+                elif status == 200:
                     self.server.paid[row["custom_id"]] += 1
                     body = completion(self.server, row["body"])
                 reply = {"id": "r", "custom_id": row["custom_id"], "response": {"status_code": status, "body": body}, "error": None}

@@ -75,6 +75,14 @@ def test_what_batches_under_way_may_cost_is_not_there_for_others(tmp_path):
             assert kept.committed == 0
 
 
+def test_a_line_of_a_batch_that_is_no_reply_counts_as_charged(tmp_path):
+    junk = iter(["junk"])
+    with endpoint(lines=lambda number: next(junk, 200)) as server:
+        report = run(batched(server), tmp_path)
+    assert "1 × batch line is not a reply" in report.extra["troubles"] and report.extra["answers_lost"] == 1
+    assert report.extra["spent_usd"] > report.extra["replies_paid"] * (300 * 0.15 + 50 * 0.6) / 2e6
+
+
 def test_a_crash_between_sending_a_batch_and_learning_its_id_does_not_send_it_twice(tmp_path):
     with endpoint() as server:
         server.closed = True
