@@ -70,7 +70,7 @@ PARTS = {
         "Serving",
         ("-m", "benchmarks.serve"),
         "A server of its own and its clients on the same cores. Eight clients ask one after the other; then requests come at ten times "
-        "that rate, whether answered or not. Edits under way share the UNet's calls, each at its own step.",
+        "that rate, whether answered or not; each is of another picture. Edits under way share the UNet's calls, each at its own step.",
     ),
     "train-sd15": Part(
         "Training at Stable Diffusion 1.5's true size",

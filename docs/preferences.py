@@ -2,7 +2,7 @@
 
 The editor that ships edits new pictures of the world, each from several seeds; in place of people its checker, which knows
 the truth, prefers a picture's best edit to its worst. Votes go through the service's history and `ip2p feedback export`;
-then the editor is trained on with them and, alike in all else, without. Writes a part of docs/world.md.
+then the editor is trained on with them, by either loss, and, alike in all else, without. Writes a part of docs/world.md.
 """
 
 from __future__ import annotations
@@ -39,8 +39,17 @@ SCENES, SEEDS, BATCH = 900, 4, 6
 """Pictures that are edited, each from so many seeds, so many pictures at once."""
 SEEN = 1.2
 """By what factor edits that both succeed, or both fail, must differ in distance to be told apart."""
-TRAINING: dict[str, Any] = {"steps": 200, "lr": 2e-4, "preference_batch": 16, "preference_weight": 0.1}
-NAMES = {"start": "the shipped editor", "without": "trained on without votes", "with": "trained on with votes"}
+TRAINING: dict[str, Any] = {"steps": 200, "lr": 2e-4, "preference_batch": 16}
+LOSSES: dict[str, dict[str, Any]] = {
+    "better": {"preference_loss": "better", "preference_weight": 0.25},
+    "dpo": {"preference_loss": "dpo", "preference_weight": 0.1},
+}
+NAMES = {
+    "start": "the shipped editor",
+    "without": "trained on without votes",
+    "better": "trained on with the preferred edits",
+    "dpo": "trained on with DPO",
+}
 
 
 def main() -> None:
@@ -48,7 +57,7 @@ def main() -> None:
     params = load_params(Path("params.yaml"))
     if not (HOME / "votes/dataset.json").exists():
         gather(params)
-    editors = {"start": EMBEDDED / "editor"} | {name: trained(params, name) for name in ("without", "with")}
+    editors = {"start": EMBEDDED / "editor"} | {name: trained(params, name) for name in ("without", *LOSSES)}
     narrow = {"count": COUNT, "previous": None, "image_guidance_sweep": (), "text_guidance_sweep": (), "sdedit_strengths": ()}
     for name, editor in editors.items():
         paths = {"triplets": TRIPLETS, "dataset": DATASET, "out": OUT / name, "work": HOME / "points"}
@@ -109,7 +118,8 @@ def add(history: History, triplet: Triplet, edit: dict[str, Any]) -> str:
 
 def trained(params: Params, name: str) -> Path:
     """The shipped editor trained on, with votes or without."""
-    section = TRAINING | {"start": "world", "preferences": str(HOME / "votes") if name == "with" else None}
+    votes = {"preferences": str(HOME / "votes")} | LOSSES[name] if name in LOSSES else {"preferences": None}
+    section = TRAINING | {"start": "world"} | votes
     params = params.model_copy(update={"train": params.train.model_copy(update=section)})
     train.run(params, dataset=DATASET, marker=MARKER, out=HOME / name, work=HOME / f"train-{name}")
     return HOME / name
@@ -119,23 +129,26 @@ def markdown(reports: dict[str, Any]) -> str:
     """That part of the page."""
     votes = read_json(HOME / "votes/dataset.json")["pairs"]
     lines = "\n".join(f"| {NAMES[n]} | {cells(r['headline'])} |" for n, r in reports.items())
-    gains = {n: difference(paired(reports["with"]["rows"], reports[n]["rows"])["success"]) for n in ("without", "start")}
-    rows = {t: [r["headline"]["by_type"][t]["success"] for r in reports.values()] for t in sorted(reports["with"]["headline"]["by_type"])}
+    gains = [
+        f"{NAMES[a]} − {NAMES[b]} {difference(paired(reports[a]['rows'], reports[b]['rows'])['success'])}"
+        for a, b in (("better", "without"), ("better", "start"), ("better", "dpo"), ("dpo", "without"))
+    ]
+    rows = {t: [r["headline"]["by_type"][t]["success"] for r in reports.values()] for t in sorted(reports["start"]["headline"]["by_type"])}
     by_type = "\n".join(f"| {t} | " + " | ".join(f"{v:.2f}" for v in values) + " |" for t, values in rows.items())
     how = f"{TRAINING['steps']} steps of training at a rate of {TRAINING['lr']:g}"
-    shares = f"{TRAINING['preference_batch']} a step, weight {TRAINING['preference_weight']:g}"
+    shares = " or ".join(f"{w['preference_weight']:g} ({n})" for n, w in LOSSES.items())
     return f"""Written by `python docs/preferences.py` after `make run`. The editor that ships edited {SCENES:,} new
 pictures from {SEEDS} seeds each; the checker, in place of a person, preferred a picture's best edit to its worst, by success and then
 by distance from the truth, where one succeeded and one did not or the distances differ by {SEEN - 1:.0%}: {votes} votes,
 through the service's history and `ip2p feedback export`. Then {how},
-with the votes ({shares}) and without, the same pairs otherwise;
-{reports["with"]["count"]} held-out edits of captions that none was trained on or voted for.
+with {TRAINING["preference_batch"]} of the votes a step, of weight {shares}, and without, the same pairs otherwise;
+{reports["start"]["count"]} held-out edits of captions that none was trained on or voted for.
 
 | | {" | ".join(n.replace("_", " ") for n in MEASURES)} |
 {"|---" * (len(MEASURES) + 1)}|
 {lines}
 
-Edit by edit, the difference in success, with votes minus without, is {gains["without"]}; minus the shipped editor's, {gains["start"]}.
+Differences in success, edit by edit: {"; ".join(gains)}.
 
 | success | {" | ".join(NAMES[n] for n in reports)} |
 |---{"|---" * len(reports)}|

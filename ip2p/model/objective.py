@@ -25,7 +25,7 @@ def loss_of(unet: Any, batch: TrainBatch, model: Diffusion, *, min_snr: float = 
     return errors_B.mean()
 
 
-def preference_loss(unet: Any, start: Any, batch: TrainBatch, model: Diffusion, *, beta: float) -> Tensor:
+def dpo_loss(unet: Any, start: Any, batch: TrainBatch, model: Diffusion, *, beta: float) -> Tensor:
     """Diffusion-DPO (Wallace et al. 2023, eq. 14): -log σ(β/2 · (gain on the better edit - gain on the worse)).
 
     The batch's first half are the better edits, its second the worse. An edit's gain is by how much its error is smaller than

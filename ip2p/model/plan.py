@@ -36,7 +36,7 @@ class Memory:
 
     weights: float
     frozen: float
-    """Autoencoder and text encoder; with preferences, the UNet as it was at the start."""
+    """Autoencoder and text encoder; with DPO, the UNet as it was at the start."""
     gradients: float
     optimizer: float
     ema: float
@@ -80,8 +80,9 @@ def _memory(base: Diffusion, section: TrainParams, dry: DryPass, *, gpu: bool, w
     moments = {"adamw": 2.0, "adamw8bit": 0.5, "muon": 1.0}[section.optimizer]
     cast = 0.5 if base.dtype != torch.float32 else 0.0
     frozen = [x for x in (base.vae, base.text_encoder, base.text_encoder_2) if x is not None]
-    start = weights if section.preferences else 0.0  # preferences are measured against the UNet as it was
-    preferred = 2 * (section.preference_batch // (workers * section.accumulate)) if section.preferences else 0
+    dpo = bool(section.preferences) and section.preference_loss == "dpo"
+    start = weights if dpo else 0.0  # preferences are measured against the UNet as it was
+    preferred = (1 + dpo) * (section.preference_batch // (workers * section.accumulate)) if section.preferences else 0
     parts = [weights * (1 + cast), sum(map(_bytes, frozen)) + start, trained, moments * trained]
     parts += [0.0 if section.ema_on_cpu and gpu else trained, dry.once + max(part, preferred) * dry.each, weights]
     return Memory(*(x / 1e9 for x in parts))

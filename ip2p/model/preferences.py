@@ -1,7 +1,7 @@
 """What people preferred, as training data: the better and the worse edit of one picture by one instruction (`ip2p feedback export`).
 
-The editor learns to be nearer the better edit, and further from the worse, than it was at the start (Diffusion-DPO, Wallace et
-al. 2023), beside its usual loss on image pairs. Encoded once; shapes: N preferences.
+Beside its usual loss on image pairs the editor learns from the better edits as from any pair, or to be nearer them, and further from
+the worse, than it was at the start (`train.preference_loss`). Encoded once; shapes: N preferences.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ def load_preferences(folder: Path, model: Diffusion, *, model_digest: str, cache
     return Preferences(**load_file(path))
 
 
-def draw_preferences(known: Preferences, *, batch: int, seed: int, step: int, first: int, count: int) -> TrainBatch:
+def draw_preferences(known: Preferences, *, batch: int, seed: int, step: int, first: int, count: int, both: bool = True) -> TrainBatch:
     """Preferences `first` … `first + count` of a step's global batch, the same whoever draws them.
 
-    First the better edits, then the worse, both with the same noise at the same timesteps.
+    First the better edits, then, if `both` are wanted, the worse with the same noise at the same timesteps.
     """
     generator = torch.Generator().manual_seed(int(fingerprint("preferences", seed, step)[:15], 16))
     picks = torch.randint(0, len(known), (batch,), generator=generator)
@@ -76,7 +76,8 @@ def draw_preferences(known: Preferences, *, batch: int, seed: int, step: int, fi
     noise = torch.randn(batch, *known.better_NCHW.shape[1:], generator=generator)
     mine = slice(first, first + count)
     better, worse, source, text = (t[picks[mine]].float() for t in (known.better_NCHW, known.worse_NCHW, known.source_NCHW, known.text_NLD))
-    return TrainBatch(torch.cat([better, worse]), *(torch.cat([x, x]) for x in (noise[mine], timesteps[mine], source, text)))
+    shared = noise[mine], timesteps[mine], source, text
+    return TrainBatch(torch.cat([better, worse]), *(torch.cat([x, x]) for x in shared)) if both else TrainBatch(better, *shared)
 
 
 def _preferred(folder: Path) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from ip2p.checkpoint import load_newest, save_checkpoint, trained_state
 from ip2p.diffusion import Diffusion
 from ip2p.model.data import Latents, draw_batch
 from ip2p.model.lora import add_lora
-from ip2p.model.objective import ema_rate, learning_rate, loss_of, new_optimizer, preference_loss
+from ip2p.model.objective import dpo_loss, ema_rate, learning_rate, loss_of, new_optimizer
 from ip2p.model.preferences import Preferences, draw_preferences
 from ip2p.model.unet import new_editor_unet
 from ip2p.parallel import average, average_gradients
@@ -47,7 +47,7 @@ class Trainer:
     preferences: Preferences | None = None
     unet: Any = field(init=False)
     start: Any = field(init=False, default=None)
-    """The UNet as it was at the start, which preferences are measured against; None without them."""
+    """The UNet as it was at the start, which DPO measures preferences against; None without it."""
     optimizer: torch.optim.Optimizer = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     ema: dict[str, Tensor] = field(init=False)
@@ -56,12 +56,12 @@ class Trainer:
     gradient_norm: Tensor = field(init=False)
     """Of the last step, before clipping."""
     preference_loss: float = field(init=False, default=math.nan)
-    """Of the last step, of the whole batch; ln 2 at the start."""
+    """Of the last step, of the whole batch."""
 
     def __post_init__(self) -> None:
         section = self.job.params.train
         start = self.base.unet
-        if self.preferences is not None:
+        if self.preferences is not None and section.preference_loss == "dpo":
             self.start = new_editor_unet(start, self.base.latent_channels).to(self.base.device, memory_format=torch.channels_last)
             self.start.eval().requires_grad_(False)
         self.unet = new_unet(self.base, self.job.params).to(self.base.device, memory_format=torch.channels_last).train()
@@ -121,8 +121,12 @@ class Trainer:
         part = share // section.accumulate
         of = {"batch": section.preference_batch, "seed": seed, "step": self.step, "first": self.rank * share + number * part, "count": part}
         with self.base.arithmetic():
-            drawn = draw_preferences(self.preferences, **of)
-            loss = preference_loss(self.unet, self.start, drawn, self.base, beta=section.preference_beta) / section.accumulate
+            drawn = draw_preferences(self.preferences, **of, both=self.start is not None)
+            if self.start is not None:
+                loss = dpo_loss(self.unet, self.start, drawn, self.base, beta=section.preference_beta)
+            else:
+                loss = loss_of(self.unet, drawn, self.base, min_snr=section.min_snr)
+            loss = loss / section.accumulate
         self.scaler.scale(section.preference_weight * loss).backward()
         return loss.detach()
 

@@ -20,15 +20,18 @@ class TrainParams(Section):
     `timbrooks/instruct-pix2pix`); none: the teacher. The captions that its folder says it was trained on
     are not held out."""
     preferences: str | None = None
-    """What people preferred among served edits, learned from beside the dataset (Diffusion-DPO): the folder of `ip2p feedback export`,
+    """What people preferred among served edits, learned from beside the dataset: the folder of `ip2p feedback export`,
     which tells the version to write behind it (`data/preferences@VERSION`), so that other votes are another training."""
+    preference_loss: Literal["better", "dpo"] = "better"
+    """`better`: the edits that were preferred are learned from like any pair (reward-ranked fine-tuning, Dong et al. 2023). `dpo`: the
+    editor comes nearer to them, and further from the others, than it was at the start (Diffusion-DPO, Wallace et al. 2023)."""
     preference_batch: Count = 8
-    """Preferences a step; each costs as much as four samples."""
-    preference_weight: Positive = 0.02
-    """Weight of their loss beside that of the dataset, whose gradient is by far the smaller; at 0.1 a few hundred votes cost success
-    (docs/world.md)."""
+    """Preferences a step; each costs as much as a sample, as four with `dpo`."""
+    preference_weight: Positive = 0.25
+    """Weight of their loss beside that of the dataset. Of `dpo`, whose gradient is by far the larger, about 0.02: at 0.1 a few hundred
+    votes cost success (docs/world.md)."""
     preference_beta: Positive = 2500.0
-    """β: how dear it is to leave what the editor was at the start (Wallace et al. 2023: 5000 for Stable Diffusion 1.5)."""
+    """β of `dpo`: how dear it is to leave what the editor was at the start (Wallace et al. 2023: 5000 for Stable Diffusion 1.5)."""
     lora_rank: Annotated[int, Field(ge=0, le=1024)] = 0
     """Rank of LoRA weights that are trained in place of the whole UNet; 0 trains it all."""
     optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"

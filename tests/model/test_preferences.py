@@ -37,7 +37,15 @@ def setup(tiny, made, folder, tmp_path, track_in):
     marker = tmp_path / "validated.json"
     marker.write_text(json.dumps({"dataset": digest(made / "dataset")}))
     exact = tiny.models.model_copy(update={"dtype": "float32"})
-    section = {"preferences": f"{folder}@abc", "preference_batch": 4, "lr": 1e-4, "ema": 0.0, "steps": 3, "grid_every": 100}
+    section = {
+        "preferences": f"{folder}@abc",
+        "preference_loss": "dpo",
+        "preference_batch": 4,
+        "lr": 1e-4,
+        "ema": 0.0,
+        "steps": 3,
+        "grid_every": 100,
+    }
     params = tiny.model_copy(update={"track": track_in(tmp_path), "models": exact, "train": tiny.train.model_copy(update=section)})
     return params, {"dataset": made / "dataset", "marker": marker, "out": tmp_path / "editor", "work": tmp_path / "work"}
 
@@ -68,17 +76,18 @@ def test_the_loss_is_that_of_the_paper(folder, teacher, tmp_path):
     known = preferences.load_preferences(folder, teacher, model_digest="t", cache=tmp_path)
     drawn = preferences.draw_preferences(known, batch=4, seed=0, step=0, first=0, count=4)
     start, other = grow_unet(teacher.unet).eval(), grow_unet(teacher.unet).eval()
-    same = objective.preference_loss(start, start, drawn, teacher, beta=2500.0)
+    same = objective.dpo_loss(start, start, drawn, teacher, beta=2500.0)
     assert same.item() == pytest.approx(math.log(2), abs=1e-6)
     with torch.no_grad():
         other.conv_out.weight *= 1.05
     better, worse = ([objective._errors(unet, half, teacher) for unet in (start, other)] for half in halves(drawn))
     (better_0, better_1), (worse_0, worse_1) = better, worse
     wanted = -torch.log(torch.sigmoid(-100 / 2 * ((better_1 - better_0) - (worse_1 - worse_0)))).mean()
-    assert torch.allclose(objective.preference_loss(other, start, drawn, teacher, beta=100.0), wanted, rtol=1e-3)
+    assert torch.allclose(objective.dpo_loss(other, start, drawn, teacher, beta=100.0), wanted, rtol=1e-3)
 
 
-def test_training_comes_to_prefer_what_people_preferred_and_says_how_many(setup, folder, teacher, tmp_path):
+@pytest.mark.parametrize(("loss", "most"), [("better", 1.0), ("dpo", 0.9)])
+def test_training_comes_to_prefer_what_people_preferred_and_says_how_many(loss, most, setup, folder, teacher, tmp_path):
     params, paths = setup
     known = preferences.load_preferences(folder, teacher, model_digest="t", cache=tmp_path)
     drawn = preferences.draw_preferences(known, batch=32, seed=9, step=0, first=0, count=32)
@@ -88,16 +97,16 @@ def test_training_comes_to_prefer_what_people_preferred_and_says_how_many(setup,
         trained = grow_unet(teacher.unet).eval()
         trained.load_state_dict(weights(out))
         with torch.no_grad():
-            return objective.preference_loss(trained, start, drawn, teacher, beta=100.0).item()
+            return objective.dpo_loss(trained, start, drawn, teacher, beta=100.0).item()
 
-    section = {"steps": 4, "lr": 3e-5, "preference_beta": 100.0, "preference_weight": 10.0}
+    section = {"steps": 4, "lr": 3e-5, "preference_loss": loss, "preference_beta": 100.0, "preference_weight": 10.0}
     preferring = params.model_copy(update={"train": params.train.model_copy(update=section)})
     train.run(preferring, **paths)
     told = loss_of(paths["out"])
     assert "3 preferences" in (paths["out"] / "README.md").read_text()
     assert json.loads((paths["out"] / "training.json").read_text())["preferences"] == 3
     assert json.loads(next(paths["work"].glob("*/progress.json")).read_text())["preference_loss"] > 0
-    assert told < 0.9 * math.log(2)
+    assert told < most * math.log(2)
 
 
 def test_parts_of_a_step_are_shared_out_as_one(setup, tmp_path):
@@ -129,6 +138,8 @@ def test_what_is_wrong_with_preferences_is_said(setup, folder, teacher, tmp_path
         preferences.load_preferences(folder, teacher, model_digest="t", cache=tmp_path)
 
 
-def test_the_plan_counts_the_start_that_preferences_are_measured_against(teacher):
-    plain, preferring = (plan.estimate(teacher, TrainParams(preferences=p), gpu=False) for p in (None, "data/preferences"))
-    assert preferring.frozen - plain.frozen == pytest.approx(plain.weights)
+def test_the_plan_counts_the_start_that_dpo_measures_preferences_against(teacher):
+    ways = ({}, {"preferences": "data/preferences"}, {"preferences": "data/preferences", "preference_loss": "dpo"})
+    plain, better, dpo = (plan.estimate(teacher, TrainParams(**told), gpu=False) for told in ways)
+    assert better.frozen == plain.frozen and dpo.frozen - plain.frozen == pytest.approx(plain.weights)
+    assert plain.total <= better.total < dpo.total
