@@ -41,7 +41,7 @@ SEEN = 1.2
 """By what factor edits that both succeed, or both fail, must differ in distance to be told apart."""
 TRAINING: dict[str, Any] = {"steps": 200, "lr": 2e-4, "preference_batch": 16}
 LOSSES: dict[str, dict[str, Any]] = {
-    "better": {"preference_loss": "better", "preference_weight": 0.25},
+    "better": {"preference_loss": "better", "preference_weight": 1.0},
     "dpo": {"preference_loss": "dpo", "preference_weight": 0.1},
 }
 NAMES = {

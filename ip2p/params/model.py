@@ -27,7 +27,7 @@ class TrainParams(Section):
     editor comes nearer to them, and further from the others, than it was at the start (Diffusion-DPO, Wallace et al. 2023)."""
     preference_batch: Count = 8
     """Preferences a step; each costs as much as a sample, as four with `dpo`."""
-    preference_weight: Positive = 0.25
+    preference_weight: Positive = 1.0
     """Weight of their loss beside that of the dataset. Of `dpo`, whose gradient is by far the larger, about 0.02: at 0.1 a few hundred
     votes cost success (docs/world.md)."""
     preference_beta: Positive = 2500.0
