@@ -81,11 +81,14 @@ def draw_preferences(known: Preferences, *, batch: int, seed: int, step: int, fi
 
 
 def _preferred(folder: Path) -> Iterator[dict[str, Any]]:
-    """Rows of which one edit is better, and whose pictures were kept: `better`, `worse`, `source`, `instruction`."""
+    """Rows of which one edit is better, and whose pictures were kept: `better`, `worse`, `source`, `instruction`.
+
+    Edits of a part are left out: their instruction does not say that only a part is to change.
+    """
     for path in shards(folder, "train-"):
-        for row in read_shard(path, columns=["jpg_0", "jpg_1", "label_0", "caption", "source"]).to_pylist():
+        for row in read_shard(path, columns=["jpg_0", "jpg_1", "label_0", "caption", "source", "mask"]).to_pylist():
             pictures = (row["jpg_0"], row["jpg_1"]) if row["label_0"] > 0.5 else (row["jpg_1"], row["jpg_0"])
-            if row["label_0"] != 0.5 and all((*pictures, row["source"])):
+            if row["label_0"] != 0.5 and row["mask"] is None and all((*pictures, row["source"])):
                 yield {"better": pictures[0], "worse": pictures[1], "source": row["source"], "instruction": row["caption"]}
 
 

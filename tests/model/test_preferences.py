@@ -17,18 +17,21 @@ from ip2p.store import digest, read_shards, write_json, write_shard
 
 @pytest.fixture
 def folder(made, tmp_path):
-    """Somebody preferred the edit to nothing done, whichever came first; once neither; and once the pictures are gone."""
-    rows = read_shards(made / "dataset", "train-").slice(0, 5).to_pylist()
+    """Somebody preferred the edit to nothing done, whichever came first; once neither, once pictures are gone, once a part was edited."""
+    rows = read_shards(made / "dataset", "train-").slice(0, 6).to_pylist()
     told = []
     for number, row in enumerate(rows):
         edit, source = row["edited_image"]["bytes"], row["original_image"]["bytes"]
         pictures, label = ((edit, source), 1.0) if number % 2 else ((source, edit), 0.0)
-        told.append({"jpg_0": pictures[0], "jpg_1": pictures[1], "label_0": label, "caption": row["edit_prompt"], "source": source})
+        told.append(
+            {"jpg_0": pictures[0], "jpg_1": pictures[1], "label_0": label, "caption": row["edit_prompt"], "source": source, "mask": None}
+        )
+    told[5]["mask"] = b"a mask"
     told[3]["label_0"] = 0.5
     told[4]["jpg_1"] = None
     out = tmp_path / "preferences"
     write_shard(out / "train-00000.parquet", pa.Table.from_pylist(told), "v")
-    write_json(out / "dataset.json", {"version": "abc123", "pairs": 5, "votes": 5})
+    write_json(out / "dataset.json", {"version": "abc123", "pairs": 6, "votes": 6})
     return out
 
 
