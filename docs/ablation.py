@@ -1,7 +1,7 @@
 """What the data are worth (paper Fig. 10): `python docs/ablation.py` after `make run` (an hour and a half on two cores; resumes).
 
-Editors trained alike from the teacher (`params/teacher.yaml`) on filtered pairs and on others; and once more on pairs that are
-as often wrong as Stable Diffusion's, for the world's teacher seldom is. Writes a part of docs/world.md and its pictures.
+Editors trained alike from the teacher (`params/teacher.yaml`) on filtered pairs and on others; and once more on pairs of which
+a third is wrong, for the world's teacher seldom is. Writes a part of docs/world.md and its pictures.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ def main() -> None:
 
 
 def make_rough(params: Params) -> None:
-    """The same triplets' pairs with other parameters, filtered; and how many of them show the edit, by CLIP's reading."""
+    """The same triplets' pairs with other parameters, filtered."""
     params = params.model_copy(update={"pairs": params.pairs.model_copy(update=ROUGH)})
     made, kept = ROUGH_HOME / "pairs", ROUGH_HOME / "dataset"
     pairs.run(params, triplets=TRIPLETS, out=made, work=ROUGH_HOME / "units")
     filter.run(params, pairs=made, out=kept, work=ROUGH_HOME / "filter")
 
 
-def right(made: Path, dataset: Path) -> dict[str, tuple[int, float]]:
+def right(made: Path, dataset: Path) -> tuple[tuple[int, float], tuple[int, float]]:
     """Of the pairs that the filter keeps and of all: how many, and the share that shows the edit, as CLIP reads it."""
     clip = load_clip("world", device=torch.device("cpu"))
     columns = ["pair_id", "original_prompt", "edit_prompt", "original_image", "edited_image"]
@@ -68,7 +68,7 @@ def right(made: Path, dataset: Path) -> dict[str, tuple[int, float]]:
     shown = [read_choices(clip, r["original_prompt"], r["edit_prompt"]).made(*fs) for r, *fs in zip(rows, *features, strict=True)]
     kept = {v["pair_id"] for v in read_shards(dataset / "verdicts", columns=["pair_id", "kept"]).to_pylist() if v["kept"]}
     chosen = [s for r, s in zip(rows, shown, strict=True) if r["pair_id"] in kept]
-    return {"kept": (len(chosen), sum(chosen) / len(chosen)), "made": (len(shown), sum(shown) / len(shown))}
+    return (len(chosen), sum(chosen) / len(chosen)), (len(shown), sum(shown) / len(shown))
 
 
 def markdown(report: dict[str, Any], rough: dict[str, Any]) -> str:
@@ -116,7 +116,7 @@ def table(report: dict[str, Any]) -> str:
 
 def shares(made: Path, dataset: Path) -> str:
     """How many pairs the filter keeps, and how many of those and of all are right."""
-    (kept, good), (count, usual) = right(made, dataset).values()
+    (kept, good), (count, usual) = right(made, dataset)
     return f"The filter kept {kept:,} of the {count:,} pairs; CLIP reads the edit off {good:.0%} of those and off {usual:.0%} of all"
 
 

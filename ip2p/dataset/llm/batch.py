@@ -38,11 +38,7 @@ async def ask(client: Client, requests: list[Request], progress: Callable[[int],
         client.check_failed(await ask_by_batch(client, requests), requests, most_failed)
         return
     for batch in _under_way(client, requests):
-        sent = batch if batch.id else await _find(client, batch)
-        if sent.id:
-            with suppress(EndpointError):  # it may have ended; what it did is read in any case
-                await _answer(client.api.with_options(max_retries=client.section.retries).batches.cancel(sent.id))
-        await _collect(client, sent)
+        await _collect(client, batch, cancel=True)
     await client.ask_all(requests, progress, most_failed=most_failed)
 
 
@@ -51,19 +47,7 @@ async def _settle_ended(client: Client, requests: list[Request]) -> None:
     wanted = _under_way(client, requests)
     for batch in [b for b in client.journal.batches.values() if b not in wanted]:
         with suppress(EndpointError):  # else they count as they did
-            sent = batch if batch.id else await _find(client, batch)
-            if not sent.id or await _has_ended(client, sent):
-                await _collect(client, sent)
-
-
-async def _has_ended(client: Client, batch: Sent) -> bool:
-    api = client.api.with_options(max_retries=client.section.retries)
-    try:
-        return (await _answer(api.batches.retrieve(batch.id))).status in _ENDED
-    except EndpointError as error:
-        if isinstance(error.__cause__, openai.NotFoundError):
-            return True  # gone
-        raise
+            await _collect(client, batch, wait=False)
 
 
 def _under_way(client: Client, requests: list[Request]) -> list[Sent]:
@@ -141,15 +125,20 @@ async def _send(client: Client, requests: list[Request], data: bytes) -> Sent:
     return _named(client, batch, created.id)
 
 
-async def _collect(client: Client, batch: Sent) -> None:
-    """Wait for a batch and keep its replies."""
+async def _collect(client: Client, batch: Sent, *, cancel: bool = False, wait: bool = True) -> None:
+    """Wait for a batch, told to end if `cancel`, and keep its replies; without `wait` only if it has ended."""
     batch = batch if batch.id else await _find(client, batch)
     if not batch.id:
         client.journal.end(batch)  # a crash came before it was sent
         return
     api = client.api.with_options(max_retries=client.section.retries)
     try:
+        if cancel:
+            with suppress(EndpointError):  # it may have ended; what it did is read in any case
+                await _answer(api.batches.cancel(batch.id))
         while (state := await _answer(api.batches.retrieve(batch.id))).status not in _ENDED:
+            if not wait:
+                return
             await asyncio.sleep(client.section.poll)
         for file in (state.output_file_id, state.error_file_id):
             if file:
