@@ -204,8 +204,11 @@ def _judge(section: JudgeParams, headline: Point, held: HeldOut, journal: Path, 
 
 def seen_in(editor: Path, section: EvaluateParams) -> Seen:
     """The captions that the editor or the one that it is compared with was trained on."""
-    named = editor_named(section.previous) if section.previous else editor
-    return read_seen(editor) | read_seen(EMBEDDED / "editor" if named == "world" else Path(named))
+    seen = read_seen(editor)
+    if section.previous is None:
+        return seen
+    named = editor_named(section.previous)
+    return seen | read_seen(EMBEDDED / "editor" if named == "world" else Path(named))
 
 
 def _sweep(section: EvaluateParams) -> list[dict[str, float]]:

@@ -195,7 +195,8 @@ async def edits(
 async def edit(request: Request, id: Id) -> dict[str, Any]:
     """How far an edit is, and what it was asked for with."""
     job: Job | None = request.app.state.board.job(id)
-    return await _settled(request, job) if job is not None else _row(await _known(request, id))
+    state = request.app.state
+    return await _settled(state.desk, state.board, job) if job is not None else _row(await _known(request, id))
 
 
 @router.delete("/edits/{id}")
@@ -204,8 +205,9 @@ async def cancel(request: Request, id: Id) -> dict[str, Any]:
     job: Job | None = request.app.state.board.job(id)
     if job is None:
         return _row(await _known(request, id))
-    request.app.state.desk.engine.cancel(job)
-    return await _settled(request, job)
+    state = request.app.state
+    state.desk.engine.cancel(job)
+    return await _settled(state.desk, state.board, job)
 
 
 @router.get("/edits/{id}/events", response_model=None)
@@ -246,13 +248,14 @@ async def feedback(request: Request, vote: Annotated[Thumb | Choice, Field(discr
     return {"id": row.id}
 
 
-async def _settled(request: Request, job: Job) -> dict[str, Any]:
+async def _settled(desk: Desk, board: Board, job: Job) -> dict[str, Any]:
     """How far a job is; it is done once its edit can be fetched and judged."""
     told = _told(job)
     if told["state"] != "done":
         return told
-    await request.app.state.board.stored(job)
-    return _told(job) if job.lost else _row(await _known(request, job.id))
+    await board.stored(job)
+    row = await run_in_threadpool(desk.history.edit, job.id)
+    return _told(job) if row is None else _row(row)
 
 
 async def _known(request: Request, id: str) -> EditRow:
@@ -293,6 +296,5 @@ async def _events(desk: Desk, board: Board, job: Job) -> AsyncIterator[str]:
         if preview is not None:
             told["preview"] = base64.b64encode(await run_in_threadpool(to_png, preview)).decode()
         yield server_event("progress", told)
-    await board.stored(job)
-    row = await run_in_threadpool(desk.history.edit, job.id)
-    yield server_event(job.state, _told(job) if row is None else _row(row))
+    told = await _settled(desk, board, job)
+    yield server_event(told["state"], told)

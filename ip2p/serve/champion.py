@@ -117,8 +117,7 @@ class Champion:
             try:
                 number, self._listed = champion_number(self._params), version_numbers(self._params)
             except Exception:
-                if self._served is None:
-                    self._serve_last()
+                self._serve_last()
                 raise
             number = number or (FALLBACK if self._params.serve.fallback else None)
         if number is None or (self._served is not None and self._served.version == number) or number == self._refused:
@@ -127,15 +126,14 @@ class Champion:
             with self._loading:
                 self._others.pop(number, None)
                 served = self._alive.pop(number, None) or self._load(number)  # no longer one of the others
-        except Exception as error:
-            if isinstance(error, ModelError):  # it is no good, and will not be: the old one goes on
-                log.exception("champion refused", extra={"version": number, "serving": self._served and self._served.version})
-                metrics.SWAPS.labels("refused").inc()
-                self._refused = number
-            if self._served is None and self._params.serve.editor is None:
-                self._serve_last()
-            if isinstance(error, ModelError):
-                return
+        except ModelError:  # it is no good, and will not be: the old one goes on
+            log.exception("champion refused", extra={"version": number, "serving": self._served and self._served.version})
+            metrics.SWAPS.labels("refused").inc()
+            self._refused = number
+            self._serve_last()
+            return
+        except Exception:
+            self._serve_last()
             raise
         log.info("champion", extra={"version": number, "before": self._served and self._served.version})
         metrics.SWAPS.labels("taken").inc()
@@ -155,7 +153,12 @@ class Champion:
         forget_versions(self._work, [v.folder for v in self._fetched.values()])
 
     def _serve_last(self) -> None:
-        """After a start without the champion: what was served before, if it is on disk still and any good; else the fallback."""
+        """After a start without the champion: what was served before, if it is on disk still and any good; else the fallback.
+
+        Where something is served already, or one editor was asked for by name, nothing else takes its place.
+        """
+        if self._served is not None or self._params.serve.editor is not None:
+            return
         path = self._work / _LAST
         last = read_json(path) if path.exists() else {}
         number = str(last.get("version", FALLBACK))
