@@ -13,7 +13,7 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -97,7 +97,7 @@ def prepare(folder: Path, options: argparse.Namespace, *, made: bool) -> Work:
 def ways(work: Work, *, compiled: bool, half: bool) -> Iterator[tuple[str, torch.dtype, Edit, Edit]]:
     """Each way to make the same edits, and the ways that cost quality; a model is loaded when its first way is wanted.
 
-    The last is the same way uncompiled, for compiled code cannot be counted.
+    The last is the same way uncompiled and without graphs, for neither can be counted.
     """
     steps, bfloat16 = work.steps, torch.bfloat16
     dtypes = (bfloat16,) if half else (torch.float32, bfloat16)
@@ -108,7 +108,8 @@ def ways(work: Work, *, compiled: bool, half: bool) -> Iterator[tuple[str, torch
         yield f"diffusers' pipeline, {steps} steps, {told(dtype)}", dtype, edit, edit
         del pipeline, edit
     for dtype in dtypes:
-        editor = plain = load_editor(work.folder, device=work.device, dtype=dtype)
+        editor = load_editor(work.folder, device=work.device, dtype=dtype)
+        plain = replace(editor, graphed=None)
         yield f"ours, {told(dtype)}", dtype, ours(editor, work, same), ours(plain, work, same)
         if compiled:
             editor = load_editor(work.folder, device=work.device, dtype=dtype, compiled=True)

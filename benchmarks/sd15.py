@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=32)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--batch", type=int, default=0, help="pairs at once; 0: what fits")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     options = parser.parse_args()
     from ip2p.dataset.pairs import draw_sample
     from ip2p.dataset.synthesis import load_synthesiser, sample_pairs
@@ -79,18 +79,20 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as work:
         folder = build(Path(work) / "sd15", small=options.small)
-        models = ModelsParams(teacher=str(folder), compile=options.compile)
-        batch = options.batch or free_pairs(models)
+        batch = options.batch or free_pairs(ModelsParams(teacher=str(folder)))
         section = PairsParams(steps=options.steps, solver="dpmpp_2m", batch=batch, samples=1, guidance=(7.5, 15.0))
-        maker = load_synthesiser(models, section, FilterParams(), 0)
-        triplets = list(write_triplets(count=options.pairs, stream="sd15"))
-        device = maker.teacher.device
-        one = partial(work_once, maker, section, draw_sample, sample_pairs)
-        cost = cost_of(partial(one, triplets[:batch]))
-        spent = [seconds(partial(one, triplets[i : i + batch]), device) for i in range(0, len(triplets), batch)]
-        rate = f"{len(triplets) / sum(spent):.2f} pairs/s ({options.steps} steps, batch {batch}, {maker.teacher.dtype}, {device})"
-        shares = cost.shares(min(spent), device, maker.teacher.dtype)
-        print(f"| | peak | bandwidth |\n|---|---|---|\n| {rate} | {shares} |")
+        triplets = list(write_triplets(count=options.pairs // batch * batch, stream="sd15"))
+        print("| | pairs/s | peak | bandwidth |\n|---|---|---|---|", flush=True)
+        cost = None
+        for compiled in (False, True)[: 1 + options.compile]:
+            maker = load_synthesiser(ModelsParams(teacher=str(folder), compile=compiled), section, FilterParams(), 0)
+            device, dtype = maker.teacher.device, maker.teacher.dtype
+            one = partial(work_once, maker, section, draw_sample, sample_pairs)
+            cost = cost or cost_of(partial(one, triplets[:batch]))  # compiled code cannot be counted
+            one(triplets[:batch])  # warms up
+            spent = [seconds(partial(one, triplets[i : i + batch]), device) for i in range(0, len(triplets), batch)]
+            name = f"{options.steps} steps, batches of {batch}, {str(dtype).removeprefix('torch.')}{', compiled' * compiled}"
+            print(f"| {name} | {len(triplets) / sum(spent):.2f} | {cost.shares(min(spent), device, dtype)} |", flush=True)
 
 
 def work_once(maker, section, draw_sample, sample_pairs, triplets) -> None:

@@ -9,11 +9,14 @@ Stable Diffusion XL's second text encoder is carried along: its pooled text is o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ip2p.graphs import Graphed
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
@@ -33,6 +36,8 @@ class Diffusion:
     dtype: torch.dtype = torch.float32
     text_encoder_2: CLIPTextModelWithProjection | None = None
     tokenizer_2: CLIPTokenizer | None = None
+    graphed: Graphed | None = None
+    """The UNet's calls as CUDA graphs."""
 
     @property
     def latent_channels(self) -> int:
@@ -54,6 +59,12 @@ class Diffusion:
         """What the weights of UNet and autoencoder are held in, and so what goes into them."""
         held: torch.dtype = self.unet.conv_in.weight.dtype
         return held
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """How the weights of UNet and autoencoder lie in memory, and so what goes into them."""
+        lasts = self.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+        return torch.channels_last if lasts else torch.contiguous_format
 
     def arithmetic(self) -> torch.autocast:
         """The context in which UNet and autoencoder compute: autocast where their weights are held in more than `dtype`."""
@@ -97,8 +108,8 @@ def text_arguments(model: Diffusion, text_BLD: Tensor, side: tuple[int, int]) ->
 def encode_images(model: Diffusion, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (its mode) and spread of the autoencoder's posterior of images in [0, 1]: latents as they are, unscaled (METHOD §4)."""
     with model.arithmetic():
-        images = (images_BCHW.to(model.device) * 2 - 1).to(model.held, memory_format=torch.channels_last)
-        posterior = model.vae.encode(images).latent_dist
+        images = (images_BCHW.to(model.device) * 2 - 1).to(model.held, memory_format=model.layout)
+        posterior = model.vae.encode(_of_any_batch(images)).latent_dist
     return posterior.mean.float(), posterior.std.float()
 
 
@@ -106,8 +117,8 @@ def encode_images(model: Diffusion, images_BCHW: Tensor) -> tuple[Tensor, Tensor
 def decode_latents(model: Diffusion, latents_BCHW: Tensor) -> Tensor:
     """Images in [0, 1] of scaled latents."""
     with model.arithmetic():
-        latents = (latents_BCHW / model.vae.config.scaling_factor).to(model.held, memory_format=torch.channels_last)
-        images = model.vae.decode(latents).sample
+        latents = (latents_BCHW / model.vae.config.scaling_factor).to(model.held, memory_format=model.layout)
+        images = model.vae.decode(_of_any_batch(latents)).sample
     pictures: Tensor = ((images.float() + 1) / 2).clamp(0, 1)
     return pictures
 
@@ -115,10 +126,24 @@ def decode_latents(model: Diffusion, latents_BCHW: Tensor) -> Tensor:
 def run_unet(model: Diffusion, rows_BCHW: Tensor, timestep: Tensor, text_BLD: Tensor) -> Tensor:
     """The UNet's prediction for rows of noisy (scaled) latents, with the source's latents beside them for an editor."""
     with model.arithmetic():
-        rows = rows_BCHW.to(model.held, memory_format=torch.channels_last)
-        told = text_arguments(model, text_BLD.to(model.held), (rows.shape[-2], rows.shape[-1]))
-        prediction: Tensor = model.unet(rows, timestep.to(model.device), **told).sample
-    return prediction.float()
+        rows = _of_any_batch(rows_BCHW.to(model.held, memory_format=model.layout))
+        times = _of_any_batch(timestep.to(model.device).expand(len(rows)).contiguous())
+        told = text_arguments(model, _of_any_batch(text_BLD.to(model.held)), (rows.shape[-2], rows.shape[-1]))
+        prediction = (model.graphed or partial(unet_output, model.unet))(rows, times, **told)
+    return prediction.to(torch.float32, copy=True)
+
+
+def unet_output(unet: UNet2DConditionModel, *arguments: Any, **options: Any) -> Tensor:
+    """The prediction alone."""
+    prediction: Tensor = unet(*arguments, **options).sample
+    return prediction
+
+
+def _of_any_batch(tensor: Tensor) -> Tensor:
+    """The tensor, as one whose rows `torch.compile` may not count on: on a GPU one compilation serves every batch."""
+    if tensor.device.type == "cuda":
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    return tensor
 
 
 def run_guided(model: Diffusion, x_BCHW: Tensor, timestep: Tensor, text_2BLD: Tensor, guidance: float | Tensor) -> Tensor:

@@ -96,11 +96,14 @@ def load_diffusion(
         model.to(device).eval().requires_grad_(False)
     if "text_encoder_2" in parts:
         parts["tokenizer_2"] = _part(CLIPTokenizer, source, "tokenizer_2", subject)
-    for part in ("vae", "unet"):
-        parts[part].to(memory_format=torch.channels_last)
-    if compiled:
-        frozen = device.type == "cpu"  # weights packed once for the operators that read them
-        parts["unet"].compile(dynamic=False if frozen else None, options={"freezing": True} if frozen else None)
+    cpu = device.type == "cpu"
+    for part in ("vae", "unet"):  # on a GPU group norm has no kernel for channels_last: uncompiled, each would copy there and back
+        parts[part].to(memory_format=torch.channels_last if cpu or compiled else torch.contiguous_format)
+    if compiled and cpu:
+        parts["unet"].compile(dynamic=False, options={"freezing": True})  # weights packed once for the operators that read them
+    elif compiled:
+        for module in (parts["unet"], parts["vae"].encoder, parts["vae"].decoder):
+            module.compile()
     parts["tokenizer"] = _part(CLIPTokenizer, source, "tokenizer", subject)
     parts["scheduler"] = _part(DDIMScheduler, source, "scheduler", subject)
     return Diffusion(**parts, device=device, dtype=dtype)

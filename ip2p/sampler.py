@@ -32,8 +32,8 @@ class Schedule:
     solver: str
 
     def on(self, device: torch.device) -> Schedule:
-        """With its noise levels on a device; timesteps stay where they are."""
-        return replace(self, sigmas=self.sigmas.to(device))
+        """On a device, so that no step waits for a transfer."""
+        return replace(self, sigmas=self.sigmas.to(device), timesteps=self.timesteps.to(device))
 
 
 def make_schedule(

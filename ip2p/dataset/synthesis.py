@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ip2p.clip import Similarities, image_features, similarities, text_features
-from ip2p.dataset.p2p.processor import Plan, Steering, install
+from ip2p.dataset.p2p.processor import Steering, install, plan_step
 from ip2p.dataset.p2p.words import align_words
 from ip2p.dataset.thresholds import Similar, reject_reason
 from ip2p.diffusion import Diffusion, decode_latents, encode_text, run_guided
@@ -131,11 +131,10 @@ def _predictor(maker: Synthesiser, triplets: list[Triplet], drawn: list[Draw]) -
     texts = torch.stack([maker.texts[x][0] for x in [t.caption.text for t in triplets] + [t.edited_caption for t in triplets]])
     context = torch.cat([maker.negative_1LD.expand(2 * count, -1, -1), texts])
     guidance = torch.tensor([d.guidance for d in drawn] * 2, device=teacher.device).view(-1, 1, 1, 1)
-    p2p = torch.tensor([d.p2p for d in drawn], device=teacher.device)
-    words, new = _words(teacher, triplets) if maker.params.method in ("cross_attention", "both") else (torch.empty(0), torch.empty(0))
+    words = _words(teacher, triplets) if maker.params.method in ("cross_attention", "both") else None
 
     def predict(x: Tensor, timestep: Tensor, i: int) -> Tensor:
-        maker.steering.plan = Plan(p2p > i / (steps - 1), words.to(teacher.device), new.to(teacher.device))
+        maker.steering.plan = plan_step([d.p2p > i / (steps - 1) for d in drawn], words, teacher.device)
         return run_guided(teacher, x, timestep, context, guidance)
 
     return predict

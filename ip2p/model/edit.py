@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from PIL import Image, ImageFilter
 from scipy import ndimage
 from torch import Tensor
 
-from ip2p.diffusion import Diffusion, decode_latents, encode_images, encode_text
+from ip2p.diffusion import Diffusion, decode_latents, encode_images, encode_text, unet_output
 from ip2p.errors import DataError
+from ip2p.graphs import Graphed
 from ip2p.model.guidance import EditOptions, EditRequest, Guide, guided_predictor
 from ip2p.model.unet import require_editor
 from ip2p.models import load_diffusion, resolve_device, resolve_dtype
@@ -37,7 +39,7 @@ def load_editor(folder: Path | str, *, device: torch.device, dtype: torch.dtype 
     name = folder if isinstance(folder, str) else f"./{folder}" if not folder.is_absolute() else str(folder)
     editor = load_diffusion(name, device=device, dtype=dtype, kind="editor", subject="editor", compiled=compiled)
     require_editor(editor.unet, editor.latent_channels, f"editor: {name}")
-    return editor
+    return replace(editor, graphed=Graphed(partial(unet_output, editor.unet))) if device.type == "cuda" else editor
 
 
 def open_editor(folder: Path | str, models: ModelsParams) -> Diffusion:
@@ -75,15 +77,14 @@ def edit_batch(
     on_step: Callable[[int], None] = lambda i: None,
 ) -> Tensor:
     """Edited images `BCHW` in [0, 1] of images in [0, 1] whose sides are multiples of the latent factor."""
-    remembered = remembered or Remembered()
-    sources = remembered.encode(editor, images_BCHW)
-    texts = remembered.embed(editor, ["", *(r.instruction for r in requests)])
+    sources = remembered.encode(editor, images_BCHW) if remembered else encode_images(editor, images_BCHW)[0]
+    noise = draw_noise([r.seed for r in requests], tuple(sources.shape[1:]), options.steps)  # while a GPU still encodes
+    texts = (remembered or Remembered()).embed(editor, ["", *(r.instruction for r in requests)])
     predict = guided_predictor(editor, Guide(requests, sources, texts[:1], texts[1:], options), on_step)
     scheduler: Any = editor.scheduler
     prediction = scheduler.config.prediction_type
     schedule = make_schedule(scheduler.alphas_cumprod, steps=options.steps, prediction=prediction, solver=options.solver)
-    noise = draw_noise([r.seed for r in requests], tuple(sources.shape[1:]), options.steps).to(editor.device)
-    return decode_latents(editor, sample(predict, schedule, noise))
+    return decode_latents(editor, sample(predict, schedule, noise.to(editor.device)))
 
 
 def edit_pictures(

@@ -90,4 +90,5 @@ def new_optimizer(unet: nn.Module, section: TrainParams) -> torch.optim.Optimize
 
         optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(weights, lr=section.lr, weight_decay=section.weight_decay)
         return optimizer
-    return torch.optim.AdamW(weights, lr=section.lr, weight_decay=section.weight_decay)
+    fused = True if weights[0].device.type == "cuda" else None
+    return torch.optim.AdamW(weights, lr=section.lr, weight_decay=section.weight_decay, fused=fused)

@@ -44,7 +44,7 @@ class ModelsParams(Section):
     """Arithmetic of UNet and autoencoder (weights that are trained, and the optimizer, stay float32); `auto`: bfloat16 where the
     hardware has it."""
     compile: bool = False
-    """Whether the UNet is compiled (`torch.compile`) for sampling: a minute at the start for each size of batch, faster steps after;
-    on a CPU it needs a C++ compiler."""
+    """Whether sampling is compiled (`torch.compile`). On a GPU UNet and autoencoder, two minutes at the start; on a CPU the UNet alone, a
+    minute for each size of batch, and it needs a C++ compiler."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of a single-process stage; 0 leaves it to torch."""

@@ -17,15 +17,13 @@ from ip2p.dataset.p2p.processor import Plan
 def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, itself: bool) -> Tensor:
     """Cross-attention by the source's maps, word for word; self-attention as it is."""
     out = scaled_dot_product_attention(q, k, v)
-    if itself or not bool(plan.active_B.any()):
+    if itself:
         return out
-    count = len(plan.active_B)
-    pairs = plan.active_B.nonzero().flatten()
-    source, target = pairs + 2 * count, pairs + 3 * count
-    given, own = (_maps(q[rows], k[rows]) for rows in (source, target))
-    mixed = given @ plan.words_BLL[pairs, None].to(given.dtype) + own * plan.new_BL[pairs, None, None].to(own.dtype)
+    assert plan.words_PLL is not None and plan.new_PL is not None
+    given, own = (_maps(q[rows], k[rows]) for rows in (plan.source_P, plan.target_P))
+    mixed = given @ plan.words_PLL[:, None].to(given.dtype) + own * plan.new_PL[:, None, None].to(own.dtype)
     mixed = mixed / mixed.sum(-1, keepdim=True).clamp(min=1e-6)
-    return out.index_copy(0, target, (mixed @ v[target]).to(out.dtype))
+    return out.index_copy(0, plan.target_P, (mixed @ v[plan.target_P]).to(out.dtype))
 
 
 def _maps(q: Tensor, k: Tensor) -> Tensor:

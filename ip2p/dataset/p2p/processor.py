@@ -21,21 +21,33 @@ METHODS = ("self_attention", "cross_attention", "both", "none")
 
 @dataclass(frozen=True)
 class Plan:
-    """One step's sharing: which pairs share (`active_B`), and how the target's words come from the source's.
+    """One step's sharing: of the P pairs that share, the rows with text, and how the target's words come from the source's.
 
-    `words_BLL[b, i, j]` is the weight with which target token j takes source token i's attention; `new_BL` is 1 where a
-    target token has no source and keeps its own.
+    `words_PLL[p, i, j]` is the weight with which target token j takes source token i's attention; `new_PL` is 1 where a
+    target token has no source and keeps its own. `from_R`: the row that each of the 4·B rows takes queries and keys from.
     """
 
-    active_B: Tensor
-    words_BLL: Tensor
-    new_BL: Tensor
+    source_P: Tensor
+    target_P: Tensor
+    from_R: Tensor
+    words_PLL: Tensor | None = None
+    new_PL: Tensor | None = None
 
-    def rows(self) -> Tensor:
-        """The row that each of the 4·B rows takes queries and keys from: the source's, where a pair shares."""
-        own = torch.arange(len(self.active_B), device=self.active_B.device)
-        half = torch.cat([own, torch.where(self.active_B, own, own + len(own))])
-        return torch.cat([half, half + len(half)])
+
+def plan_step(active: list[bool], words: tuple[Tensor, Tensor] | None, device: torch.device) -> Plan | None:
+    """The plan of a step in which these of B pairs share, None if none does; `words_BLL` and `new_BL` are those of all pairs.
+
+    It is made before the step: a GPU's layers would each wait for what it decides, and `torch.compile` break off there.
+    """
+    if not any(active):
+        return None
+    count = len(active)
+    pairs = [i for i, shares in enumerate(active) if shares]
+    half = [*range(count), *(i if shares else i + count for i, shares in enumerate(active))]
+    rows = torch.tensor([[i + 2 * count for i in pairs], [i + 3 * count for i in pairs]]).to(device)
+    from_R = torch.tensor([*half, *(i + 2 * count for i in half)]).to(device)
+    words_PLL, new_PL = (x[pairs].to(device) for x in words) if words else (None, None)
+    return Plan(rows[0], rows[1], from_R, words_PLL, new_PL)
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, Plan, bool], Tensor]

@@ -14,7 +14,6 @@ from ip2p.dataset.p2p.processor import Plan
 
 def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, itself: bool) -> Tensor:
     """Self-attention by the source's queries and keys; cross-attention as it is."""
-    if itself and bool(plan.active_B.any()):
-        rows = plan.rows()
-        q, k = q[rows], k[rows]
+    if itself:
+        q, k = q[plan.from_R], k[plan.from_R]
     return scaled_dot_product_attention(q, k, v)

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from ip2p.dataset.p2p.processor import METHODS, Plan, install
+from ip2p.dataset.p2p.processor import METHODS, install, plan_step
 from ip2p.dataset.p2p.words import align_words
 
 LENGTH = 8
@@ -21,7 +21,7 @@ def rows(teacher):
 
 def plan(active):
     words, new = align_words(range(LENGTH), [*range(LENGTH - 1), 99])
-    return Plan(torch.tensor([active]), words[None], new[None])
+    return plan_step([active], (words[None], new[None]), torch.device("cpu"))
 
 
 @torch.no_grad()
@@ -73,7 +73,7 @@ def test_words_that_stay_keep_the_sources_map_and_new_words_their_own(teacher):
     hidden, context = torch.randn(4, 9, attn.to_q.in_features), torch.randn(4, 4, attn.to_k.in_features)
     words, new = align_words([1, 2, 3], [1, 2, 7, 3])  # a refinement: the third target token is new
     words = torch.cat([words, torch.zeros(1, 4)])  # the source's text is one token shorter: what pads it goes nowhere
-    steering.plan = Plan(torch.tensor([True]), words[None], new[None])
+    steering.plan = plan_step([True], (words[None], new[None]), torch.device("cpu"))
     shared = attn.processor(attn, hidden, context)
     q, k, v = (
         f(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for f, x in ((attn.to_q, hidden), (attn.to_k, context), (attn.to_v, context))
@@ -92,3 +92,26 @@ def test_swapped_words_share_the_maps_of_those_they_replace():
     assert words[1].tolist() == [0, 0.5, 0.5, 0] and new.tolist() == [0, 0, 0, 0]
     words, new = align_words([5, 9], [5, 6, 9])
     assert words[0, 0] == words[1, 2] == 1 and new.tolist() == [0, 1, 0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_compiled_the_unet_is_one_graph_whoever_shares(teacher, method):
+    """Which pairs share differs from step to step: it must not break the graph, nor have it compiled anew each time."""
+    torch._dynamo.reset()
+    unet = copy.deepcopy(teacher.unet)
+    steering, side, width = install(unet, method), teacher.unet.config.sample_size, teacher.unet.config.cross_attention_dim
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(unet, backend=count, fullgraph=True)
+    x, context = torch.randn(16, teacher.latent_channels, side, side), torch.randn(16, LENGTH, width)
+    words, new = (torch.stack([w] * 4) for w in align_words(range(LENGTH), [*range(LENGTH - 1), 99]))
+    for active in ([1, 1, 1, 1], [1, 0, 1, 1], [0, 1, 1, 0], [1, 0, 1, 0], [0, 0, 1, 1], [0, 0, 0, 0]):
+        steering.plan = plan_step([bool(x) for x in active], (words, new), torch.device("cpu"))
+        assert torch.allclose(compiled(x, torch.tensor(500), context).sample, unet(x, torch.tensor(500), context).sample, atol=1e-5)
+    assert len(graphs) <= 3  # all share, some do, none does
+    torch._dynamo.reset()
