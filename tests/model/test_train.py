@@ -35,11 +35,17 @@ def same(a, b):
     return all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize(("dtype", "steps", "every"), [("float32", 4, 2), ("float16", 2, 1)])  # float16 carries a loss scale, and is slow
-def test_a_killed_run_resumed_ends_with_the_same_bits(setup, monkeypatch, dtype, steps, every):
+@pytest.mark.parametrize(
+    ("dtype", "steps", "every", "optimizer"),
+    [("float32", 4, 2, "adamw"), ("float32", 4, 2, "adamw8bit"), ("float16", 2, 1, "adamw")],  # float16 carries a loss scale, and is slow
+)
+def test_a_killed_run_resumed_ends_with_the_same_bits(setup, monkeypatch, dtype, steps, every, optimizer):
+    if optimizer == "adamw8bit":
+        pytest.importorskip("bitsandbytes", reason="`pip install -e '.[gpu]'`")
     params, paths = setup
+    changes = {"batch": 2, "steps": steps, "checkpoint_every": every, "grid_every": 100, "optimizer": optimizer}
     small = {
-        "train": params.train.model_copy(update={"batch": 2, "steps": steps, "checkpoint_every": every, "grid_every": 100}),
+        "train": params.train.model_copy(update=changes),
         "evaluate": params.evaluate.model_copy(update={"steps": 1}),
     }
     params = params.model_copy(update={"models": params.models.model_copy(update={"dtype": dtype}), **small})
@@ -62,6 +68,8 @@ def test_a_killed_run_resumed_ends_with_the_same_bits(setup, monkeypatch, dtype,
             train.run(params, **paths)
     train.run(params, **paths)
     assert same(whole, weights(paths["out"]))
+    (newest,) = sorted(paths["work"].glob("*/step-*.safetensors"))[-1:]
+    assert (optimizer == "adamw8bit") == any(v.dtype == torch.uint8 for v in load_file(newest).values())
 
 
 def test_two_workers_take_the_same_samples_as_one(setup, tmp_path):
