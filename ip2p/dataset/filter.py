@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -23,6 +26,8 @@ from ip2p.records import EXAMPLES, JUDGEMENTS, SPLITS, VERDICTS, StageReport
 from ip2p.store import fingerprint, read_shard, replace_folder, shards, write_bytes, write_json, write_shard
 
 _IMAGES = ("original_image", "edited_image")
+_AT_ONCE, _BATCHED = 2**26, 2**29
+"""Bytes of pictures that the judge is asked about at once, and by batch, where each round is a wait: some four batches of them."""
 SURVIVAL = "survival"
 """Folder beside the dataset's shards with what became of all pairs, as table and picture."""
 
@@ -53,15 +58,12 @@ def _run(params: Params, pairs: Path, out: Path, judge: Judge | None) -> StageRe
     staging = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
     triplets, triplets_kept = 0, 0
-    for number, path in enumerate(shards(pairs)):
-        table = read_scores(path, chain.columns)
-        verdicts = chain.decide(table)
-        if judge is not None:
-            verdicts = _judged(judge, chain, path, table, verdicts)
+    for number, sheet in enumerate(_sheets(chain, judge, shards(pairs))):
+        table, verdicts = sheet.table, sheet.verdicts
         survival.add(table["edit_type"].to_pylist(), verdicts.reasons.tolist())
         _write_verdicts(table, verdicts, staging / "verdicts" / f"verdicts-{number:05d}.parquet")
         if verdicts.kept.any():
-            _write_examples(path, verdicts, section, number, staging)
+            _write_examples(sheet.path, verdicts, section, number, staging)
         triplets += len(set(table["triplet_id"].to_pylist()))
         triplets_kept += len(set(table.filter(pa.array(verdicts.kept))["triplet_id"].to_pylist()))
     if judge is not None:
@@ -82,19 +84,60 @@ def _run(params: Params, pairs: Path, out: Path, judge: Judge | None) -> StageRe
     )
 
 
-def _judged(judge: Judge, chain: Chain, path: Path, table: pa.Table, verdicts: Verdicts) -> Verdicts:
-    """Verdicts after the judge has seen what they keep; a triplet's next best pair is shown when a better one falls."""
-    least, seen = judge.section.least, np.zeros(len(table), dtype=bool)
-    while (rows := np.flatnonzero(verdicts.kept & ~seen)).size:
-        seen[rows] = True
-        some = pq.read_table(path, columns=["pair_id", "edit_prompt", *_IMAGES]).take(pa.array(rows)).to_pylist()
-        scores = judge.ask([Question(r["pair_id"], r["edit_prompt"], *(r[n]["bytes"] for n in _IMAGES)) for r in some])
-        reasons = verdicts.reasons.copy()
-        for row, score in zip(rows, scores, strict=True):
-            if score is None or score < least:
-                reasons[row] = "the judge gave no mark" if score is None else "the judge says no"
-        verdicts = chain.rank(table, reasons)
-    return verdicts
+@dataclass
+class _Sheet:
+    """A shard's scores and verdicts, and which rows the judge has seen."""
+
+    path: Path
+    table: pa.Table
+    verdicts: Verdicts
+    seen: npt.NDArray[np.bool_]
+
+    @property
+    def bytes(self) -> float:
+        """Of the pictures that are kept, about."""
+        return float(self.path.stat().st_size * self.verdicts.kept.mean()) if len(self.table) else 0.0
+
+    def unseen(self) -> npt.NDArray[np.int64]:
+        """The rows to show to the judge now, which count as seen from here on."""
+        rows = np.flatnonzero(self.verdicts.kept & ~self.seen)
+        self.seen[rows] = True
+        return rows
+
+    def questions(self, rows: npt.NDArray[np.int64]) -> list[Question]:
+        """What the judge is asked about these rows."""
+        some = pq.read_table(self.path, columns=["pair_id", "edit_prompt", *_IMAGES]).take(pa.array(rows)).to_pylist()
+        return [Question(r["pair_id"], r["edit_prompt"], *(r[n]["bytes"] for n in _IMAGES)) for r in some]
+
+
+def _sheets(chain: Chain, judge: Judge | None, paths: list[Path]) -> Iterator[_Sheet]:
+    """The shards in order with their verdicts; with a judge so many at once as their pictures fit into memory."""
+    held: list[_Sheet] = []
+    for path in paths:
+        table = read_scores(path, chain.columns)
+        sheet = _Sheet(path, table, chain.decide(table), np.zeros(len(table), dtype=bool))
+        if judge is None:
+            yield sheet
+            continue
+        if held and sum(s.bytes for s in held) + sheet.bytes > (_BATCHED if judge.section.batch else _AT_ONCE):
+            yield from _judged(judge, chain, held)
+            held = []
+        held.append(sheet)
+    if judge is not None:
+        yield from _judged(judge, chain, held)
+
+
+def _judged(judge: Judge, chain: Chain, sheets: list[_Sheet]) -> list[_Sheet]:
+    """The shards after the judge has seen what is kept of them; a triplet's next best pair is shown when a better one falls."""
+    while asked := [(s, rows) for s in sheets if (rows := s.unseen()).size]:
+        scores = iter(judge.ask([q for sheet, rows in asked for q in sheet.questions(rows)]))
+        for sheet, rows in asked:
+            reasons = sheet.verdicts.reasons.copy()
+            for row, score in zip(rows, islice(scores, rows.size), strict=True):
+                if score is None or score < judge.section.least:
+                    reasons[row] = "the judge gave no mark" if score is None else "the judge says no"
+            sheet.verdicts = chain.rank(sheet.table, reasons)
+    return sheets
 
 
 def _write_verdicts(table: pa.Table, verdicts: Verdicts, path: Path) -> None:

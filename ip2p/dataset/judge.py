@@ -85,6 +85,7 @@ class Judge:
     def ask(self, questions: list[Question]) -> list[float | None]:
         """A score in [0, 1] for each question; None where no repeat gave marks. Raises `EndpointError` or `BudgetError`."""
         asked = [[make_question(q, self.section, n) for n in range(self.section.repeats)] for q in questions]
+        print(f"judge: {len(questions)} pairs{' by batch' * self.section.batch}", flush=True)
         asyncio.run(self._ask([r for some in asked for r in some]))
         scores = []
         for question, requests in zip(questions, asked, strict=True):

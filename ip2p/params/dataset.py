@@ -38,6 +38,8 @@ class LlmParams(Section):
     batch: bool = False
     """Whether requests go by the Batch API: within a day, at `batch_discount` of the price."""
     batch_discount: Share = 0.5
+    batches: Count = 4
+    """Batches under way at once; one at a time where the endpoint says that too much waits."""
     poll: Positive = 30.0
     """Seconds between looks at a batch."""
     moderation: str | None = None
@@ -123,7 +125,7 @@ class PairsParams(Section):
 class JudgeParams(LlmParams):
     """A vision language model behind an OpenAI-compatible endpoint, as judge of edits. Name a pinned version of the model.
 
-    With `batch` the filter waits for each shard of pairs in turn: for a few large shards (`pairs.unit`), not for thousands.
+    With `batch` the filter waits once for about half a gigabyte of pictures, and again for the next best of those that fell.
     """
 
     model: str = "gpt-4o-2024-11-20"

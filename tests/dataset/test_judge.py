@@ -9,7 +9,7 @@ from ip2p.dataset.llm.client import BudgetError
 from ip2p.dataset.llm.journal import Paid
 from ip2p.params import FilterParams
 from ip2p.pictures import from_bytes
-from ip2p.store import digest, read_shards
+from ip2p.store import digest, read_shards, shards
 from tests.dataset.llm.endpoint import endpoint
 
 
@@ -72,7 +72,7 @@ def test_repeats_are_asked_each_and_a_budget_stops_without_losing_what_was_paid(
         assert not (tmp_path / "poor" / "dataset").exists() and (tmp_path / "poor" / "work" / "judge.jsonl").stat().st_size > 0
         run(judged(tiny, server), made, tmp_path / "poor")
         batched = run(judged(tiny, server, batch=True, poll=0.01), made, tmp_path / "batched")
-        assert batched.extra["judged"] == 11
+        assert batched.extra["judged"] == 11 and len(shards(made / "pairs")) > len(server.batches) == 1
     assert digest(tmp_path / "batched" / "dataset") == digest(tmp_path / "poor" / "dataset")
 
 

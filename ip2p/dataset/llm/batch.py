@@ -3,7 +3,8 @@
 A batch and its requests are in the journal before it is sent, and it carries a mark of them as metadata: a crash between
 sending it and learning its id does not send it twice. Batches under way that hold a wanted request are waited for first,
 whatever has become of the parameters since (cancelled, where requests go one by one now); only then is anything sent, within
-what the budget leaves beside what batches under way may cost.
+what the budget leaves beside what batches under way may cost. Several batches are under way at once, or one, where the endpoint says that
+too much waits.
 """
 
 from __future__ import annotations
@@ -27,7 +28,13 @@ MOST_BYTES = 190_000_000
 """Bytes a batch's file, a little below OpenAI's limit of 200 MB: requests that show pictures are large."""
 _MARK = "ip2p"
 _ENDED = {"completed", "expired", "cancelled", "failed"}
+_CROWDED = "token_limit_exceeded"
+"""The code of a batch that failed because too many tokens wait at the endpoint."""
 T = TypeVar("T")
+
+
+class CrowdedError(EndpointError):
+    """More waits at the endpoint than it allows."""
 
 
 async def ask(client: Client, requests: list[Request], progress: Callable[[int], None]) -> None:
@@ -58,16 +65,32 @@ def _under_way(client: Client, requests: list[Request]) -> list[Sent]:
 
 async def ask_by_batch(client: Client, requests: list[Request]) -> list[Request]:
     """Ask what the journal does not hold; returns the requests that got no reply. Raises `BudgetError` if not all are affordable."""
-    for batch in _under_way(client, requests):
-        await _collect(client, batch)
-    pending = [r for r in requests if r.id not in client.journal.replies]
-    affordable = _affordable(client, pending)
-    for some, data in _batches(client, affordable):
-        await _collect(client, await _send(client, some, data))
+    try:
+        pending, affordable = await _in_batches(client, requests, client.section.batches)
+    except CrowdedError:  # those beside it are waited for, then it is sent again
+        client.troubles["batches were too many at once"] += 1
+        pending, affordable = await _in_batches(client, requests, 1)
     if len(affordable) < len(pending):
         told = f"${client.section.budget:g} pays for {len(affordable)} of {len(pending)} requests"
         raise BudgetError(f"triplets.llm.budget: {told} ({client.journal.told_spending()})")
     return [r for r in requests if r.id not in client.journal.replies]
+
+
+async def _in_batches(client: Client, requests: list[Request], at_once: int) -> tuple[list[Request], list[Request]]:
+    """Wait for what is under way, then send the rest, so many batches at a time; returns that rest, and what of it was affordable."""
+    for batch in _under_way(client, requests):
+        with suppress(CrowdedError):  # as if it had not been sent
+            await _collect(client, batch)
+    pending = [r for r in requests if r.id not in client.journal.replies]
+    affordable = _affordable(client, pending)
+    sent: list[Sent] = []
+    for some, data in _batches(client, affordable):
+        if len(sent) == at_once:
+            await _collect(client, sent.pop(0))
+        sent.append(await _send(client, some, data))
+    for batch in sent:
+        await _collect(client, batch)
+    return pending, affordable
 
 
 def _affordable(client: Client, requests: list[Request]) -> list[Request]:
@@ -154,7 +177,8 @@ async def _collect(client: Client, batch: Sent, *, cancel: bool = False, wait: b
     if state.status != "completed":
         client.troubles[f"batch {state.status}"] += 1
     if state.status == "failed":
-        raise EndpointError(
+        crowded = state.errors is not None and any(e.code == _CROWDED for e in state.errors.data or ())
+        raise (CrowdedError if crowded else EndpointError)(
             f"triplets.llm.batch: {batch.id} failed ({state.errors}); nothing was charged: mend what it names and run again"
         )
 

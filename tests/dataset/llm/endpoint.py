@@ -34,6 +34,7 @@ class Endpoint(ThreadingHTTPServer):
         self.lines = lines or (lambda number: 200)  # status of a batch's lines
         self.delay = delay  # seconds that a completion takes
         self.batch_status = "completed"
+        self.room = None  # batches that may wait at once
         self.closed = False  # whether batches may not be looked at
         self.slow = False  # whether they are under way still
         self.lock = threading.Lock()
@@ -43,7 +44,7 @@ class Endpoint(ThreadingHTTPServer):
         self.failures = Counter()
         self.seen = []
         self.files, self.batches, self.jobs = {}, {}, {}
-        self.most_at_once = self.at_once = 0
+        self.most_at_once = self.at_once = self.most_batches = 0
 
     @property
     def url(self):
@@ -144,6 +145,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json({"id": "m", "model": body["model"], "results": results})
         if path == "batches":
             batch = {"id": f"batch-{len(server.batches)}", "object": "batch", "status": "in_progress", "created_at": 0, **body}
+            waiting = sum(b["status"] == "in_progress" for b in server.batches.values())
+            server.most_batches = max(server.most_batches, waiting + 1)
+            if server.room is not None and waiting >= server.room:
+                batch |= {"status": "failed", "errors": {"object": "list", "data": [{"code": "token_limit_exceeded", "message": "full"}]}}
             server.batches[batch["id"]] = batch
             return self._json(batch)
         if path == "fine_tuning/jobs":

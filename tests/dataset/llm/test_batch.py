@@ -134,9 +134,21 @@ def test_a_line_that_was_refused_is_dropped_and_not_asked_again(tmp_path):
         assert sum(r.finish == "refused" for r in opened.replies.values()) == sent
 
 
-def test_a_batch_is_no_larger_than_the_endpoint_takes(tmp_path, monkeypatch):
+def test_a_batch_is_no_larger_than_the_endpoint_takes_and_several_are_under_way(tmp_path, monkeypatch):
     monkeypatch.setattr(batch, "MOST_BYTES", 20_000)
     with endpoint() as server:
-        assert run(batched(server), tmp_path).kept == COUNT
-        assert len(server.batches) > 1
+        assert run(batched(server, batches=3), tmp_path).kept == COUNT
+        assert len(server.batches) > server.most_batches == 3
         assert all(len(server.files[b["input_file_id"]]) <= 20_000 for b in server.batches.values())
+
+
+def test_where_too_much_waits_batches_go_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "MOST_BYTES", 20_000)
+    with endpoint() as server:
+        server.room = 1
+        report = run(batched(server), tmp_path)
+        assert report.kept == COUNT and max(server.paid.values()) == 1 and "batches were too many at once" in report.extra["troubles"]
+    with endpoint() as server:
+        server.room = 0
+        with pytest.raises(EndpointError, match="token_limit_exceeded"):
+            run(batched(server), tmp_path / "full")
