@@ -188,11 +188,27 @@ def model_label(name: str, kind: str = "teacher") -> str:
 
 @lru_cache(maxsize=8)
 def model_digest(name: str, kind: str) -> str:
-    """What identifies a model in a fingerprint: the bytes of a local folder, the name of a remote one."""
+    """What identifies a model in a fingerprint: the bytes of a local folder, name and revision of one on the Hub.
+
+    Raises `ModelError` if the Hub does not have it, and its cache neither.
+    """
     source = model_source(name, kind=kind, subject=f"models.{kind}")
     if source == _SHIPPED:
         return fingerprint(digest(Path(source) / "unet"), model_digest("world", "teacher"))
-    return digest(Path(source)) if Path(source).is_dir() else fingerprint(source)
+    if Path(source).is_dir():
+        return digest(Path(source))
+    return fingerprint(source) if kind == "clip" else fingerprint(source, _revision(source, kind))
+
+
+def _revision(name: str, kind: str) -> str:
+    """The commit of a Hub model that is loaded now: the newest, or without a network the newest that the cache has."""
+    from huggingface_hub import hf_hub_download
+
+    file = "config.json" if kind in ("dino", "safety") else "model_index.json"
+    try:
+        return Path(hf_hub_download(name, file)).parent.name
+    except (OSError, ValueError) as error:
+        raise ModelError(f"models.{kind}: {name} cannot be found on the Hub: {str(error).splitlines()[0]}") from error
 
 
 def _is_path(name: str) -> bool:

@@ -1,7 +1,39 @@
+import shutil
+
+import pytest
 import torch
+from huggingface_hub import constants
 
 from ip2p.diffusion import decode_latents, encode_images, run_unet
-from ip2p.models import load_diffusion
+from ip2p.errors import ModelError
+from ip2p.models import EMBEDDED, load_diffusion, model_digest
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub model in the cache, at a commit; no network."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    folder = tmp_path / "models--acme--teacher"
+
+    def at(commit):
+        shutil.copytree(EMBEDDED / "teacher", folder / "snapshots" / commit, dirs_exist_ok=True)
+        (folder / "refs").mkdir(exist_ok=True)
+        (folder / "refs" / "main").write_text(commit)
+        model_digest.cache_clear()
+
+    return at
+
+
+def test_a_hub_model_is_identified_by_the_commit_that_is_loaded(hub, cpu):
+    hub("a" * 40)
+    first = model_digest("acme/teacher", "teacher")
+    assert load_diffusion("acme/teacher", device=cpu).latent_channels == 12
+    hub("b" * 40)
+    assert model_digest("acme/teacher", "teacher") != first
+    hub("a" * 40)
+    assert model_digest("acme/teacher", "teacher") == first
+    with pytest.raises(ModelError, match=r"acme/other cannot be found on the Hub"):
+        model_digest("acme/other", "teacher")
 
 
 def test_weights_held_in_bfloat16_predict_what_autocast_does_within_its_rounding(cpu):
