@@ -107,8 +107,6 @@ def test_doctor_reports_versions_and_broken_params(tmp_path, capsys):
         (["filter", "--labels", "x.jsonl"], "--labels: belongs to `ip2p filter calibrate`"),
         (["triplets", "plan", "--base", "x"], "--base: belongs to `ip2p triplets finetune`"),
         (["pairs", "-o", "x"], "--output: belongs to `ip2p pairs regenerate`"),
-        (["release", "rollback", "2"], "VERSION: belongs to `ip2p release promote`"),
-        (["world", "show", "a fox"], "CAPTION: belongs to `ip2p world draw`"),
     ],
 )
 def test_what_would_be_ignored_is_refused(capsys, arguments, message):
@@ -116,9 +114,18 @@ def test_what_would_be_ignored_is_refused(capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments", [["release", "rollback", "2"], ["world", "show", "a fox"], ["model", "check", "--to", "single"], ["release", "promote"]]
+)
+def test_what_an_action_does_not_know_or_lacks_is_a_usage_error(capsys, arguments):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "unrecognized arguments" in (told := capsys.readouterr().err) or "arguments are required" in told
+
+
 def test_a_scene_is_drawn_from_its_caption(tmp_path, capsys):
     path = tmp_path / "picture.png"
-    assert main(["world", "draw", "a yellow car in the centre in a city in autumn", "-o", str(path)]) == 0
+    assert main(["world", "draw", "-o", str(path), "a yellow car in the centre in a city in autumn"]) == 0
     assert Image.open(path).size == (128, 128)
     assert main(["world", "draw", "a photo of my dog", "-o", str(path)]) == 2
     assert "no setting is named" in capsys.readouterr().err

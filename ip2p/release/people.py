@@ -34,10 +34,10 @@ def status(params: Params) -> list[str]:
     return lines
 
 
-def promote(params: Params, number: str | None, reason: str | None) -> str:
-    """Make a version champion, whatever the gate says. Raises `ParamsError` without a version or a reason."""
+def promote(params: Params, number: str, reason: str | None) -> str:
+    """Make a version champion, whatever the gate says. Raises `ParamsError` if there is no such version, or no reason."""
     known = version_numbers(params)
-    if number is None or number not in known:
+    if number not in known:
         raise ParamsError(f"release promote: name a version, one of {', '.join(known) or 'none'}")
     if not reason:
         raise ParamsError("release promote: say why with --reason; it is recorded with the version")

@@ -114,31 +114,38 @@ def _editor_asked(name: str | None) -> Path | str:
 
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("check", "export"), help="check: look for known faults; export: save it for other programs")
-    what = "editor folder, Hub id, or `world`: the embedded editor (default: %(default)s)"
-    parser.add_argument("folder", nargs="?", default="models/editor", help=what)
-    parser.add_argument("--dataset", type=Path, default=Path("data/dataset"), help="pairs to check it on (default: %(default)s)")
+    whats = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    check = whats.add_parser("check", help="look for known faults", description="Look for the known faults of an editor.")
+    check.set_defaults(run=_check)
+    export = whats.add_parser("export", help="save it for other programs", description="Save an editor for other programs.")
+    export.set_defaults(run=_export)
+    for each in (check, export):
+        what = "editor folder, Hub id, or `world`: the embedded editor (default: %(default)s)"
+        each.add_argument("folder", nargs="?", default="models/editor", help=what)
+    check.add_argument("--dataset", type=Path, default=Path("data/dataset"), help="pairs to check it on (default: %(default)s)")
     forms = (
         "diffusers: folder with model card; single: one file with the original key names; hub: push the folder (HF_TOKEN); "
         "embedded: ship it with ip2p (default: %(default)s)"
     )
-    parser.add_argument("--to", choices=("diffusers", "single", "hub", "embedded"), default="single", help=forms)
-    parser.add_argument("-o", "--output", help="folder, file or Hub repository to write (export)")
+    export.add_argument("--to", choices=("diffusers", "single", "hub", "embedded"), default="single", help=forms)
+    export.add_argument("-o", "--output", help="folder, file or Hub repository to write")
 
 
-def _model(options: argparse.Namespace) -> int:
+def _export(options: argparse.Namespace) -> int:
+    from ip2p.models import editor_named
+    from ip2p.release.export import export_editor
+
+    print(export_editor(editor_named(options.folder), options.to, options.output, evaluation=Path("reports/evaluation/report.json")))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from ip2p.model.check import check
     from ip2p.model.edit import load_editor
     from ip2p.models import editor_named, load_diffusion, resolve_device
     from ip2p.params import load_params
 
     params = load_params(options.params)
-    if options.what == "export":
-        from ip2p.release.export import export_editor
-
-        print(export_editor(editor_named(options.folder), options.to, options.output, evaluation=Path("reports/evaluation/report.json")))
-        return 0
-    from ip2p.model.check import check
-
     device = resolve_device(params.models.device)
     named = editor_named(options.folder)
     editor = load_editor(named, device=device)
@@ -157,26 +164,41 @@ def _require_writable(path: Path) -> None:
         raise ParamsError(f"--output: no folder {path.resolve().parent}; make it first")
 
 
-def _world(options: argparse.Namespace) -> int:
-    require_belonging(options, "draw", caption="CAPTION")
-    if options.what in ("show", "draw"):
-        from ip2p.world.show import contact_sheet, drawn
+def _world_options(parser: argparse.ArgumentParser) -> None:
+    whats = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    show = whats.add_parser("show", help="a contact sheet", description="Draw a contact sheet of what there is in the world.")
+    draw = whats.add_parser("draw", help="the scene of a caption, to be edited", description="Draw the scene of a caption.")
+    report = whats.add_parser("report", help="how good the embedded models are", description="Measure the embedded models.")
+    draw.add_argument("caption", help='such as "a yellow car in the centre in a city in autumn"')
+    for each, name in ((show, "world.png"), (draw, "drawn.png")):
+        each.add_argument("-o", "--output", type=Path, default=Path(name), help="picture to write (default: %(default)s)")
+        each.add_argument("--size", type=int, default=128, help="side of each scene, pixels (default: %(default)s)")
+        each.set_defaults(run=_world_picture)
+    report.add_argument("-o", "--output", type=Path, default=Path("docs/world.md"), help="page to write (default: %(default)s)")
+    report.add_argument("--count", type=int, default=256, help="held-out scenes (default: %(default)s)")
+    report.set_defaults(run=_world_report)
 
-        path = options.output or Path("world.png" if options.what == "show" else "drawn.png")
-        _require_writable(path)
-        if options.size < 16:
-            raise UserError(f"--size: {options.size} is too small to draw a scene, give at least 16")
-        if options.what == "show":
-            contact_sheet(size=options.size).save(path)
-        else:
-            picture, understood = drawn(options.caption or "", size=options.size)
-            picture.save(path)
-            print(f"drawn: {understood}", file=sys.stderr)
-        print(path)
-        return 0
+
+def _world_picture(options: argparse.Namespace) -> int:
+    from ip2p.world.show import contact_sheet, drawn
+
+    _require_writable(options.output)
+    if options.size < 16:
+        raise UserError(f"--size: {options.size} is too small to draw a scene, give at least 16")
+    if options.what == "show":
+        picture = contact_sheet(size=options.size)
+    else:
+        picture, understood = drawn(options.caption, size=options.size)
+        print(f"drawn: {understood}", file=sys.stderr)
+    picture.save(options.output)
+    print(options.output)
+    return 0
+
+
+def _world_report(options: argparse.Namespace) -> int:
     from ip2p.world.report import write_report
 
-    print(write_report(options.output or Path("docs/world.md"), count=options.count))
+    print(write_report(options.output, count=options.count))
     return 0
 
 
@@ -204,15 +226,8 @@ def add_verbs(verbs: Any) -> None:
     edit.set_defaults(run=_edit)
     model = verbs.add_parser("model", help="an editor folder: find known faults (check), save it for other programs (export)")
     _model_options(model)
-    model.set_defaults(run=_model)
     world = verbs.add_parser("world", help="look at the illustrated world (show, draw) and measure its models (report)")
-    what = "show: a contact sheet; draw: the scene of a caption, to be edited; report: how good the embedded models are"
-    world.add_argument("what", choices=("show", "draw", "report"), help=what)
-    world.add_argument("caption", nargs="?", help='draw, right after it: such as "a yellow car in the centre in a city in autumn"')
-    world.add_argument("-o", "--output", type=Path, help="picture to write (show, draw) or Markdown file to write (report)")
-    world.add_argument("--size", type=int, default=128, help="side of each picture, pixels (show, draw; default: %(default)s)")
-    world.add_argument("--count", type=int, default=256, help="held-out scenes (report; default: %(default)s)")
-    world.set_defaults(run=_world)
+    _world_options(world)
     pretrain = verbs.add_parser("pretrain", help="train the embedded models from rendered scenes (hours; resumes)")
     parts = ("all", "tokenizer", "clip", "autoencoder", "teacher", "export", "adopt", "pack")
     what = "one part; adopt: go on from the weights of work/pretrain/pieces, or the shipped; pack: write them there, 16 MiB a file"

@@ -6,14 +6,28 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ip2p.verbs.stage import require_belonging
+
+def _release_options(parser: argparse.ArgumentParser) -> None:
+    whats = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    actions = {
+        "status": "all versions, and why each is what it is",
+        "promote": "make a version the champion by hand",
+        "rollback": "make the champion before this one champion again",
+        "hold": "have the gate promote nothing; without a reason it may again",
+    }
+    for name, text in actions.items():
+        action = whats.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        if name == "promote":
+            action.add_argument("version", help="number of the version; `ip2p release status` lists them")
+        if name != "status":
+            action.add_argument("--reason", required=name == "promote", help="why; it is recorded")
+        action.set_defaults(run=_release)
 
 
 def _release(options: argparse.Namespace) -> int:
     from ip2p.params import load_params
     from ip2p.release import people
 
-    require_belonging(options, "promote", version="VERSION")
     params = load_params(options.params)
     if options.what == "status":
         print("\n".join(people.status(params)))
@@ -58,11 +72,7 @@ def _doctor(options: argparse.Namespace) -> int:
 def add_verbs(verbs: Any) -> None:
     """Verbs that use what the stages made."""
     release = verbs.add_parser("release", help="registered versions: look, promote by hand, roll back, hold")
-    verdicts = "status: all versions and why; promote VERSION; rollback: the champion before; hold: the gate promotes nothing"
-    release.add_argument("what", choices=("status", "promote", "rollback", "hold"), help=verdicts)
-    release.add_argument("version", nargs="?", help="version to promote")
-    release.add_argument("--reason", help="why; recorded with the version (hold without a reason ends the hold)")
-    release.set_defaults(run=_release)
+    _release_options(release)
     serving = verbs.add_parser("serve", help="serve the champion over HTTP: page, OpenAI's and AUTOMATIC1111's interfaces, /api/v1")
     serving.add_argument("--host", help="address to listen on; any but a loopback address needs IP2P_API_KEYS (default: params)")
     serving.add_argument("--port", type=int, help="0 takes a free one (default: params)")
