@@ -91,8 +91,8 @@ PARTS = {
         "A call of the UNet at Stable Diffusion 1.5's true size",
         ("-m", "benchmarks.unet"),
         "What the edit above is made of: the UNet for one, four and eight edits (16 such calls each), the autoencoder for eight "
-        "pictures. A step of diffusers' pipeline is the first row, ours are those by CUDA graphs. Compiling takes 75 seconds, once for "
-        "all batches.",
+        "pictures. A step of diffusers' pipeline is the first row; ours is contiguous by CUDA graphs or, with `models.compile`, the last "
+        "row. Compiling takes 75 seconds, once for all batches.",
         gpu=True,
     ),
     "pairs-sd15": Part(

@@ -79,7 +79,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as work:
         folder = build(Path(work) / "sd15", small=options.small)
-        batch = options.batch or free_pairs(ModelsParams(teacher=str(folder)))
+        batch = min(options.pairs, options.batch or free_pairs(ModelsParams(teacher=str(folder))))
         section = PairsParams(steps=options.steps, solver="dpmpp_2m", batch=batch, samples=1, guidance=(7.5, 15.0))
         triplets = list(write_triplets(count=options.pairs // batch * batch, stream="sd15"))
         print("| | pairs/s | peak | bandwidth |\n|---|---|---|---|", flush=True)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ip2p.graphs import Graphed
 
@@ -109,7 +110,7 @@ def encode_images(model: Diffusion, images_BCHW: Tensor) -> tuple[Tensor, Tensor
     """Mean (its mode) and spread of the autoencoder's posterior of images in [0, 1]: latents as they are, unscaled (METHOD §4)."""
     with model.arithmetic():
         images = (images_BCHW.to(model.device) * 2 - 1).to(model.held, memory_format=model.layout)
-        posterior = model.vae.encode(_of_any_batch(images)).latent_dist
+        posterior = model.vae.encode(of_any_batch(images)).latent_dist
     return posterior.mean.float(), posterior.std.float()
 
 
@@ -118,7 +119,7 @@ def decode_latents(model: Diffusion, latents_BCHW: Tensor) -> Tensor:
     """Images in [0, 1] of scaled latents."""
     with model.arithmetic():
         latents = (latents_BCHW / model.vae.config.scaling_factor).to(model.held, memory_format=model.layout)
-        images = model.vae.decode(_of_any_batch(latents)).sample
+        images = model.vae.decode(of_any_batch(latents)).sample
     pictures: Tensor = ((images.float() + 1) / 2).clamp(0, 1)
     return pictures
 
@@ -126,9 +127,10 @@ def decode_latents(model: Diffusion, latents_BCHW: Tensor) -> Tensor:
 def run_unet(model: Diffusion, rows_BCHW: Tensor, timestep: Tensor, text_BLD: Tensor) -> Tensor:
     """The UNet's prediction for rows of noisy (scaled) latents, with the source's latents beside them for an editor."""
     with model.arithmetic():
-        rows = _of_any_batch(rows_BCHW.to(model.held, memory_format=model.layout))
-        times = _of_any_batch(timestep.to(model.device).expand(len(rows)).contiguous())
-        told = text_arguments(model, _of_any_batch(text_BLD.to(model.held)), (rows.shape[-2], rows.shape[-1]))
+        rows = of_any_batch(rows_BCHW.to(model.held, memory_format=model.layout))
+        times = of_any_batch(timestep.to(model.device).expand(len(rows)).contiguous())
+        told = text_arguments(model, text_BLD.to(model.held), (rows.shape[-2], rows.shape[-1]))
+        told = tree_map(lambda x: of_any_batch(x.contiguous()), told)  # as a recording's copies lie
         prediction = (model.graphed or partial(unet_output, model.unet))(rows, times, **told)
     return prediction.to(torch.float32, copy=True)
 
@@ -139,7 +141,7 @@ def unet_output(unet: UNet2DConditionModel, *arguments: Any, **options: Any) -> 
     return prediction
 
 
-def _of_any_batch(tensor: Tensor) -> Tensor:
+def of_any_batch(tensor: Tensor) -> Tensor:
     """The tensor, as one whose rows `torch.compile` may not count on: on a GPU one compilation serves every batch."""
     if tensor.device.type == "cuda":
         torch._dynamo.maybe_mark_dynamic(tensor, 0)

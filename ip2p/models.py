@@ -1,7 +1,7 @@
 """Load a text-to-image teacher, a CLIP or an editor from a folder or the Hub: one way for the world and for SD 1.5.
 
-A name is `world` (the embedded models), a local folder written as a path (`./vae`, `/models/sd15`), or a Hub id. Weights
-are read from safetensors only.
+A name is `world` (the embedded models), a local folder written as a path (`./vae`, `/models/sd15`), or a Hub id, which may be pinned
+to a commit (`owner/name@commit`). Weights are read from safetensors only.
 """
 
 from __future__ import annotations
@@ -173,9 +173,15 @@ def model_source(name: str, *, kind: str, subject: str) -> str:
     return str(path)
 
 
+def pinned(source: str) -> dict[str, str]:
+    """A folder, or a Hub id and the commit that it is pinned to, as `from_pretrained` takes them."""
+    name, _, commit = (source, "", "") if _is_path(source) else source.partition("@")
+    return {"pretrained_model_name_or_path": name} | ({"revision": commit} if commit else {})
+
+
 def editor_named(name: str) -> Path | str:
     """The editor that a person names: a folder here; or, as they are, `world` (the embedded one) and a Hub id (`owner/model`)."""
-    on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).is_dir() and name != TRAINED
+    on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w.-]+)?", name) and not Path(name).is_dir() and name != TRAINED
     return name if name == "world" or on_hub else Path(name)
 
 
@@ -188,27 +194,11 @@ def model_label(name: str, kind: str = "teacher") -> str:
 
 @lru_cache(maxsize=8)
 def model_digest(name: str, kind: str) -> str:
-    """What identifies a model in a fingerprint: the bytes of a local folder, name and revision of one on the Hub.
-
-    Raises `ModelError` if the Hub does not have it, and its cache neither.
-    """
+    """What identifies a model in a fingerprint: the bytes of a local folder, the name of a remote one, and its commit if that is pinned."""
     source = model_source(name, kind=kind, subject=f"models.{kind}")
     if source == _SHIPPED:
         return fingerprint(digest(Path(source) / "unet"), model_digest("world", "teacher"))
-    if Path(source).is_dir():
-        return digest(Path(source))
-    return fingerprint(source) if kind == "clip" else fingerprint(source, _revision(source, kind))
-
-
-def _revision(name: str, kind: str) -> str:
-    """The commit of a Hub model that is loaded now: the newest, or without a network the newest that the cache has."""
-    from huggingface_hub import hf_hub_download
-
-    file = "config.json" if kind in ("dino", "safety") else "model_index.json"
-    try:
-        return Path(hf_hub_download(name, file)).parent.name
-    except (OSError, ValueError) as error:
-        raise ModelError(f"models.{kind}: {name} cannot be found on the Hub: {str(error).splitlines()[0]}") from error
+    return digest(Path(source)) if Path(source).is_dir() else fingerprint(source)
 
 
 def _is_path(name: str) -> bool:
@@ -221,6 +211,6 @@ def _part(load: Any, source: str, part: str, subject: str, **options: Any) -> An
     if _is_path(source) and not (Path(source) / part).is_dir():
         raise ModelError(f"{subject}: {source} has no `{part}` folder; give a diffusers text-to-image folder")
     try:
-        return load.from_pretrained(source, subfolder=part, **options)
+        return load.from_pretrained(**pinned(source), subfolder=part, **options)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"{subject}: {source}/{part} cannot be loaded: {str(error).splitlines()[0]}") from error

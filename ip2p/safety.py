@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ip2p.errors import ModelError
-from ip2p.models import model_source
+from ip2p.models import model_source, pinned
 from ip2p.torchvision_cpu import declare_operators
 
 LABELS = ("nsfw", "unsafe", "porn", "hentai", "sexy")
@@ -37,8 +37,8 @@ def load_safety(name: str, *, device: torch.device) -> Safety:
 
     source = model_source(name, kind="safety", subject="models.safety")
     try:
-        model = AutoModelForImageClassification.from_pretrained(source, use_safetensors=True)
-        preprocess = AutoImageProcessor.from_pretrained(source)
+        model = AutoModelForImageClassification.from_pretrained(**pinned(source), use_safetensors=True)
+        preprocess = AutoImageProcessor.from_pretrained(**pinned(source))
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"models.safety: {source} cannot be loaded: {str(error).splitlines()[0]}") from error
     unsafe = tuple(int(i) for i, label in model.config.id2label.items() if str(label).lower() in LABELS)

@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -6,34 +7,32 @@ from huggingface_hub import constants
 
 from ip2p.diffusion import decode_latents, encode_images, run_unet
 from ip2p.errors import ModelError
-from ip2p.models import EMBEDDED, load_diffusion, model_digest
+from ip2p.models import EMBEDDED, editor_named, load_diffusion, model_digest
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A Hub model in the cache, at a commit; no network."""
+    """A Hub model in the cache, at two commits; no network."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     folder = tmp_path / "models--acme--teacher"
-
-    def at(commit):
-        shutil.copytree(EMBEDDED / "teacher", folder / "snapshots" / commit, dirs_exist_ok=True)
-        (folder / "refs").mkdir(exist_ok=True)
-        (folder / "refs" / "main").write_text(commit)
-        model_digest.cache_clear()
-
-    return at
+    for commit, eps in (("a" * 40, "epsilon"), ("b" * 40, "v_prediction")):
+        shutil.copytree(EMBEDDED / "teacher", made := folder / "snapshots" / commit)
+        config = made / "scheduler" / "scheduler_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": eps}))
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("b" * 40)
 
 
-def test_a_hub_model_is_identified_by_the_commit_that_is_loaded(hub, cpu):
-    hub("a" * 40)
-    first = model_digest("acme/teacher", "teacher")
-    assert load_diffusion("acme/teacher", device=cpu).latent_channels == 12
-    hub("b" * 40)
-    assert model_digest("acme/teacher", "teacher") != first
-    hub("a" * 40)
-    assert model_digest("acme/teacher", "teacher") == first
-    with pytest.raises(ModelError, match=r"acme/other cannot be found on the Hub"):
-        model_digest("acme/other", "teacher")
+def test_a_hub_model_may_be_pinned_to_a_commit(hub, cpu):
+    def prediction(name):
+        return load_diffusion(name, device=cpu).scheduler.config.prediction_type
+
+    assert prediction("acme/teacher") == "v_prediction"
+    assert prediction("acme/teacher@" + "a" * 40) == "epsilon"
+    assert model_digest("acme/teacher", "teacher") != model_digest("acme/teacher@" + "a" * 40, "teacher")
+    assert editor_named("acme/teacher@" + "a" * 40) == "acme/teacher@" + "a" * 40
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_diffusion("acme/teacher@" + "c" * 40, device=cpu)
 
 
 def test_weights_held_in_bfloat16_predict_what_autocast_does_within_its_rounding(cpu):

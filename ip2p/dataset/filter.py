@@ -113,13 +113,14 @@ class _Sheet:
 def _sheets(chain: Chain, judge: Judge | None, paths: list[Path]) -> Iterator[_Sheet]:
     """The shards in order with their verdicts; with a judge so many at once as their pictures fit into memory."""
     held: list[_Sheet] = []
+    most = 0.0 if judge is None else (_BATCHED if judge.section.batch else _AT_ONCE) / judge.section.repeats
     for path in paths:
         table = read_scores(path, chain.columns)
         sheet = _Sheet(path, table, chain.decide(table), np.zeros(len(table), dtype=bool))
         if judge is None:
             yield sheet
             continue
-        if held and sum(s.bytes for s in held) + sheet.bytes > (_BATCHED if judge.section.batch else _AT_ONCE):
+        if held and sum(s.bytes for s in held) + sheet.bytes > most:
             yield from _judged(judge, chain, held)
             held = []
         held.append(sheet)

@@ -20,7 +20,7 @@ from ip2p.dataset.alignment import align
 from ip2p.errors import ModelError
 from ip2p.model.bootstrap import bootstrap, share_interval
 from ip2p.model.heldout import HeldOut
-from ip2p.models import Clip, model_source
+from ip2p.models import Clip, model_source, pinned
 from ip2p.pictures import to_png
 from ip2p.store import write_bytes
 from ip2p.world.truth import read_edit
@@ -93,8 +93,8 @@ def load_dino(name: str, *, device: torch.device) -> Dino:
 
     source = model_source(name, kind="dino", subject="evaluate.dino")
     try:
-        model = AutoModel.from_pretrained(source, use_safetensors=True)
-        preprocess = AutoImageProcessor.from_pretrained(source)
+        model = AutoModel.from_pretrained(**pinned(source), use_safetensors=True)
+        preprocess = AutoImageProcessor.from_pretrained(**pinned(source))
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"evaluate.dino: {source} cannot be loaded: {str(error).splitlines()[0]}") from error
     size = preprocess.size.get("shortest_edge") or preprocess.size["height"]

@@ -33,7 +33,7 @@ class ModelsParams(Section):
     """Which models, and where they run."""
 
     teacher: str = "world"
-    """`world` (embedded), a diffusers text-to-image folder (`./path`), or a Hub id."""
+    """`world` (embedded), a diffusers text-to-image folder (`./path`), or a Hub id, which `@commit` pins (`owner/name@commit`)."""
     clip: str = "world"
     """`world`, an OpenCLIP folder (`./path`), or `ARCHITECTURE:PRETRAINED`, such as `ViT-L-14-quickgelu:openai`."""
     safety: str | None = None
@@ -44,7 +44,7 @@ class ModelsParams(Section):
     """Arithmetic of UNet and autoencoder (weights that are trained, and the optimizer, stay float32); `auto`: bfloat16 where the
     hardware has it."""
     compile: bool = False
-    """Whether sampling is compiled (`torch.compile`). On a GPU UNet and autoencoder, two minutes at the start; on a CPU the UNet alone, a
-    minute for each size of batch, and it needs a C++ compiler."""
+    """Whether sampling is compiled (`torch.compile`). On a GPU UNet and autoencoder: two minutes at the start for edits, more for
+    pairs; on a CPU the UNet alone, a minute or two for each size of batch, and it needs a C++ compiler."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of a single-process stage; 0 leaves it to torch."""

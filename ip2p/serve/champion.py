@@ -10,6 +10,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 
 from ip2p.errors import ModelError
+from ip2p.graphs import undisturbed
 from ip2p.model.edit import edit_pictures, open_editor
 from ip2p.model.guidance import EditOptions, EditRequest, edit_options
 from ip2p.models import editor_named
@@ -185,7 +187,6 @@ class Champion:
             self._stop.wait(self._params.serve.poll_seconds)
 
     def _load(self, number: str) -> Served:
-        section = self._params.evaluate
         told: Callable[[str, Any], Any] = _identity
         if number in (FOLDER, FALLBACK):
             folder: Path | str = editor_named(str(self._params.serve.editor if number == FOLDER else self._params.serve.fallback))
@@ -193,6 +194,12 @@ class Champion:
             version = self._fetched.get(number) or fetch_version(self._params, number, self._work)
             self._fetched[number] = version
             folder, told = version.folder, version.defaults.get
+        with undisturbed:
+            return self._opened(number, folder, told)
+
+    def _opened(self, number: str, folder: Path | str, told: Callable[[str, Any], Any]) -> Served:
+        """The editor in a folder, tried out, with the version's own defaults."""
+        section = self._params.evaluate
         editor = open_editor(folder, self._params.models)
         usual = edit_options(section)
         interval = (told("guidance_from", usual.interval[0]), told("guidance_until", usual.interval[1]))
@@ -209,11 +216,12 @@ def _identity(_name: str, usual: Any) -> Any:
 
 def _try_out(served: Served) -> None:
     """Make one edit of two steps. Raises `ModelError` if no picture comes of it."""
-    side = served.editor.image_size
+    editor = replace(served.editor, graphed=None)
+    side = editor.image_size
     request = EditRequest("make it winter", served.text_guidance, served.image_guidance)
     seen: Callable[[Image.Image], Any] = Image.Image.getextrema
-    made, *_ = edit_pictures(served.editor, [Image.new("RGB", (side, side), "gray")], [request], EditOptions(2))
+    made, *_ = edit_pictures(editor, [Image.new("RGB", (side, side), "gray")], [request], EditOptions(2))
     with torch.inference_mode():
-        weights_are_numbers = all(bool(p.isfinite().all()) for p in served.editor.unet.parameters())
+        weights_are_numbers = all(bool(p.isfinite().all()) for p in editor.unet.parameters())
     if not weights_are_numbers or all(low == high for low, high in seen(made)):
         raise ModelError(f"version {served.version}: its weights make no picture")

@@ -33,7 +33,11 @@ _CROWDED = "token_limit_exceeded"
 T = TypeVar("T")
 
 
-class CrowdedError(EndpointError):
+class FailedBatchError(EndpointError):
+    """The endpoint took none of a batch's requests: it is as if it had not been sent."""
+
+
+class CrowdedError(FailedBatchError):
     """More waits at the endpoint than it allows."""
 
 
@@ -45,7 +49,8 @@ async def ask(client: Client, requests: list[Request], progress: Callable[[int],
         client.check_failed(await ask_by_batch(client, requests), requests, most_failed)
         return
     for batch in _under_way(client, requests):
-        await _collect(client, batch, cancel=True)
+        with suppress(FailedBatchError):
+            await _collect(client, batch, cancel=True)
     await client.ask_all(requests, progress, most_failed=most_failed)
 
 
@@ -79,7 +84,7 @@ async def ask_by_batch(client: Client, requests: list[Request]) -> list[Request]
 async def _in_batches(client: Client, requests: list[Request], at_once: int) -> tuple[list[Request], list[Request]]:
     """Wait for what is under way, then send the rest, so many batches at a time; returns that rest, and what of it was affordable."""
     for batch in _under_way(client, requests):
-        with suppress(CrowdedError):  # as if it had not been sent
+        with suppress(FailedBatchError):
             await _collect(client, batch)
     pending = [r for r in requests if r.id not in client.journal.replies]
     affordable = _affordable(client, pending)
@@ -177,8 +182,9 @@ async def _collect(client: Client, batch: Sent, *, cancel: bool = False, wait: b
     if state.status != "completed":
         client.troubles[f"batch {state.status}"] += 1
     if state.status == "failed":
-        crowded = state.errors is not None and any(e.code == _CROWDED for e in state.errors.data or ())
-        raise (CrowdedError if crowded else EndpointError)(
+        if state.errors is not None and any(e.code == _CROWDED for e in state.errors.data or ()):
+            raise CrowdedError(f"triplets.llm.batch: more waits at the endpoint than it allows ({state.errors}); run again later")
+        raise FailedBatchError(
             f"triplets.llm.batch: {batch.id} failed ({state.errors}); nothing was charged: mend what it names and run again"
         )
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ip2p.diffusion import of_any_batch
+
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
@@ -44,10 +46,9 @@ def plan_step(active: list[bool], words: tuple[Tensor, Tensor] | None, device: t
     count = len(active)
     pairs = [i for i, shares in enumerate(active) if shares]
     half = [*range(count), *(i if shares else i + count for i, shares in enumerate(active))]
-    rows = torch.tensor([[i + 2 * count for i in pairs], [i + 3 * count for i in pairs]]).to(device)
-    from_R = torch.tensor([*half, *(i + 2 * count for i in half)]).to(device)
-    words_PLL, new_PL = (x[pairs].to(device) for x in words) if words else (None, None)
-    return Plan(rows[0], rows[1], from_R, words_PLL, new_PL)
+    numbers = [i + 2 * count for i in pairs], [i + 3 * count for i in pairs], [*half, *(i + 2 * count for i in half)]
+    tensors = [*map(torch.tensor, numbers), *(x[pairs] for x in words or ())]
+    return Plan(*(of_any_batch(x.to(device)) for x in tensors))
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, Plan, bool], Tensor]

@@ -152,3 +152,16 @@ def test_where_too_much_waits_batches_go_one_by_one(tmp_path, monkeypatch):
         server.room = 0
         with pytest.raises(EndpointError, match="token_limit_exceeded"):
             run(batched(server), tmp_path / "full")
+
+
+@pytest.mark.parametrize("by_batch", [True, False])
+def test_batches_that_failed_together_cost_no_run_each(tmp_path, monkeypatch, by_batch):
+    monkeypatch.setattr(batch, "MOST_BYTES", 20_000)
+    with endpoint() as server:
+        server.batch_status = "failed"
+        with pytest.raises(EndpointError, match="mend what it names"):
+            run(batched(server), tmp_path)
+        assert len(Journal(tmp_path / "work" / "journal.jsonl").__enter__().batches) > 1
+        server.batch_status = "completed"
+        report = run(batched(server, batch=by_batch), tmp_path)
+        assert report.kept == COUNT and max(server.paid.values()) == 1
