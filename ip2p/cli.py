@@ -63,6 +63,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"ip2p: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output wants no more
+        sys.stdout = None
+        return 1
+    except KeyboardInterrupt:
+        print("ip2p: interrupted; what was made is kept", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"ip2p: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     return code
 
 

@@ -48,6 +48,8 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ModelError(f"models.device: {name!r} is no device; write `auto`, `cpu` or `cuda`") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ModelError(f"models.device: {name} is not supported; write `auto`, `cpu` or `cuda`")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError(f"models.device: {name} is not available here; set it to `auto` or `cpu`")
     return device
@@ -170,7 +172,7 @@ def model_source(name: str, *, kind: str, subject: str) -> str:
     path = Path(name).expanduser()
     if not path.is_dir():
         raise ModelError(f"{subject}: no folder {name}; give an existing folder, a Hub id, or `world`")
-    return str(path)
+    return str(path.absolute())  # a path still, whatever its name
 
 
 def pinned(source: str) -> dict[str, str]:

@@ -64,7 +64,9 @@ def open_picture(data: bytes, *, where: str, alpha: bool = False) -> Image.Image
                 raise DataError(f"{where}: {image.width}×{image.height} pixels, at most {MAX_PIXELS} are accepted")
             image.load()
             whole = standard(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except UnidentifiedImageError as error:
+        raise DataError(f"{where}: not a picture; give a PNG, JPEG or WebP") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: not a whole picture ({error}); give an intact PNG, JPEG or WebP") from error
     return whole if alpha else on_white(whole)
 

@@ -150,6 +150,13 @@ def replace_folder(staging: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def share(*files: Path) -> None:
+    """Give files that safetensors wrote, for their owner alone, the mode of any other new file."""
+    os.umask(mask := os.umask(0))
+    for file in files:
+        file.chmod(0o666 & ~mask)
+
+
 def code_mark(*names: str) -> str:
     """A digest of source files of the package (paths within ip2p), for fingerprints: changed code makes data anew."""
     root = Path(__file__).parent

@@ -1,4 +1,6 @@
+import os
 import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -129,3 +131,41 @@ def test_a_scene_is_drawn_from_its_caption(tmp_path, capsys):
     assert Image.open(path).size == (128, 128)
     assert main(["world", "draw", "a photo of my dog", "-o", str(path)]) == 2
     assert "no setting is named" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--text-guidance", "nan"], "--text-guidance: nan is out of range"),
+        (["--image-guidance", "-1"], "--image-guidance: -1 is out of range"),
+        (["--steps", "5000"], "--steps: 5000 is out of range"),
+        (["-o", "folder.png"], "folder.png cannot be written"),
+    ],
+)
+def test_an_edit_that_cannot_be_made_is_refused_before_it_begins(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("in.png")
+    Path("folder.png").mkdir()
+    assert main(["--params", str(ROOT / "params.yaml"), "edit", "in.png", "make it winter", "-o", "out.png", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_told_in_a_line(tmp_path, monkeypatch, capsys):
+    assert main(["--params", str(tmp_path), "doctor"]) == 2
+    assert main(["--params", str(tmp_path), "train"]) == 2
+    assert "cannot be read (Is a directory)" in capsys.readouterr().err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert main(["--params", str(ROOT / "params.yaml"), "release", "status"]) == 2
+    assert "the registry (track.uri, MLFLOW_TRACKING_URI) cannot be used" in capsys.readouterr().err
+
+
+def test_an_exported_editor_is_for_others_to_read(tmp_path, capsys):
+    old = os.umask(0o022)
+    try:
+        assert main(["--params", str(ROOT / "params.yaml"), "model", "export", "world", "-o", str(tmp_path / "e.safetensors")]) == 0
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "e.safetensors").stat().st_mode) == 0o644
+    assert main(["--params", str(ROOT / "params.yaml"), "model", "export", "world", "--to", "embedded", "-o", "x"]) == 2
+    assert "leave it out" in capsys.readouterr().err

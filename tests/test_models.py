@@ -7,7 +7,7 @@ from huggingface_hub import constants
 
 from ip2p.diffusion import decode_latents, encode_images, run_unet
 from ip2p.errors import ModelError
-from ip2p.models import EMBEDDED, editor_named, load_diffusion, model_digest
+from ip2p.models import EMBEDDED, editor_named, load_diffusion, model_digest, resolve_device
 
 
 @pytest.fixture
@@ -55,3 +55,15 @@ def test_weights_held_in_bfloat16_predict_what_autocast_does_within_its_rounding
             assert {exact.dtype, once.dtype, each.dtype} == {torch.float32}
             errors = [(x - exact).square().mean().sqrt() / exact.std() for x in (once, each)]
             assert 0 < errors[0] < 1.5 * errors[1] < 0.05, errors
+
+
+def test_a_folder_is_a_folder_whatever_its_name_and_its_parts_are_missed(tmp_path, monkeypatch, cpu):
+    monkeypatch.chdir(tmp_path)
+    for name in ("ed", "ed@2"):
+        shutil.copytree(EMBEDDED / "teacher", tmp_path / name)
+    shutil.rmtree(tmp_path / "ed" / "unet")
+    assert load_diffusion("./ed@2", device=cpu).latent_channels == 12
+    with pytest.raises(ModelError, match="ed has no `unet` folder"):
+        load_diffusion("./ed", device=cpu)
+    with pytest.raises(ModelError, match="mps is not supported"):
+        resolve_device("mps")

@@ -172,6 +172,8 @@ def _distance(shares: dict[str, float], before: dict[str, float]) -> float:
 def _present_splits(dataset: Path) -> list[str]:
     present = [s for s in SPLITS if any(dataset.glob(f"{s}-*.parquet"))]
     if "train" not in present:
+        if not present:
+            raise DataError(f"{dataset}: no dataset; run `ip2p filter` (or `dvc repro`) first")
         raise DataError(f"{dataset}: no training examples; loosen filter thresholds or make more pairs (params.yaml)")
     return present
 

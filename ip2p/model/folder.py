@@ -9,7 +9,7 @@ from typing import Any
 from ip2p.diffusion import Diffusion
 from ip2p.model.seen import NONE, Seen
 from ip2p.records import RECORD
-from ip2p.store import replace_folder, write_json
+from ip2p.store import replace_folder, share, write_json
 
 _DIFFUSERS = {"vae": "AutoencoderKL", "unet": "UNet2DConditionModel", "scheduler": "DDIMScheduler"}
 _TRANSFORMERS = {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}
@@ -56,6 +56,7 @@ def save_editor(
     if lora is not None:
         shutil.copytree(lora, staging / "lora")
     write_json(staging / "model_index.json", index)
+    share(*staging.rglob("*.safetensors"))
     replace_folder(staging, out)
 
 

@@ -20,6 +20,8 @@ from ip2p.params import EvaluateParams
 from ip2p.sampler import Predict, Solver
 
 Factors = tuple[float, float, float]
+MAX_SCALE = 50.0
+"""The greatest scale that anybody may ask for."""
 
 
 @dataclass(frozen=True, slots=True)

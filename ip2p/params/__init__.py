@@ -64,6 +64,8 @@ def load_params(path: Path) -> Params:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ParamsError(f"{path}: no such file; run from the project's root or give --params") from error
+    except OSError as error:
+        raise ParamsError(f"{path}: cannot be read ({error.strerror}); give a file with --params") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = " ".join(str(error).split())
         raise ParamsError(f"{path}: not valid YAML ({where}); mend that line") from error
@@ -81,4 +83,6 @@ def _first_problem(error: ValidationError) -> str:
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if problem["type"] == "extra_forbidden":
         return f"{field}: unknown key; check its spelling, or delete it{more}"
+    if problem["type"] == "model_type" and problem["input"] is None:
+        return f"{field}: is empty; write its values below it, or delete it{more}"
     return f"{field}: {problem['msg']}, got {problem['input']!r}{more}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -11,6 +11,9 @@ from ip2p.params.base import Count, Positive, Section, Share, Similarity
 
 class LlmParams(Section):
     """A language model behind any OpenAI-compatible endpoint (reference: GPT-3 davinci, fine-tuned on 700 triplets)."""
+
+    where: ClassVar[str] = "triplets.llm"
+    """Where in params.yaml it stands, for messages."""
 
     base_url: Annotated[str, Field(pattern=r"^https?://[^\s/]")] | None = None
     """Such as `http://127.0.0.1:8000/v1` (vLLM, Ollama, llama.cpp …); none: api.openai.com."""
@@ -128,6 +131,7 @@ class JudgeParams(LlmParams):
     With `batch` the filter waits once for about half a gigabyte of pictures, and again for the next best of those that fell.
     """
 
+    where: ClassVar[str] = "judge"
     model: str = "gpt-4o-2024-11-20"
     temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None

@@ -5,6 +5,7 @@ Or for this one: the embedded editor, which edits and serves before anything is 
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ip2p.model.seen import read_seen
 from ip2p.models import EMBEDDED, load_diffusion
 from ip2p.records import RECORD
 from ip2p.release.single_file import save_single_file
-from ip2p.store import digest, read_json, replace_folder, write_bytes, write_json
+from ip2p.store import digest, read_json, replace_folder, share, write_bytes, write_json
 
 
 def export_editor(folder: Path | str, to: str, output: str | None, *, evaluation: Path | None = None) -> str:
@@ -26,7 +27,11 @@ def export_editor(folder: Path | str, to: str, output: str | None, *, evaluation
     Raises `ParamsError` if `output` is missing or taken, `ModelError` if the folder is no editor's.
     """
     if to == "embedded":
+        if output is not None:
+            raise ParamsError("--output: `--to embedded` writes into ip2p itself; leave it out")
         return _embed(Path(folder))
+    if to != "hub" and output is not None and not os.access(Path(output).absolute().parent, os.W_OK):
+        raise ParamsError(f"--output: {Path(output).absolute().parent} cannot be written to; name another folder")
     if output is None:
         raise ParamsError(f"--output: say where to write, such as {'name/repository' if to == 'hub' else 'editor.safetensors'}")
     if to != "hub" and Path(output).exists():
@@ -80,8 +85,7 @@ def _embed(folder: Path) -> str:
     staging = target.with_name(".editor.tmp")
     shutil.rmtree(staging, ignore_errors=True)
     editor.unet.half().save_pretrained(staging / "unet", safe_serialization=True)
-    for path in (staging / "unet").iterdir():
-        path.chmod(0o644)  # ships
+    share(*(staging / "unet").iterdir())
     write_json(staging / RECORD, record)
     read_seen(folder).write(staging)
     write_bytes(staging / "README.md", model_card(record, embedded=True).encode())

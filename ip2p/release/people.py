@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from ip2p.errors import ParamsError
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from ip2p.errors import ParamsError, UserError
 from ip2p.params import Params
 from ip2p.release.registry import champion_number, crown, hold_of, version_numbers
 from ip2p.track import point_mlflow
 
 _PARENTS = {"start": "from", "dataset": "dataset", "training_run": "trained by run", "code": "code", "champion_then": "champion then"}
+
+
+@contextmanager
+def registry_in_reach() -> Iterator[None]:
+    """Raises `UserError` if the registry cannot be used, and soon: a person waits."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        raise UserError(f"the registry (track.uri, MLFLOW_TRACKING_URI) cannot be used: {str(error).splitlines()[0][:300]}") from error
 
 
 def status(params: Params) -> list[str]:
@@ -37,8 +53,10 @@ def status(params: Params) -> list[str]:
 def promote(params: Params, number: str, reason: str | None) -> str:
     """Make a version champion, whatever the gate says. Raises `ParamsError` if there is no such version, or no reason."""
     known = version_numbers(params)
+    if not known:
+        raise ParamsError("release promote: there are no versions yet; `ip2p register` makes the first")
     if number not in known:
-        raise ParamsError(f"release promote: name a version, one of {', '.join(known) or 'none'}")
+        raise ParamsError(f"release promote: name a version, one of {', '.join(known)}")
     if not reason:
         raise ParamsError("release promote: say why with --reason; it is recorded with the version")
     crown(point_mlflow(params.track), params.register_.name, number, by=getpass.getuser(), reason=reason)

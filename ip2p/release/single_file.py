@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from ip2p.diffusion import Diffusion
 from ip2p.errors import ModelError
+from ip2p.store import share
 
 _UNET_ENDS = {
     "conv_in": "input_blocks.0.0",
@@ -57,6 +58,7 @@ def save_single_file(editor: Diffusion, path: Path, *, dtype: torch.dtype = torc
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = {k: v.detach().cpu().to(dtype if v.is_floating_point() else v.dtype).contiguous() for k, v in tensors.items()}
     save_file(whole, temporary, {"format": "pt"})
+    share(temporary)
     temporary.replace(path)
     return path
 

@@ -138,6 +138,8 @@ def serve(params: Params) -> None:
         raise ParamsError(f"serve.host: {section.host} can be reached by others; set IP2P_API_KEYS in the environment, or take 127.0.0.1")
     if section.editor is not None and isinstance(asked := editor_named(section.editor), Path) and not asked.is_dir():
         raise ParamsError(f"serve.editor: no folder {asked}; give an editor's folder, a Hub id, or `world`, the embedded editor")
+    if section.editor is not None and isinstance(asked, Path) and not (asked / "unet" / "config.json").is_file():
+        raise ParamsError(f"serve.editor: {asked} is no editor's folder, it has no unet/config.json; give one, a Hub id, or `world`")
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

@@ -22,6 +22,7 @@ from starlette.requests import Request
 
 from ip2p.errors import ModelError
 from ip2p.model.edit import paste_back
+from ip2p.model.guidance import MAX_SCALE as MAX_SCALE
 from ip2p.model.guidance import EditRequest
 from ip2p.params import Params
 from ip2p.sampler import Solver
@@ -33,7 +34,6 @@ from ip2p.serve.jobs import BusyError, CancelledError, Engine, Job
 _LOOK = 0.05
 """Seconds between two looks at a job's progress or at whether its client is still there."""
 MAX_INSTRUCTION = 32_000
-MAX_SCALE = 50.0
 MAX_SEED = 2**63 - 1
 
 

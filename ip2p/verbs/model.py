@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _edit_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("picture", type=Path, help="PNG, JPEG or WebP, any size")
+    parser.add_argument("picture", type=Path, help="still picture of at most 64 million pixels, no side over 32 times the other")
     parser.add_argument("instruction", help='what to change, such as "make it winter"')
     parser.add_argument("-o", "--output", type=Path, required=True, help="where to write the edited picture")
     parser.add_argument("--mask", type=Path, help="picture of the same size, white where to edit; the rest stays bit for bit")
@@ -74,8 +75,17 @@ def _edit(options: argparse.Namespace) -> int:
     mask = read_picture(options.mask) if options.mask else None
     section = params.evaluate
     steps = section.steps if options.steps is None else options.steps
-    if steps < 2:
-        raise ParamsError(f"--steps: {steps} is too few, give at least 2")
+    from ip2p.model.guidance import MAX_SCALE, EditOptions, EditRequest
+
+    if not options.instruction.strip():
+        raise ParamsError("instruction: is empty; say what to change")
+    if not 2 <= steps <= 1000:
+        raise ParamsError(f"--steps: {steps} is out of range, give 2 to 1000")
+    s_text = section.text_guidance if options.text_guidance is None else options.text_guidance
+    s_image = section.image_guidance if options.image_guidance is None else options.image_guidance
+    for flag, scale in (("--text-guidance", s_text), ("--image-guidance", s_image)):
+        if not 0 <= scale <= MAX_SCALE:
+            raise ParamsError(f"{flag}: {scale:g} is out of range, give 0 to {MAX_SCALE:g}")
     if not 0 <= options.seed < 2**63:
         raise ParamsError(f"--seed: {options.seed} is out of range, give 0 to 2^63 - 1")
     _require_writable(options.output)
@@ -84,18 +94,15 @@ def _edit(options: argparse.Namespace) -> int:
             f"--output: {options.output.name}: JPEG changes every pixel, and --mask keeps those outside; name it .png or .webp"
         )
     from ip2p.model.edit import edit_pictures, load_editor
-    from ip2p.model.guidance import EditOptions, EditRequest
     from ip2p.models import resolve_device, resolve_dtype
 
     device = resolve_device(params.models.device)
     editor = load_editor(_editor_asked(options.model), device=device, dtype=resolve_dtype(params.models.dtype, device))
-    s_text = section.text_guidance if options.text_guidance is None else options.text_guidance
-    s_image = section.image_guidance if options.image_guidance is None else options.image_guidance
     request = EditRequest(options.instruction, s_text, s_image, options.seed)
     how = EditOptions(steps, section.solver, section.guidance_interval, section.guidance_every)
     edited, *_ = edit_pictures(editor, [picture], [request], how, masks=[mask], on_step=lambda i: bar(i + 1, steps))
     jpeg = options.output.suffix.lower() in _JPEG
-    (on_white(edited) if jpeg else edited).save(options.output, quality=95, lossless=mask is not None)
+    (on_white(edited) if jpeg else edited).save(options.output, quality=95, lossless=mask is not None, exact=mask is not None)
     print(options.output)
     return 0
 
@@ -142,7 +149,7 @@ def _export(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from ip2p.model.check import check
     from ip2p.model.edit import load_editor
-    from ip2p.models import editor_named, load_diffusion, resolve_device
+    from ip2p.models import EMBEDDED, editor_named, load_diffusion, resolve_device
     from ip2p.params import load_params
 
     params = load_params(options.params)
@@ -150,7 +157,8 @@ def _check(options: argparse.Namespace) -> int:
     named = editor_named(options.folder)
     editor = load_editor(named, device=device)
     teacher = load_diffusion(params.models.teacher, device=device)
-    findings = check(editor, teacher, options.dataset, named if isinstance(named, Path) else None)
+    folder = EMBEDDED / "editor" if named == "world" else named
+    findings = check(editor, teacher, options.dataset, folder if isinstance(folder, Path) else None)
     print("\n".join(f.line() for f in findings))
     return int(any(f.good is False for f in findings))
 
@@ -160,8 +168,10 @@ def _require_writable(path: Path) -> None:
 
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise ParamsError(f"--output: {path.name!r} has no picture's ending; name it .png, .jpg or .webp")
-    if not path.resolve().parent.is_dir():
-        raise ParamsError(f"--output: no folder {path.resolve().parent}; make it first")
+    if not (folder := path.resolve().parent).is_dir():
+        raise ParamsError(f"--output: no folder {folder}; make it first")
+    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise ParamsError(f"--output: {path} cannot be written; name another file")
 
 
 def _world_options(parser: argparse.ArgumentParser) -> None:
@@ -183,8 +193,8 @@ def _world_picture(options: argparse.Namespace) -> int:
     from ip2p.world.show import contact_sheet, drawn
 
     _require_writable(options.output)
-    if options.size < 16:
-        raise UserError(f"--size: {options.size} is too small to draw a scene, give at least 16")
+    if not 16 <= options.size <= 1024:
+        raise UserError(f"--size: {options.size} is out of range, give 16 to 1024")
     if options.what == "show":
         picture = contact_sheet(size=options.size)
     else:
@@ -198,6 +208,8 @@ def _world_picture(options: argparse.Namespace) -> int:
 def _world_report(options: argparse.Namespace) -> int:
     from ip2p.world.report import write_report
 
+    if options.count < 1:
+        raise UserError(f"--count: {options.count} scenes cannot be measured, give at least 1")
     print(write_report(options.output, count=options.count))
     return 0
 

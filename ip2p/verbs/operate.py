@@ -29,12 +29,13 @@ def _release(options: argparse.Namespace) -> int:
     from ip2p.release import people
 
     params = load_params(options.params)
-    if options.what == "status":
-        print("\n".join(people.status(params)))
-    elif options.what == "promote":
-        print(people.promote(params, options.version, options.reason))
-    else:
-        print({"rollback": people.rollback, "hold": people.hold}[options.what](params, options.reason))
+    with people.registry_in_reach():
+        if options.what == "status":
+            print("\n".join(people.status(params)))
+        elif options.what == "promote":
+            print(people.promote(params, options.version, options.reason))
+        else:
+            print({"rollback": people.rollback, "hold": people.hold}[options.what](params, options.reason))
     return 0
 
 

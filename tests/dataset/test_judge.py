@@ -5,7 +5,7 @@ import pytest
 
 from ip2p.dataset import filter
 from ip2p.dataset.judge import Judgement, read_judgement, score, summary
-from ip2p.dataset.llm.client import BudgetError
+from ip2p.dataset.llm.client import BudgetError, EndpointError
 from ip2p.dataset.llm.journal import Paid
 from ip2p.params import FilterParams
 from ip2p.pictures import from_bytes
@@ -36,6 +36,13 @@ def judged(tiny, server, **judge):
 
 def run(params, made, folder):
     return filter.run(params, pairs=made / "pairs", out=folder / "dataset", work=folder / "work")
+
+
+def test_a_judge_without_a_key_is_told_apart_from_the_writer(tiny, made, tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    params = tiny.model_copy(update={"filter": FilterParams.model_validate({"caption": -1, "image": -1, "direction": -1, "judge": {}})})
+    with pytest.raises(EndpointError, match=r"^judge.key_env: OPENAI_API_KEY is not set"):
+        run(params, made, tmp_path)
 
 
 def test_the_judge_sees_what_the_filters_keep_and_the_next_best_when_it_falls(tiny, made, tmp_path):

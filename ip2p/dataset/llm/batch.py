@@ -77,7 +77,7 @@ async def ask_by_batch(client: Client, requests: list[Request]) -> list[Request]
         pending, affordable = await _in_batches(client, requests, 1)
     if len(affordable) < len(pending):
         told = f"${client.section.budget:g} pays for {len(affordable)} of {len(pending)} requests"
-        raise BudgetError(f"triplets.llm.budget: {told} ({client.journal.told_spending()})")
+        raise BudgetError(f"{client.section.where}.budget: {told} ({client.journal.told_spending()})")
     return [r for r in requests if r.id not in client.journal.replies]
 
 
@@ -183,9 +183,9 @@ async def _collect(client: Client, batch: Sent, *, cancel: bool = False, wait: b
         client.troubles[f"batch {state.status}"] += 1
     if state.status == "failed":
         if state.errors is not None and any(e.code == _CROWDED for e in state.errors.data or ()):
-            raise CrowdedError(f"triplets.llm.batch: more waits at the endpoint than it allows ({state.errors}); run again later")
+            raise CrowdedError(f"{client.section.where}.batch: more waits at the endpoint than it allows ({state.errors}); run again later")
         raise FailedBatchError(
-            f"triplets.llm.batch: {batch.id} failed ({state.errors}); nothing was charged: mend what it names and run again"
+            f"{client.section.where}.batch: {batch.id} failed ({state.errors}); nothing was charged: mend what it names and run again"
         )
 
 
@@ -209,10 +209,10 @@ async def _answer(asked: Awaitable[T]) -> T:
     try:
         answer = await asked
     except (openai.APIError, ValueError) as error:
-        raise EndpointError(f"triplets.llm.batch: {' '.join(str(error).split())[:200]}; run again to go on where it stopped") from error
+        raise EndpointError(f"the Batch API: {' '.join(str(error).split())[:200]}; run again to go on where it stopped") from error
     if isinstance(answer, str):
         raise EndpointError(
-            "triplets.llm.batch: the endpoint answered with a page; does it have the Batch API? Else unset triplets.llm.batch"
+            "the Batch API: the endpoint answered with a page; does it have one? Else unset `batch` in params.yaml"
         )
     return answer
 

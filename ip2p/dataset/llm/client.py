@@ -91,7 +91,7 @@ class Client:
         """Raises `EndpointError` if too many requests have no reply."""
         if len(failed) > most_failed:
             raise EndpointError(
-                f"triplets.llm: no reply to {len(failed)} of {len(requests)} requests ({self.told_troubles()}); "
+                f"{self.section.where}: no reply to {len(failed)} of {len(requests)} requests ({self.told_troubles()}); "
                 "what was paid is kept, run again to go on"
             )
 
@@ -144,7 +144,7 @@ class Client:
         """Set `cost` aside, once what others hold in reserve leaves room for it."""
         while self.journal.spent + self.journal.committed + self.reserved + cost > self.section.budget:
             if self.reserved <= cost * 1e-6:  # nothing is under way that could free some
-                raise BudgetError(f"triplets.llm.budget: ${self.section.budget:g} is reached ({self.journal.told_spending()})")
+                raise BudgetError(f"{self.section.where}.budget: ${self.section.budget:g} is reached ({self.journal.told_spending()})")
             self.freed.clear()
             await self.freed.wait()
         self.reserved += cost
@@ -189,7 +189,7 @@ def key_of(section: LlmParams) -> str:
     if name is None:
         return _NO_KEY
     if not os.environ.get(name):
-        raise EndpointError(f"triplets.llm.key_env: {name} is not set in the environment; set it, or give triplets.llm.base_url")
+        raise EndpointError(f"{section.where}.key_env: {name} is not set in the environment; set it, or give {section.where}.base_url")
     return os.environ[name]
 
 
@@ -280,11 +280,12 @@ def _retry_after(error: openai.APIStatusError) -> float:
 
 def _told(error: openai.APIStatusError, section: LlmParams) -> str:
     where = section.base_url or "api.openai.com"
-    key = "check the key in the environment variable that triplets.llm.key_env names"
+    key = f"check the key in the environment variable that {section.where}.key_env names"
     remedy = {
         401: key,
         403: key,
-        404: "check triplets.llm.model and base_url",
+        404: f"check {section.where}.model and base_url",
     }
     said = " ".join(str(error.message).split())[:200]
-    return f"triplets.llm: {where} answered {error.status_code} ({said}); {remedy.get(error.status_code, 'mend the parameters it names')}"
+    mend = remedy.get(error.status_code, "mend the parameters it names")
+    return f"{section.where}: {where} answered {error.status_code} ({said}); {mend}"

@@ -38,7 +38,9 @@ async def _flags(client: Client, model: str, texts: list[str]) -> list[bool]:
                 return [bool(r.flagged) for r in answer.results]
         except (openai.APIError, ValueError, AttributeError) as error:  # the latter: a page instead of verdicts
             if isinstance(error, openai.APIStatusError) and error.status_code in (400, 401, 403, 404):
-                raise EndpointError(f"triplets.llm.moderation: {model} cannot be asked ({error.status_code}); mend or unset it") from error
+                told = f"{model} cannot be asked ({error.status_code}); mend or unset it"
+                raise EndpointError(f"{client.section.where}.moderation: {told}") from error
         client.troubles["moderation tried again"] += 1
         await asyncio.sleep(backoff(client.section, attempt))
-    raise EndpointError(f"triplets.llm.moderation: no answer from {model} after {client.section.retries} retries; run again to go on")
+    told = f"no answer from {model} after {client.section.retries} retries; run again to go on"
+    raise EndpointError(f"{client.section.where}.moderation: {told}")
