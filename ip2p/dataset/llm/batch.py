@@ -211,9 +211,7 @@ async def _answer(asked: Awaitable[T]) -> T:
     except (openai.APIError, ValueError) as error:
         raise EndpointError(f"the Batch API: {' '.join(str(error).split())[:200]}; run again to go on where it stopped") from error
     if isinstance(answer, str):
-        raise EndpointError(
-            "the Batch API: the endpoint answered with a page; does it have one? Else unset `batch` in params.yaml"
-        )
+        raise EndpointError("the Batch API: the endpoint answered with a page; does it have one? Else unset `batch` in params.yaml")
     return answer
 
 
