@@ -105,13 +105,14 @@ def test_doctor_reports_versions_and_broken_params(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["train", "--gpu", "24"], "--gpu: belongs to `ip2p train plan`"),
+        (["train", "plan", "--gpu", "-3"], "--gpu: -3 GB is no memory"),
         (["evaluate", "--steps", "5"], "--steps: belongs to `ip2p evaluate ablate`"),
         (["filter", "--labels", "x.jsonl"], "--labels: belongs to `ip2p filter calibrate`"),
         (["triplets", "plan", "--base", "x"], "--base: belongs to `ip2p triplets finetune`"),
         (["pairs", "-o", "x"], "--output: belongs to `ip2p pairs regenerate`"),
     ],
 )
-def test_what_would_be_ignored_is_refused(capsys, arguments, message):
+def test_what_would_be_ignored_or_makes_no_sense_is_refused(capsys, arguments, message):
     assert main(["--params", str(ROOT / "params.yaml"), *arguments]) == 2
     assert message in capsys.readouterr().err
 

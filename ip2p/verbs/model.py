@@ -24,6 +24,8 @@ def _train(options: argparse.Namespace) -> int:
     require_belonging(options, "plan", gpu="--gpu")
     if options.what is None:
         return stage(options)
+    if options.gpu is not None and not options.gpu > 0:
+        raise UserError(f"--gpu: {options.gpu:g} GB is no memory, give what the card has, such as 24")
     from ip2p.model.plan import advise
     from ip2p.params import load_params
 
