@@ -65,7 +65,7 @@ def open_picture(data: bytes, *, where: str, alpha: bool = False) -> Image.Image
             image.load()
             whole = standard(image)
     except UnidentifiedImageError as error:
-        raise DataError(f"{where}: not a picture; give a PNG, JPEG or WebP") from error
+        raise DataError(f"{where}: not a whole picture; give an intact PNG, JPEG or WebP") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: not a whole picture ({error}); give an intact PNG, JPEG or WebP") from error
     return whole if alpha else on_white(whole)
