@@ -164,9 +164,9 @@ def test_what_the_system_refuses_is_told_in_a_line(tmp_path, monkeypatch, capsys
 def test_an_exported_editor_is_for_others_to_read(tmp_path, capsys):
     old = os.umask(0o022)
     try:
-        assert main(["--params", str(ROOT / "params.yaml"), "model", "export", "world", "-o", str(tmp_path / "e.safetensors")]) == 0
+        assert main(["--params", str(ROOT / "params.yaml"), "model", "export", "world", "-o", str(tmp_path / "new" / "e.safetensors")]) == 0
     finally:
         os.umask(old)
-    assert stat.S_IMODE((tmp_path / "e.safetensors").stat().st_mode) == 0o644
+    assert stat.S_IMODE((tmp_path / "new" / "e.safetensors").stat().st_mode) == 0o644
     assert main(["--params", str(ROOT / "params.yaml"), "model", "export", "world", "--to", "embedded", "-o", "x"]) == 2
     assert "leave it out" in capsys.readouterr().err

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ip2p.diffusion import Diffusion
-from ip2p.errors import ModelError
+from ip2p.errors import ModelError, UserError
 from ip2p.store import share
 
 _UNET_ENDS = {
@@ -57,7 +58,11 @@ def save_single_file(editor: Diffusion, path: Path, *, dtype: torch.dtype = torc
     temporary = path.with_name(f".{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = {k: v.detach().cpu().to(dtype if v.is_floating_point() else v.dtype).contiguous() for k, v in tensors.items()}
-    save_file(whole, temporary, {"format": "pt"})
+    try:
+        save_file(whole, temporary, {"format": "pt"})
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error}); make room there, or name another place") from error
     share(temporary)
     temporary.replace(path)
     return path
