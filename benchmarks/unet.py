@@ -62,7 +62,8 @@ def calls(editor: Diffusion) -> Iterator[Callable[[], Tensor]]:
         rows = torch.randn(count, 2 * editor.latent_channels, side, side, device=editor.device)
         yield partial(run_unet, editor, rows, torch.tensor(500.0, device=editor.device), text.expand(count, -1, -1))
     yield partial(decode_latents, editor, torch.randn(PICTURES, editor.latent_channels, side, side, device=editor.device))
-    yield lambda: encode_images(editor, torch.rand(PICTURES, 3, editor.image_size, editor.image_size, device=editor.device))[0]
+    images = torch.rand(PICTURES, 3, editor.image_size, editor.image_size, device=editor.device)
+    yield lambda: encode_images(editor, images)[0]
 
 
 @torch.inference_mode()

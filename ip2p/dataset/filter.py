@@ -58,7 +58,8 @@ def _run(params: Params, pairs: Path, out: Path, judge: Judge | None) -> StageRe
     staging = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
     triplets, triplets_kept = 0, 0
-    for number, sheet in enumerate(_sheets(chain, judge, shards(pairs))):
+    sheets = _sheets(chain, shards(pairs))
+    for number, sheet in enumerate(sheets if judge is None else _judged(judge, chain, sheets)):
         table, verdicts = sheet.table, sheet.verdicts
         survival.add(table["edit_type"].to_pylist(), verdicts.reasons.tolist())
         _write_verdicts(table, verdicts, staging / "verdicts" / f"verdicts-{number:05d}.parquet")
@@ -110,26 +111,31 @@ class _Sheet:
         return [Question(r["pair_id"], r["edit_prompt"], *(r[n]["bytes"] for n in _IMAGES)) for r in some]
 
 
-def _sheets(chain: Chain, judge: Judge | None, paths: list[Path]) -> Iterator[_Sheet]:
-    """The shards in order with their verdicts; with a judge so many at once as their pictures fit into memory."""
-    held: list[_Sheet] = []
-    most = 0.0 if judge is None else (_BATCHED if judge.section.batch else _AT_ONCE) / judge.section.repeats
+def _sheets(chain: Chain, paths: list[Path]) -> Iterator[_Sheet]:
+    """The shards in order, as the filters judge them."""
     for path in paths:
         table = read_scores(path, chain.columns)
-        sheet = _Sheet(path, table, chain.decide(table), np.zeros(len(table), dtype=bool))
-        if judge is None:
-            yield sheet
-            continue
-        if held and sum(s.bytes for s in held) + sheet.bytes > most:
-            yield from _judged(judge, chain, held)
-            held = []
+        yield _Sheet(path, table, chain.decide(table), np.zeros(len(table), dtype=bool))
+
+
+def _judged(judge: Judge, chain: Chain, sheets: Iterator[_Sheet]) -> Iterator[_Sheet]:
+    """The shards after the judge has seen what is kept of them, so many at once as their pictures fit into memory."""
+    most = (_BATCHED if judge.section.batch else _AT_ONCE) / judge.section.repeats
+    held: list[_Sheet] = []
+    size = 0.0
+    for sheet in sheets:
+        if held and size + sheet.bytes > most:
+            _ask(judge, chain, held)
+            yield from held
+            held, size = [], 0.0
         held.append(sheet)
-    if judge is not None:
-        yield from _judged(judge, chain, held)
+        size += sheet.bytes
+    _ask(judge, chain, held)
+    yield from held
 
 
-def _judged(judge: Judge, chain: Chain, sheets: list[_Sheet]) -> list[_Sheet]:
-    """The shards after the judge has seen what is kept of them; a triplet's next best pair is shown when a better one falls."""
+def _ask(judge: Judge, chain: Chain, sheets: list[_Sheet]) -> None:
+    """Show the judge what is kept of these shards; a triplet's next best pair is shown when a better one falls."""
     while asked := [(s, rows) for s in sheets if (rows := s.unseen()).size]:
         scores = iter(judge.ask([q for sheet, rows in asked for q in sheet.questions(rows)]))
         for sheet, rows in asked:
@@ -138,7 +144,6 @@ def _judged(judge: Judge, chain: Chain, sheets: list[_Sheet]) -> list[_Sheet]:
                 if score is None or score < judge.section.least:
                     reasons[row] = "the judge gave no mark" if score is None else "the judge says no"
             sheet.verdicts = chain.rank(sheet.table, reasons)
-    return sheets
 
 
 def _write_verdicts(table: pa.Table, verdicts: Verdicts, path: Path) -> None:

@@ -69,6 +69,7 @@ def _edit_options(parser: argparse.ArgumentParser) -> None:
 
 def _edit(options: argparse.Namespace) -> int:
     from ip2p.errors import ParamsError
+    from ip2p.model.guidance import MAX_SCALE, EditOptions, EditRequest
     from ip2p.params import load_params
     from ip2p.pictures import on_white, read_picture
 
@@ -77,8 +78,6 @@ def _edit(options: argparse.Namespace) -> int:
     mask = read_picture(options.mask) if options.mask else None
     section = params.evaluate
     steps = section.steps if options.steps is None else options.steps
-    from ip2p.model.guidance import MAX_SCALE, EditOptions, EditRequest
-
     if not options.instruction.strip():
         raise ParamsError("instruction: is empty; say what to change")
     if not 2 <= steps <= 1000:

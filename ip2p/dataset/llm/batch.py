@@ -48,9 +48,7 @@ async def ask(client: Client, requests: list[Request], progress: Callable[[int],
     if client.section.batch:
         client.check_failed(await ask_by_batch(client, requests), requests, most_failed)
         return
-    for batch in _under_way(client, requests):
-        with suppress(FailedBatchError):
-            await _collect(client, batch, cancel=True)
+    await _collect_wanted(client, requests, cancel=True)
     await client.ask_all(requests, progress, most_failed=most_failed)
 
 
@@ -68,24 +66,26 @@ def _under_way(client: Client, requests: list[Request]) -> list[Sent]:
     return [b for b in client.journal.batches.values() if wanted.intersection(b.requests)]
 
 
+async def _collect_wanted(client: Client, requests: list[Request], *, cancel: bool = False) -> None:
+    """Collect the batches under way that hold one of the requests; one that failed is as if it had not been sent."""
+    for batch in _under_way(client, requests):
+        with suppress(FailedBatchError):
+            await _collect(client, batch, cancel=cancel)
+
+
 async def ask_by_batch(client: Client, requests: list[Request]) -> list[Request]:
     """Ask what the journal does not hold; returns the requests that got no reply. Raises `BudgetError` if not all are affordable."""
     try:
-        pending, affordable = await _in_batches(client, requests, client.section.batches)
+        await _in_batches(client, requests, client.section.batches)
     except CrowdedError:  # those beside it are waited for, then it is sent again
         client.troubles["batches were too many at once"] += 1
-        pending, affordable = await _in_batches(client, requests, 1)
-    if len(affordable) < len(pending):
-        told = f"${client.section.budget:g} pays for {len(affordable)} of {len(pending)} requests"
-        raise BudgetError(f"{client.section.where}.budget: {told} ({client.journal.told_spending()})")
+        await _in_batches(client, requests, 1)
     return [r for r in requests if r.id not in client.journal.replies]
 
 
-async def _in_batches(client: Client, requests: list[Request], at_once: int) -> tuple[list[Request], list[Request]]:
-    """Wait for what is under way, then send the rest, so many batches at a time; returns that rest, and what of it was affordable."""
-    for batch in _under_way(client, requests):
-        with suppress(FailedBatchError):
-            await _collect(client, batch)
+async def _in_batches(client: Client, requests: list[Request], at_once: int) -> None:
+    """Wait for what is under way, then send what of the rest is affordable, so many batches at a time."""
+    await _collect_wanted(client, requests)
     pending = [r for r in requests if r.id not in client.journal.replies]
     affordable = _affordable(client, pending)
     sent: list[Sent] = []
@@ -95,7 +95,9 @@ async def _in_batches(client: Client, requests: list[Request], at_once: int) -> 
         sent.append(await _send(client, some, data))
     for batch in sent:
         await _collect(client, batch)
-    return pending, affordable
+    if len(affordable) < len(pending):
+        told = f"${client.section.budget:g} pays for {len(affordable)} of {len(pending)} requests"
+        raise BudgetError(f"{client.section.where}.budget: {told} ({client.journal.told_spending()})")
 
 
 def _affordable(client: Client, requests: list[Request]) -> list[Request]:

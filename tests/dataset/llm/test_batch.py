@@ -161,7 +161,8 @@ def test_batches_that_failed_together_cost_no_run_each(tmp_path, monkeypatch, by
         server.batch_status = "failed"
         with pytest.raises(EndpointError, match="mend what it names"):
             run(batched(server), tmp_path)
-        assert len(Journal(tmp_path / "work" / "journal.jsonl").__enter__().batches) > 1
+        with Journal(tmp_path / "work" / "journal.jsonl") as kept:
+            assert len(kept.batches) > 1
         server.batch_status = "completed"
         report = run(batched(server, batch=by_batch), tmp_path)
         assert report.kept == COUNT and max(server.paid.values()) == 1
