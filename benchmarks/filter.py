@@ -51,6 +51,7 @@ def make(path: Path, number: int, rows: int) -> Path:
     columns = {
         "pair_id": [f"{number:06d}{i:010d}" for i in range(rows)],
         "triplet_id": [f"{t:016d}" for t in triplets],
+        "edit_prompt": ["make it winter"] * rows,
         "edit_type": np.array(["replace", "style", "count", "season"])[triplets % 4],
         **scores,
         "sim_direction": rng.normal(0.2, 0.1, rows),

@@ -53,6 +53,8 @@ _PAIR = [
     ("hash_clip", pa.int64()),
     ("unsafe", pa.float64()),
 ]
+BY_CAPTION = ("sim_0", "sim_1", "sim_direction")
+"""The scores of a pair that compare pictures with captions; null where a pair was imported without any."""
 PAIRS = pa.schema([*_REFERENCE, *_PAIR])
 EXAMPLES = pa.schema([*_REFERENCE, *_PAIR, ("split", pa.string()), ("rank", pa.int64())])
 VERDICTS = pa.schema(

@@ -50,7 +50,8 @@ _GRIDS = {
     "shift": [0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 1.0],
     "outside": [0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 1.0],
 }
-_COLUMNS = ["pair_id", "triplet_id", "edit_type", "sim_0", "sim_1", "sim_image", "sim_direction", "shift", "zoom", "outside"]
+_NAMES = ["pair_id", "triplet_id", "edit_type", "edit_prompt"]
+_COLUMNS = [*_NAMES, "sim_0", "sim_1", "sim_image", "sim_direction", "shift", "zoom", "outside"]
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,8 @@ def world_labels(params: Params, count: int, progress: Callable[[int, int], None
             features = before, image_features(clip, second)
             scores = similar(similarities(*features, *texts))
             for t, measures in zip(some, measure_pairs(source, second, scores, features), strict=True):
-                known = {"pair_id": f"{t.id}-{kind}", "triplet_id": t.id, "edit_type": t.edit_type, "good": kind == 0}
-                rows.append(known | measures)
+                named = dict(zip(_NAMES, (f"{t.id}-{kind}", t.id, t.edit_type, t.instruction), strict=True))
+                rows.append(named | {"good": kind == 0} | measures)
         progress(min(count, first + _BATCH), count)
     table = pa.Table.from_pylist(rows)
     return Labels(table, table["good"].to_numpy(zero_copy_only=False))

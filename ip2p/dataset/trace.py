@@ -35,9 +35,10 @@ def trace(id: str, *, triplets: Path, pairs: Path, dataset: Path) -> list[str]:
         example = _find(dataset, "pair_id", row["pair_id"]) if dataset.is_dir() else None
         verdict = _find(dataset / "verdicts", "pair_id", row["pair_id"]) if (dataset / "verdicts").is_dir() else None
         became = f"{example['split']}, rank {example['rank']}" if example else (verdict or {}).get("reason", "not filtered yet")
-        drawn = ", ".join(f"{k} {row[k]:.4g}" for k in ("p2p", "guidance") if row[k] is not None)
-        scores = ", ".join(f"{k} {row[k]:.3f}" for k in ("sim_0", "sim_1", "sim_image", "sim_direction", "shift", "zoom", "outside"))
-        lines += [f"pair         {row['pair_id']}: seed {row['seed']}, {drawn}", f"  scores     {scores}", f"  became     {became}"]
+        drawn = ", ".join([f"seed {row['seed']}", *(f"{k} {row[k]:.4g}" for k in ("p2p", "guidance") if row[k] is not None)])
+        known = [k for k in ("sim_0", "sim_1", "sim_image", "sim_direction", "shift", "zoom", "outside") if row[k] is not None]
+        scores = ", ".join(f"{k} {row[k]:.3f}" for k in known)
+        lines += [f"pair         {row['pair_id']}: {drawn}", f"  scores     {scores}", f"  became     {became}"]
     return lines
 
 

@@ -22,7 +22,7 @@ from ip2p.dataset.filters.clip import ClipFilter
 from ip2p.errors import DataError, ValidationFailedError
 from ip2p.params import FilterParams, Params, ValidateParams
 from ip2p.pictures import open_picture
-from ip2p.records import SPLITS, UNKNOWN, StageReport
+from ip2p.records import BY_CAPTION, SPLITS, UNKNOWN, StageReport
 from ip2p.store import digest, read_json, read_shard, shards, write_json
 
 _NAMED = 5
@@ -59,7 +59,7 @@ def run(params: Params, *, dataset: Path, docs: Path, marker: Path, work: Path) 
         kept=len(frame),
         seconds=time.monotonic() - began,
         kept_by_edit_type=dict(sorted(Counter(frame["edit_type"]).items())),
-        extra={"drift": round(drift, 4)},
+        extra={"drift": round(drift, 4), "without_captions": int((~frame["captioned"]).sum())},
     )
 
 
@@ -79,7 +79,8 @@ def facts(dataset: Path, thresholds: FilterParams, benchmarks: frozenset[str] = 
     frame = arrow.to_pandas()
     frame["width"], frame["height"] = [s[0][0] for s in sides], [s[0][1] for s in sides]
     frame["same_size"] = [s[0] == s[1] for s in sides]
-    frame["prompts_differ"] = frame["original_prompt"].str.strip() != frame["edited_prompt"].str.strip()
+    frame["captioned"] = (frame["original_prompt"] != "") | (frame["edited_prompt"] != "")
+    frame["prompts_differ"] = (frame["original_prompt"].str.strip() != frame["edited_prompt"].str.strip()) | ~frame["captioned"]
     frame["splits_of_triplet"] = frame.groupby("triplet_id")["split"].transform("nunique")
     train = frame[frame["split"] == "train"]
     frame["in_training"] = (frame["split"] == "train").astype(int)
@@ -125,13 +126,15 @@ def check(frame: pd.DataFrame, section: ValidateParams, docs: Path) -> list[str]
 
 def _expectations(gx: Any, section: ValidateParams, columns: Set[str]) -> list[Any]:
     e = gx.expectations
-    texts = ("original_prompt", "edit_prompt", "edited_prompt")
-    scores = ("sim_0", "sim_1", "sim_image", "sim_direction")
+    captions = ("original_prompt", "edited_prompt")
+    texts, scores = ("edit_prompt", *captions), ("sim_image", *BY_CAPTION)
+    captioned = {"row_condition": "captioned", "condition_parser": "pandas"}
     return [
         e.ExpectColumnSumToBeBetween(column="in_training", min_value=section.min_pairs),
         e.ExpectColumnValuesToBeUnique(column="pair_id"),
-        *(e.ExpectColumnValuesToNotBeNull(column=c) for c in ("pair_id", "triplet_id", "edit_type", *texts, *scores)),
-        *(e.ExpectColumnValueLengthsToBeBetween(column=c, min_value=1, max_value=2000) for c in texts),
+        *(e.ExpectColumnValuesToNotBeNull(column=c) for c in ("pair_id", "triplet_id", "edit_type", *texts, "sim_image")),
+        *(e.ExpectColumnValuesToNotBeNull(column=c, **captioned) for c in BY_CAPTION),
+        *(e.ExpectColumnValueLengthsToBeBetween(column=c, min_value=1, max_value=2000, **captioned) for c in captions),
         e.ExpectColumnValueLengthsToBeBetween(column="edit_prompt", min_value=1, max_value=section.max_instruction),
         e.ExpectColumnValuesToBeInSet(column="leaked", value_set=[False]),
         e.ExpectColumnValuesToBeBetween(column="drift", max_value=section.max_drift),

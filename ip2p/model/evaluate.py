@@ -92,6 +92,7 @@ def run(
         "measured": bench.mark,
         "count": len(held.edits),
         "judged_by": judged_by(headline.rows),
+        "directed_by": "target" if held.by_target else "caption",
         "protocol": section.protocol,
         "previous": section.previous and model_label(section.previous, "editor"),
         "headline": headline.summary([e.edit_type for e in held.edits]),
@@ -150,7 +151,7 @@ def _points(bench: Bench, model: Diffusion, identity: str, held: HeldOut, progre
     total = len(_sweep(section)) + len(section.sdedit_strengths) + bool(section.previous)
     points = [bench.point("source", {}, held, held.sources)]
     if held.known:
-        points.append(bench.point("truth", {}, held, partial(_targets, held)))
+        points.append(bench.point("truth", {}, held, held.targets))
     for setting in _sweep(section):
         points.append(bench.point("editor", setting, held, partial(_edited, bench, model, held, setting), identity))
         progress(len(points) - 1 - held.known, total)
@@ -243,18 +244,14 @@ def _kept(point: Point, some: slice) -> Tensor:
     return torch.stack([from_bytes(point.picture(i), where="picture") for i in range(some.start, some.stop)])
 
 
-def _targets(held: HeldOut, some: slice) -> Tensor:
-    return torch.stack([t for i in range(*some.indices(len(held.edits))) if (t := held.target(i)) is not None])
-
-
 def _write_examples(bench: Bench, headline: Point, baselines: dict[str, Point], held: HeldOut, out: Path) -> None:
     """Pictures for people: the first edits by every system, and the editor's best, median and worst."""
     shown = range(min(_EXAMPLES, len(held.edits)))
     systems: dict[str, Edit] = {"source": held.sources, "editor": partial(_kept, headline)}
     if "sdedit" in baselines:
         systems["sdedit"] = partial(_by_sdedit, bench, held, baselines["sdedit"].setting["strength"])
-    if all(held.target(i) is not None for i in shown):
-        systems["truth"] = partial(_targets, held)
+    if all(held.edits[i].target is not None for i in shown):
+        systems["truth"] = held.targets
     pictures = {n: [to_pillow(x) for x in systems[n](slice(0, len(shown))).cpu()] for n in SHOWN if n in systems}
     for name, images in pictures.items():
         for i, image in enumerate(images):

@@ -29,7 +29,7 @@ from ip2p.model.seen import NONE, Seen
 from ip2p.params import Params
 from ip2p.pictures import from_bytes, to_png
 from ip2p.store import code_mark, fingerprint
-from ip2p.world.truth import Truth, truth_of
+from ip2p.world.truth import truth_of
 
 BENCHMARKS = ("magicbrush", "emu_edit", "pie_bench", "hf")
 
@@ -67,6 +67,21 @@ class HeldOut:
     size: int
     known: bool = False
 
+    @property
+    def captioned(self) -> bool:
+        """Whether captions say where each edit should lead."""
+        return all(e.edited_caption for e in self.edits)
+
+    @property
+    def targeted(self) -> bool:
+        """Whether each edit has a target picture."""
+        return all(e.target is not None for e in self.edits)
+
+    @property
+    def by_target(self) -> bool:
+        """Whether the target pictures alone say where the edits should lead, as in data without captions."""
+        return self.targeted and not self.captioned
+
     @cached_property
     def mark(self) -> str:
         """What tells whether two evaluations are of the same edits: every text and picture."""
@@ -76,17 +91,9 @@ class HeldOut:
         """Source pictures `images_BCHW` in [0, 1], of the editor's size."""
         return torch.stack([self._picture(e.source, e.id) for e in self.edits[some]])
 
-    def target(self, index: int) -> Tensor | None:
-        """The target `CHW`, if the edit has one."""
-        edit = self.edits[index]
-        return None if edit.target is None else self._picture(edit.target, edit.id)
-
-    def truth(self, index: int) -> Truth | None:
-        """Source, target and where they differ, if the target is the only right answer."""
-        target = self.target(index)
-        return (
-            Truth.of(self._picture(self.edits[index].source, self.edits[index].id), target) if self.known and target is not None else None
-        )
+    def targets(self, some: slice) -> Tensor:
+        """Target pictures of edits that have them, as `sources`."""
+        return torch.stack([self._picture(e.target, e.id) for e in self.edits[some] if e.target is not None])
 
     def _picture(self, data: bytes, where: str) -> Tensor:
         picture = from_bytes(data, where=where)

@@ -1,7 +1,8 @@
 """What is measured of an edited picture, and what the numbers say of a system: means, intervals, paired differences.
 
-CLIP image, direction and text similarity; `l1`, `l2` against the target; `outside`, `shift`, `zoom` against the source; DINO
-similarity to the source by parameter; and where the truth is known: was the edit done, did the rest stay.
+CLIP image, direction and text similarity (edits without captions: the direction of their target picture); `l1`, `l2` against the
+target; `outside`, `shift`, `zoom` against the source; DINO similarity to the source by parameter; and where the truth is known: was
+the edit done, did the rest stay.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ip2p.model.heldout import HeldOut
 from ip2p.models import Clip, model_source, pinned
 from ip2p.pictures import to_png
 from ip2p.store import write_bytes
-from ip2p.world.truth import read_edit
+from ip2p.world.truth import Truth, read_edit
 
 _SHARES = ("success", "done", "stayed")
 Rows = dict[str, list[float]]
@@ -45,24 +46,30 @@ class Meter:
         indices = range(*some.indices(len(held.edits)))
         key = (held.mark, indices.start, indices.stop)
         if key not in self._known:
-            edits = held.edits[some]
-            texts = [text_features(self.clip, [getattr(e, n) for e in edits]) for n in ("caption", "edited_caption")]
-            self._known[key] = (image_features(self.clip, sources, legacy=self.legacy), *texts)
-        image_0, *texts = self._known[key]
-        scores = similarities(image_0, image_features(self.clip, edited_BCHW, legacy=self.legacy), *texts)
+            image_0 = image_features(self.clip, sources, legacy=self.legacy)
+            if held.by_target:
+                asked = [image_0, image_features(self.clip, held.targets(some), legacy=self.legacy)]
+            else:
+                asked = [text_features(self.clip, [getattr(e, n) for e in held.edits[some]]) for n in ("caption", "edited_caption")]
+            self._known[key] = (image_0, *asked)
+        image_0, *asked = self._known[key]
+        scores = similarities(image_0, image_features(self.clip, edited_BCHW, legacy=self.legacy), *asked)
         rows: Rows = {"image_similarity": scores.image.tolist()}
-        if all(e.edited_caption for e in held.edits):
-            rows |= {"direction_similarity": scores.direction.tolist(), "text_similarity": scores.caption_1.tolist()}
+        if held.captioned or held.by_target:
+            rows["direction_similarity"] = scores.direction.tolist()
+        if held.captioned:
+            rows["text_similarity"] = scores.caption_1.tolist()
         aligned = align(sources, edited_BCHW)
         rows |= {"outside": aligned.outside.tolist(), "shift": aligned.shift.tolist(), "zoom": aligned.zoom.tolist()}
         if self.dino is not None:
             rows["dino_similarity"] = (self.dino.features(sources) * self.dino.features(edited_BCHW)).sum(-1).tolist()
-        targets = [held.target(i) for i in indices]
-        if all(t is not None for t in targets):
-            off = [(x - t).abs() for x, t in zip(edited_BCHW, targets, strict=True) if t is not None]
+        if held.targeted:
+            targets = held.targets(some)
+            off = (edited_BCHW - targets).abs()
             rows |= {"l1": [float(d.mean()) for d in off], "l2": [float(d.square().mean()) for d in off]}
         if held.known:
-            readings = [read_edit(x, truth) for x, i in zip(edited_BCHW, indices, strict=True) if (truth := held.truth(i)) is not None]
+            truths = [Truth.of(*pictures) for pictures in zip(sources, targets, strict=True)]
+            readings = [read_edit(x, truth) for x, truth in zip(edited_BCHW, truths, strict=True)]
             rows |= {"done": [float(r.done) for r in readings], "stayed": [float(r.stayed) for r in readings]}
             rows["success"] = [float(r.done and r.stayed) for r in readings]
         return rows

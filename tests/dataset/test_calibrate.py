@@ -13,7 +13,7 @@ OPEN = FilterParams(caption=-1, image=-1, direction=-1)
 
 def labels(**types):
     """Labels of edit types, given the directions of their good and bad pairs."""
-    same = {"triplet_id": "t", "sim_0": 1.0, "sim_1": 1.0, "sim_image": 1.0, "shift": 0.0, "zoom": 1.0, "outside": 0.0}
+    same = {"triplet_id": "t", "edit_prompt": "", "sim_0": 1.0, "sim_1": 1.0, "sim_image": 1.0, "shift": 0.0, "zoom": 1.0, "outside": 0.0}
     rows = [
         same | {"pair_id": f"{t}{g}{i}", "edit_type": t, "sim_direction": d, "good": g}
         for t, (good, bad) in types.items()

@@ -21,7 +21,7 @@ from ip2p.world.scenes import sample_scene
 
 PAPER = FilterParams()
 GOOD = {"sim_0": 0.3, "sim_1": 0.3, "sim_image": 0.8, "sim_direction": 0.3, "shift": 0.0, "zoom": 1.0, "outside": 0.01}
-GOOD |= {"contrast": 0.2, "burnt": 0.0, "hash_0": 1, "triplet_id": "t", "edit_type": "style"}
+GOOD |= {"contrast": 0.2, "burnt": 0.0, "hash_0": 1, "triplet_id": "t", "edit_type": "style", "edit_prompt": "as a sketch"}
 
 
 def table(*rows):
@@ -61,6 +61,11 @@ def test_each_filter_has_its_reason_and_the_same_thresholds_hold_for_one_pair(sc
     names = ("sim_0", "sim_1", "sim_image", "sim_direction")
     if set(scores) & set(names):
         assert reject_reason(Similar(*((GOOD | scores)[n] for n in names)), section) == reason
+
+
+def test_of_a_pair_without_captions_its_pictures_alone_are_judged():
+    bare = dict.fromkeys(("sim_0", "sim_1", "sim_direction"))
+    assert reasons(PAPER, bare, bare | {"sim_image": 0.69}, {"sim_image": None}) == [KEPT, "images too different", "images too different"]
 
 
 def test_an_edit_type_can_have_thresholds_of_its_own():

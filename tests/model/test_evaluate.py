@@ -18,6 +18,7 @@ from ip2p.model.sdedit import sdedit
 from ip2p.model.seen import NONE, read_seen
 from ip2p.models import EMBEDDED
 from ip2p.params import JudgeParams
+from ip2p.world.truth import truth_of
 from tests.dataset.llm.endpoint import endpoint
 
 
@@ -31,16 +32,12 @@ def meter(clip):
     return Meter(clip)
 
 
-def targets(held):
-    return lambda some: torch.stack([held.target(i) for i in range(*some.indices(len(held.edits)))])
-
-
 def measured(held, meter, edit, *, batch):
     return Point("system", {}, measure(held, meter, edit, batch=batch))
 
 
 def test_the_truth_scores_perfectly_and_the_source_does_nothing(held, meter):
-    truth = measured(held, meter, targets(held), batch=4)
+    truth = measured(held, meter, held.targets, batch=4)
     source = measured(held, meter, held.sources, batch=4)
     assert (truth.mean("done"), truth.mean("stayed"), truth.mean("l1"), truth.mean("l2")) == (1.0, 1.0, 0.0, 0.0)
     assert (source.mean("done"), source.mean("stayed"), source.mean("outside"), source.mean("shift")) == (0.0, 1.0, 0.0, 0.0)
@@ -51,7 +48,7 @@ def test_the_truth_scores_perfectly_and_the_source_does_nothing(held, meter):
 
 
 def test_the_batch_makes_no_difference(held, meter):
-    one, other = (measured(held, meter, targets(held), batch=b) for b in (3, 8))
+    one, other = (measured(held, meter, held.targets, batch=b) for b in (3, 8))
     assert one.rows["l1"] == other.rows["l1"]
     assert one.rows["direction_similarity"] == pytest.approx(other.rows["direction_similarity"], abs=1e-4)
 
@@ -119,7 +116,7 @@ def test_edit_types_are_reported_apart(held, meter):
 
 
 def test_the_legacy_protocol_gives_other_figures(held, clip):
-    right, wrong = (measured(held, Meter(clip, legacy=x), targets(held), batch=4) for x in (False, True))
+    right, wrong = (measured(held, Meter(clip, legacy=x), held.targets, batch=4) for x in (False, True))
     assert abs(right.mean("image_similarity") - wrong.mean("image_similarity")) > 1e-3
 
 
@@ -254,8 +251,9 @@ def test_dino_reads_a_local_vision_transformer(held, clip, tmp_path):
 def test_the_world_is_rendered_without_loss(made):
     few = of_world(count=3, stream="x", triplets=made / "triplets", size=96)
     assert isinstance(few, HeldOut)
-    truth = few.truth(0)
-    assert torch.equal(truth.source_CHW, few.sources(slice(0, 1))[0])
+    for edit, source, target in zip(few.edits, few.sources(slice(None)), few.targets(slice(None)), strict=True):
+        truth = truth_of(edit.caption, edit.instruction, seed=edit.seed, size=96)
+        assert torch.equal(truth.source_CHW, source) and torch.equal(truth.target_CHW, target)
 
 
 def test_a_judge_is_asked_once_about_each_edit_and_its_raw_replies_are_kept(evaluated, made, tmp_path):

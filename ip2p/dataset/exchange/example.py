@@ -32,7 +32,7 @@ FACTS = (*_TEXTS, "edit_type", "triplet_id", "pair_id", "split", "seed")
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An image pair with its texts; images as encoded files. `triplet_id` keeps a triplet in one split."""
+    """An image pair with its texts; images as encoded files. `triplet_id` keeps a triplet in one split. People's edits lack captions."""
 
     original_prompt: str
     original_image: bytes
@@ -46,9 +46,11 @@ class Example:
     seed: int = 0
 
     def identified(self) -> Example:
-        """The example with ids by content where it came without."""
-        triplet = self.triplet_id or fingerprint("triplet", self.original_prompt, self.edit_prompt, self.edited_prompt)
+        """The example with ids by content where it came without; without captions, all edits of a picture are one triplet's."""
         pictures = [hashlib.sha256(x).hexdigest() for x in (self.original_image, self.edited_image)]
+        texts = (self.original_prompt, self.edit_prompt, self.edited_prompt)
+        known = texts if self.original_prompt or self.edited_prompt else pictures[:1]
+        triplet = self.triplet_id or fingerprint("triplet", *known)
         pair = self.pair_id or fingerprint("pair", triplet, self.seed, pictures)
         return replace(self, triplet_id=triplet, pair_id=pair)
 

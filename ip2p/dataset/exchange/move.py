@@ -6,6 +6,7 @@ import importlib
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -23,7 +24,7 @@ from ip2p.errors import DataError
 from ip2p.models import Clip, load_clip, resolve_device
 from ip2p.params import Params
 from ip2p.pictures import from_bytes, open_picture
-from ip2p.records import PAIRS, SPLITS
+from ip2p.records import BY_CAPTION, PAIRS, SPLITS
 from ip2p.safety import Safety, load_safety
 from ip2p.store import fingerprint, read_shards, replace_folder, write_shard
 
@@ -49,7 +50,7 @@ def export_dataset(dataset: Path, layout: str, out: Path) -> int:
 def import_pairs(source: Path, layout: str, out: Path, params: Params, progress: Callable[[int], None] = lambda count: None) -> int:
     """Read pairs of a layout, score them as `pairs` does, and write them as shards for `filter`. Returns their number.
 
-    `filter` splits anew: examples for testing that it would train on are left out. Raises `DataError` for one without captions.
+    `filter` splits anew: examples for testing that it would train on are left out. Raises `DataError` for one that has a single caption.
     """
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out}: holds something already; name a new folder, or delete it first")
@@ -73,9 +74,11 @@ def import_pairs(source: Path, layout: str, out: Path, params: Params, progress:
 
 
 def _captioned(example: Example, source: Path) -> Example:
-    if not (example.original_prompt.strip() and example.edited_prompt.strip()):
-        raise DataError(f"{source}: {example.pair_id} has no captions, by which pairs are filtered; caption both pictures first")
-    return example
+    """The example with both captions or, as people's edits often are, with none."""
+    before, after = example.original_prompt.strip(), example.edited_prompt.strip()
+    if bool(before) != bool(after):
+        raise DataError(f"{source}: {example.pair_id} has one caption; caption both pictures, or neither")
+    return replace(example, original_prompt=before, edited_prompt=after)
 
 
 def _whole_triplets(examples: Iterator[Example]) -> Iterator[list[Example]]:
@@ -168,6 +171,7 @@ def _scored(examples: list[Example], clip: Clip, safety: Safety | None) -> pa.Ta
             "p2p": None,
             "guidance": None,
             **measures,
+            **({} if e.original_prompt else dict.fromkeys(BY_CAPTION)),
         }
         for e, measures in zip(examples, measure_pairs(before, after, scores, features, safety), strict=True)
     ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ip2p.dataset.filters import Filter
 from ip2p.dataset.filters.alignment import AlignmentFilter
@@ -27,7 +28,7 @@ FILTERS: dict[str, Callable[[FilterParams], Filter]] = {
     "embedding": EmbeddingFilter,
     "unsafe": UnsafeFilter,
 }
-_OWN = ("pair_id", "triplet_id", "edit_type", "sim_direction")
+_OWN = ("pair_id", "triplet_id", "edit_type", "edit_prompt", "sim_direction")
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,18 @@ class Chain:
 
 
 def _ranks(table: pa.Table, alive: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Place of each row among its triplet's, best direction first, ties by pair id; -1 for rows that are not alive."""
+    """Place of each row among its triplet's of the same instruction, best direction first, ties by pair id; -1 for rows not alive.
+
+    Imported pairs may share a picture, which makes them one triplet's, and ask for different edits of it.
+    """
     ranks = np.full(len(table), -1, dtype=np.int64)
     rows = np.flatnonzero(alive)
     if not len(rows):
         return ranks
     some = table.select(list(_OWN)).take(pa.array(rows)).append_column("row", pa.array(rows))
-    ordered = some.sort_by([("triplet_id", "ascending"), ("sim_direction", "descending"), ("pair_id", "ascending")])
-    codes = ordered["triplet_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    some = some.append_column("edit", pc.binary_join_element_wise(some["triplet_id"], some["edit_prompt"], "\n"))
+    ordered = some.sort_by([("edit", "ascending"), ("sim_direction", "descending"), ("pair_id", "ascending")])
+    codes = ordered["edit"].combine_chunks().dictionary_encode().indices.to_numpy()
     starts = np.flatnonzero(np.diff(codes, prepend=-1))
     ranks[ordered["row"].to_numpy()] = np.arange(len(rows)) - np.repeat(starts, np.diff(np.append(starts, len(rows))))
     return ranks

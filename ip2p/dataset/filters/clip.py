@@ -10,10 +10,14 @@ import pyarrow.compute as pc
 from ip2p.dataset.filters import Mask, column
 from ip2p.dataset.thresholds import MISSES
 from ip2p.params import FilterParams
+from ip2p.records import BY_CAPTION
 
 
 class ClipFilter:
-    """Drops a pair unlike its captions, too different, a copy, or changed in another way than asked."""
+    """Drops a pair unlike its captions, too different, a copy, or changed in another way than asked.
+
+    Of a pair without captions (imported so: its scores by them are null) only what its images say is asked.
+    """
 
     columns = ("edit_type", "sim_0", "sim_1", "sim_image", "sim_direction")
 
@@ -21,8 +25,8 @@ class ClipFilter:
         self.section = section
 
     def misses(self, table: pa.Table, alive: Mask) -> list[tuple[str, Mask]]:
-        """One mask a threshold, in the paper's order; a score that is no number misses."""
-        found = [(MISSES[score], ~(spare >= 0)) for score, spare in self.spare(table).items()]
+        """One mask a threshold, in the paper's order; a score that is NaN misses."""
+        found = [(MISSES[score], ~(spare >= 0) & ~_unasked(table, score)) for score, spare in self.spare(table).items()]
         found.insert(3, (MISSES["copy"], column(table, "sim_image") > self._limits(table, "copy_limit")))
         return found
 
@@ -41,3 +45,9 @@ class ClipFilter:
         index = pc.index_in(types, value_set=pa.array(list(own))).fill_null(len(own)).to_numpy(zero_copy_only=False)
         limits: np.ndarray = np.array([*own.values(), common], dtype=np.float64)[index]
         return limits
+
+
+def _unasked(table: pa.Table, score: str) -> Mask:
+    """The rows that have no such score because they have no captions."""
+    unasked: Mask = table[score].is_null().to_numpy() & (score in BY_CAPTION)
+    return unasked

@@ -5,14 +5,19 @@ from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ip2p.dataset import filter
+from ip2p.dataset import filter, validate
 from ip2p.dataset.exchange import hf, reference
 from ip2p.dataset.exchange.example import from_row, read_dataset, split_named
 from ip2p.dataset.exchange.move import LAYOUTS, export_dataset, import_pairs, lint
+from ip2p.dataset.trace import trace
 from ip2p.errors import DataError
+from ip2p.model.heldout import held_out
+from ip2p.model.measure import Meter, Point, judged_by, measure
+from ip2p.params import FilterParams
 from ip2p.pictures import from_bytes
 from ip2p.store import read_shards
 
@@ -200,10 +205,56 @@ def test_numbers_may_be_ids_and_texts_seeds_if_they_are_numbers(made):
         from_row(row | {"seed": "many"}, "here")
 
 
-def test_pairs_without_captions_are_refused_for_no_filter_could_judge_them(made, tiny, tmp_path):
-    export_dataset(made / "dataset", "magicbrush", tmp_path / "out")
-    for file in (tmp_path / "out").glob("*.parquet"):
-        pq.write_table(pq.read_table(file).drop_columns(["source_caption", "target_caption"]), file)
-    with pytest.raises(DataError, match="has no captions"):
+def turns(made, out, *, missing):
+    """The dataset as people's edits come: two turns a picture, some captions missing."""
+    export_dataset(made / "dataset", "magicbrush", out)
+    files = sorted(out.glob("*.parquet"))
+    rows = pa.concat_tables(pq.read_table(file).drop_columns(["pair_id", "triplet_id"]) for file in files).to_pylist()
+    for file in files:
+        file.unlink()
+    for n, row in enumerate(rows):
+        row |= {"img_id": str(n // 2), "turn_index": n % 2 + 1, "split": "train"} | dict.fromkeys(missing)
+    pq.write_table(pa.Table.from_pylist(rows), out / "train.parquet")
+    return rows
+
+
+def test_edits_by_people_need_no_captions_and_each_turn_is_an_edit_of_its_own(made, tiny, clip, tmp_path):
+    rows = turns(made, tmp_path / "out", missing=("source_caption", "target_caption"))
+    assert import_pairs(tmp_path / "out", "magicbrush", tmp_path / "pairs", tiny) == len(rows)
+    scores = read_shards(tmp_path / "pairs")
+    assert all(scores[n].null_count == len(rows) for n in ("sim_0", "sim_1", "sim_direction")) and scores["sim_image"].null_count == 0
+
+    strict = FilterParams(caption=0.99, direction=0.99, image=-1, copy=1, shift=1, outside=1, keep=1, splits=(0.1, 0.4))
+    params = tiny.model_copy(update={"filter": strict})
+    report = filter.run(params, pairs=tmp_path / "pairs", out=tmp_path / "dataset", work=tmp_path / "work")
+    asked = {(r["img_id"], r["instruction"]) for r in rows}
+    assert report.kept == len(asked)
+    places = {"docs": tmp_path / "docs", "marker": tmp_path / "ok.json", "work": tmp_path / "work"}
+    checked = validate.run(params, dataset=tmp_path / "dataset", **places)
+    assert checked.extra["without_captions"] == report.kept
+    assert "sim_image" in "".join(trace(scores["pair_id"][0].as_py(), triplets=tmp_path, pairs=tmp_path / "pairs", dataset=tmp_path))
+
+    held = held_out(
+        params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"held_out": "dataset"})}),
+        triplets=tmp_path,
+        dataset=tmp_path / "dataset",
+        size=96,
+    )
+    assert held.by_target
+    source, target = (Point("system", {}, measure(held, Meter(clip), pictures, batch=4)) for pictures in (held.sources, held.targets))
+    assert judged_by(target.rows) == "direction_similarity" and "text_similarity" not in target.rows
+    assert (source.mean("direction_similarity"), target.mean("direction_similarity")) == pytest.approx((0, 1), abs=1e-4)
+
+
+def test_one_caption_of_two_is_refused(made, tiny, tmp_path):
+    turns(made, tmp_path / "out", missing=("target_caption",))
+    with pytest.raises(DataError, match="has one caption; caption both pictures, or neither"):
         import_pairs(tmp_path / "out", "magicbrush", tmp_path / "pairs", tiny)
     assert not (tmp_path / "pairs").exists()
+
+
+def test_pairs_without_captions_are_told_apart_by_their_picture(made):
+    example = next(read_dataset(made / "dataset"))
+    bare = replace(example, original_prompt="", edited_prompt="", triplet_id="")
+    other, asked = replace(bare, original_image=example.edited_image), replace(bare, edit_prompt="make it night")
+    assert bare.identified().triplet_id == asked.identified().triplet_id != other.identified().triplet_id
