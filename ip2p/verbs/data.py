@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +106,22 @@ def _export(options: argparse.Namespace) -> int:
 def _import(options: argparse.Namespace) -> int:
     from ip2p.dataset.exchange.move import import_pairs
     from ip2p.params import load_params
+    from ip2p.stages import PAIRS, REPORTS
+    from ip2p.store import write_json
 
-    count = import_pairs(options.source, options.layout, options.output, load_params(options.params))
-    print(f"{count} pairs in {options.output}; `ip2p filter` comes next")
+    report = import_pairs(options.source, options.layout, options.output, load_params(options.params), progress=_told)
+    print(file=sys.stderr)
+    print(f"{report.kept} pairs in {options.output}; `ip2p filter` comes next")
+    for reason, count in report.dropped_by_reason.items():
+        print(f"  {count:6d}  left out: {reason}")
+    if options.output == PAIRS:
+        write_json(REPORTS / "pairs.json", report.as_dict())
+        print("So that DVC does not make others in their place: `dvc freeze pairs`; `dvc repro` and `make run` then go on with these")
     return 0
+
+
+def _told(count: int) -> None:
+    print(f"\r{count} pairs", end="", file=sys.stderr, flush=True)
 
 
 def _lint(options: argparse.Namespace) -> int:

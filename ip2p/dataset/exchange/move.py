@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,7 +25,7 @@ from ip2p.errors import DataError
 from ip2p.models import Clip, load_clip, resolve_device
 from ip2p.params import Params
 from ip2p.pictures import from_bytes, open_picture
-from ip2p.records import BY_CAPTION, PAIRS, SPLITS
+from ip2p.records import BY_CAPTION, PAIRS, SPLITS, StageReport
 from ip2p.safety import Safety, load_safety
 from ip2p.store import fingerprint, read_shards, replace_folder, write_shard
 
@@ -47,37 +48,57 @@ def export_dataset(dataset: Path, layout: str, out: Path) -> int:
     return count
 
 
-def import_pairs(source: Path, layout: str, out: Path, params: Params, progress: Callable[[int], None] = lambda count: None) -> int:
-    """Read pairs of a layout, score them as `pairs` does, and write them as shards for `filter`. Returns their number.
+def import_pairs(
+    source: Path, layout: str, out: Path, params: Params, progress: Callable[[int], None] = lambda count: None
+) -> StageReport:
+    """Read pairs of a layout, score them as `pairs` does, and write them as shards for `filter`; reports as `pairs` would.
 
     `filter` splits anew: examples for testing that it would train on are left out. Raises `DataError` for one that has a single caption.
     """
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out}: holds something already; name a new folder, or delete it first")
-    device = resolve_device(params.models.device)
+    began, device = time.monotonic(), resolve_device(params.models.device)
     clip = load_clip(params.models.clip, device=device)
     safety = load_safety(params.models.safety, device=device) if params.models.safety else None
     staging = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
-    read = (e.identified() for e in _layout(layout).read(source))
-    examples = (_captioned(e, source) for e in read if e.split != "test" or split_of(e.triplet_id, params.filter.splits) == "test")
-    count = number = 0
-    for some in _whole_triplets(examples):
+    tests: list[str] = []
+    examples = (_captioned(e, source) for e in _layout(layout).read(source))
+    types: Counter[str] = Counter()
+    for number, some in enumerate(_whole_triplets(_but_tests(examples, params.filter.splits, tests))):
         mark = fingerprint("import", layout, [e.pair_id for e in some])
         write_shard(staging / f"pairs-{number:05d}.parquet", _scored(some, clip, safety), mark)
-        count, number = count + len(some), number + 1
-        progress(count)
-    if not count:
+        types.update(e.edit_type for e in some)
+        progress(types.total())
+    if not types:
         raise DataError(f"{source}: holds no examples to train on")
     replace_folder(staging, out)
-    return count
+    return StageReport(
+        stage="pairs",
+        seen=types.total() + len(tests),
+        kept=types.total(),
+        seconds=time.monotonic() - began,
+        dropped_by_reason={"for testing there, for training here": len(tests)} if tests else {},
+        kept_by_edit_type=dict(sorted(types.items())),
+        extra={"imported": layout},
+    )
+
+
+def _but_tests(examples: Iterator[Example], splits: tuple[float, float], tests: list[str]) -> Iterator[Example]:
+    """The examples, with ids, but those for testing that would be trained on, whose pair ids go to `tests`."""
+    for example in examples:
+        known = example.identified()
+        if known.split == "test" and split_of(known.triplet_id, splits) != "test":
+            tests.append(known.pair_id)
+        else:
+            yield known
 
 
 def _captioned(example: Example, source: Path) -> Example:
     """The example with both captions or, as people's edits often are, with none."""
     before, after = example.original_prompt.strip(), example.edited_prompt.strip()
     if bool(before) != bool(after):
-        raise DataError(f"{source}: {example.pair_id} has one caption; caption both pictures, or neither")
+        raise DataError(f"{source}: {example.identified().pair_id} has one caption; caption both pictures, or neither")
     return replace(example, original_prompt=before, edited_prompt=after)
 
 

@@ -27,7 +27,7 @@ def test_a_dataset_goes_out_and_comes_back(tiny, made, tmp_path, layout):
     ours = list(read_dataset(made / "dataset"))
     assert export_dataset(made / "dataset", layout, tmp_path / "out") == len(ours)
     assert lint(tmp_path / "out", layout) == []
-    assert import_pairs(tmp_path / "out", layout, tmp_path / "pairs", tiny) == len(ours)
+    assert import_pairs(tmp_path / "out", layout, tmp_path / "pairs", tiny).kept == len(ours)
     table = read_shards(tmp_path / "pairs")
     key = ("original_prompt", "edit_prompt", "edited_prompt", "triplet_id")
     assert sorted(zip(*(table[k].to_pylist() for k in key), strict=True)) == sorted(tuple(getattr(e, k) for k in key) for e in ours)
@@ -142,7 +142,7 @@ def test_a_triplets_pairs_stay_in_one_shard_and_equal_lengths_are_not_equal_pict
         texts = {k: row[k] for k in ("original_prompt", "edit_prompt", "edited_prompt")}
         rows.append(texts | {"original_image": f"{n}.png", "edited_image": row["edited_image"], "triplet_id": f"t{n // 35}"})
     (out / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    assert import_pairs(out, "folders", tmp_path / "pairs", tiny) == 70
+    assert import_pairs(out, "folders", tmp_path / "pairs", tiny).kept == 70
     assert len(set(read_shards(tmp_path / "pairs")["pair_id"].to_pylist())) == 70
     assert [len(read_shards(tmp_path / "pairs", p.stem)) for p in sorted((tmp_path / "pairs").glob("*.parquet"))] == [70]
 
@@ -172,7 +172,9 @@ def test_what_others_test_on_is_not_trained_on(made, tiny, tmp_path):
     test = rows.set_column(rows.schema.get_field_index("split"), "split", [["test" if i == ids[0] else "train" for i in ids]])
     (tmp_path / "hf" / "data").mkdir(parents=True)
     pq.write_table(test, tmp_path / "hf" / "data" / "all-00000-of-00001.parquet")
-    assert import_pairs(tmp_path / "hf", "hf", tmp_path / "pairs", tiny) == sum(i != ids[0] for i in ids)
+    report, left = import_pairs(tmp_path / "hf", "hf", tmp_path / "pairs", tiny), sum(i != ids[0] for i in ids)
+    assert (report.seen, report.kept) == (len(ids), left)
+    assert report.dropped_by_reason == {"for testing there, for training here": len(ids) - left}
 
 
 def test_the_name_of_a_file_tells_the_split_where_no_column_does(made, tiny, tmp_path):
@@ -220,7 +222,7 @@ def turns(made, out, *, missing):
 
 def test_edits_by_people_need_no_captions_and_each_turn_is_an_edit_of_its_own(made, tiny, clip, tmp_path):
     rows = turns(made, tmp_path / "out", missing=("source_caption", "target_caption"))
-    assert import_pairs(tmp_path / "out", "magicbrush", tmp_path / "pairs", tiny) == len(rows)
+    assert import_pairs(tmp_path / "out", "magicbrush", tmp_path / "pairs", tiny).kept == len(rows)
     scores = read_shards(tmp_path / "pairs")
     assert all(scores[n].null_count == len(rows) for n in ("sim_0", "sim_1", "sim_direction")) and scores["sim_image"].null_count == 0
 
