@@ -48,9 +48,7 @@ def export_dataset(dataset: Path, layout: str, out: Path) -> int:
     return count
 
 
-def import_pairs(
-    source: Path, layout: str, out: Path, params: Params, progress: Callable[[int], None] = lambda count: None
-) -> StageReport:
+def import_pairs(source: Path, layout: str, out: Path, params: Params, progress: Callable[[int], None] = lambda count: None) -> StageReport:
     """Read pairs of a layout, score them as `pairs` does, and write them as shards for `filter`; reports as `pairs` would.
 
     `filter` splits anew: examples for testing that it would train on are left out. Raises `DataError` for one that has a single caption.

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ip2p.cli import main
 from ip2p.dataset import filter, validate
 from ip2p.dataset.exchange import hf, reference
 from ip2p.dataset.exchange.example import from_row, read_dataset, split_named
@@ -20,6 +21,7 @@ from ip2p.model.measure import Meter, Point, judged_by, measure
 from ip2p.params import FilterParams
 from ip2p.pictures import from_bytes
 from ip2p.store import read_shards
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -260,3 +262,14 @@ def test_pairs_without_captions_are_told_apart_by_their_picture(made):
     bare = replace(example, original_prompt="", edited_prompt="", triplet_id="")
     other, asked = replace(bare, original_image=example.edited_image), replace(bare, edit_prompt="make it night")
     assert bare.identified().triplet_id == asked.identified().triplet_id != other.identified().triplet_id
+
+
+def test_what_is_imported_stands_in_for_the_stage_of_pairs(made, tmp_path, monkeypatch):
+    export_dataset(made / "dataset", "folders", tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    assert main(["--params", str(ROOT / "params.yaml"), "import", "--from", "folders", "out"]) == 0
+    report = json.loads((tmp_path / "reports/pairs.json").read_text())
+    assert (report["stage"], report["kept"]) == ("pairs", len(read_shards(tmp_path / "data/pairs")))
+    (tmp_path / "reports/pairs.json").unlink()
+    assert main(["--params", str(ROOT / "params.yaml"), "import", "--from", "folders", "out", "-o", "elsewhere"]) == 0
+    assert not (tmp_path / "reports/pairs.json").exists()
