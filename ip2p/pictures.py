@@ -62,6 +62,8 @@ def open_picture(data: bytes, *, where: str, alpha: bool = False) -> Image.Image
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{where}: {image.width}×{image.height} pixels, at most {MAX_PIXELS} are accepted")
+            if many_frames(image):
+                raise DataError(f"{where}: holds {image.n_frames} pictures; give a still one")  # type: ignore[attr-defined]
             image.load()
             whole = standard(image)
     except UnidentifiedImageError as error:
@@ -69,6 +71,11 @@ def open_picture(data: bytes, *, where: str, alpha: bool = False) -> Image.Image
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: not a whole picture ({error}); give an intact PNG, JPEG or WebP") from error
     return whole if alpha else on_white(whole)
+
+
+def many_frames(image: Image.Image) -> bool:
+    """Whether an opened file is an animation or has pages; MPO, a telephone's JPEG with a second view, counts as still."""
+    return getattr(image, "n_frames", 1) > 1 and image.format != "MPO"
 
 
 def standard(image: Image.Image) -> Image.Image:
@@ -106,6 +113,14 @@ def on_white(picture: Image.Image) -> Image.Image:
         return picture.convert("RGB")
     rgba = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def painted(mask: Image.Image) -> Image.Image:
+    """A mask, white where to edit, as greys `L`; where it is transparent nothing is painted, and so nothing is edited."""
+    if "A" not in mask.getbands():
+        return mask.convert("L")
+    rgba = mask.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("L")
 
 
 def read_picture(path: Path, *, alpha: bool = False) -> Image.Image:

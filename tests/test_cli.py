@@ -62,13 +62,23 @@ def test_before_any_training_the_embedded_editor_edits_and_says_so(tmp_path, cap
     edited = from_pillow(Image.open("out.png"))
     assert (edited - truth.target_CHW).abs().mean() < (truth.source_CHW - truth.target_CHW).abs().mean()
 
-    # with a mask the rest stays bit for bit, in a file that can hold it
-    Image.new("L", (96, 96)).save("nowhere.png")
-    masked = ["--params", ROOT / "params.yaml", "edit", "picture.png", "make it winter", "--mask", "nowhere.png", "-o"]
-    code, output = run([*masked, "same.jpg"], capsys)
+    # with a mask, here painted on a transparent layer, the rest stays bit for bit, in a file that can hold it
+    mask = Image.new("RGBA", (96, 96), (255, 255, 255, 0))
+    mask.save("nowhere.png")
+    mask.paste((255, 255, 255, 255), (0, 48, 96, 96))
+    mask.save("below.png")
+    masked = ["--params", ROOT / "params.yaml", "edit", "picture.png", "make it winter", "--mask"]
+    code, output = run([*masked, "nowhere.png", "-o", "same.png"], capsys)
+    assert code == 2 and "--mask: nothing in it is white" in output.err
+    code, output = run([*masked, "below.png", "-o", "same.jpg"], capsys)
     assert code == 2 and "JPEG changes every pixel" in output.err
-    code, _ = run([*masked, "same.webp"], capsys)
-    assert code == 0 and Image.open("same.webp").convert("RGB").tobytes() == Image.open("picture.png").tobytes()
+    code, _ = run([*masked, "below.png", "-o", "below.webp"], capsys)
+    above, below = (lambda image, box=box: image.convert("RGB").crop(box).tobytes() for box in ((0, 0, 96, 48), (0, 48, 96, 96)))
+    before, after = Image.open("picture.png"), Image.open("below.webp")
+    assert code == 0 and above(after) == above(before) and below(after) != below(before)
+    Image.new("RGB", (16384, 600)).save("wide.png")
+    code, output = run(["--params", ROOT / "params.yaml", "edit", "wide.png", "make it winter", "-o", "wide.webp"], capsys)
+    assert code == 2 and "WebP holds 16,383 pixels a side" in output.err
 
     # it exports as a whole editor for other programs
     code, _ = run(["--params", ROOT / "params.yaml", "model", "export", "world", "--to", "diffusers", "-o", "whole"], capsys)

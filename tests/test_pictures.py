@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageCms
 
 from ip2p.errors import DataError
-from ip2p.pictures import from_bytes, open_picture, to_png
+from ip2p.pictures import from_bytes, open_picture, painted, to_png
 
 
 def encoded(image, format="PNG", **options):
@@ -38,6 +38,20 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatc
     monkeypatch.setattr("ip2p.pictures.MAX_PIXELS", 100)
     with pytest.raises(DataError, match="at most 100"):
         open_picture(encoded(Image.new("RGB", (20, 20))), where="x")
+
+
+@pytest.mark.parametrize("format", ["GIF", "PNG", "TIFF", "WEBP"])
+def test_of_several_pictures_in_a_file_none_is_taken_for_the_whole(format):
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    with pytest.raises(DataError, match="row 3: holds 2 pictures; give a still one"):
+        open_picture(encoded(frames[0], format, save_all=True, append_images=frames[1:]), where="row 3")
+
+
+def test_a_mask_is_white_where_painted_on_black_or_on_nothing():
+    on_black, on_nothing = Image.new("L", (4, 4)), Image.new("RGBA", (4, 4), (255, 255, 255, 0))
+    for mask, white in ((on_black, 255), (on_nothing, (255, 255, 255, 255))):
+        mask.putpixel((1, 2), white)
+    assert painted(on_nothing).tobytes() == painted(on_black.convert("RGB")).tobytes() == on_black.tobytes()
 
 
 def test_grey_of_16_bits_keeps_its_shades():

@@ -73,6 +73,8 @@ def _run(params: Params, pairs: Path, out: Path, judge: Judge | None) -> StageRe
     write_json(staging / SURVIVAL / "survival.json", survival.table())
     write_bytes(staging / SURVIVAL / "survival.png", plot_survival(survival.table()))
     replace_folder(staging, out)
+    if unknown := sorted(section.by_type.keys() - survival.table().keys()):
+        print(f"filter: no pair is of the edit types {', '.join(unknown)}, which filter.by_type names", flush=True)
     reasons = survival.reasons()
     return StageReport(
         stage="filter",

@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
 from ip2p.errors import DataError
-from ip2p.pictures import open_picture
+from ip2p.pictures import open_picture, painted
 from ip2p.serve import metrics
 from ip2p.serve.desk import MAX_INSTRUCTION, MAX_SCALE, Ask, Desk, parameters_of, server_event, voter_of
 from ip2p.serve.forms import FILE, form_of, form_schema, number_of, text_of, upload_of, whole_of
@@ -166,7 +166,7 @@ async def ask(request: Request) -> Response:
         asked = Ask(
             await run_in_threadpool(read_upload, data, field="image", max_pixels=most),
             text_of(form, "instruction") or "",
-            None if cover is None else (await run_in_threadpool(read_upload, cover, field="mask", max_pixels=most)).convert("L"),
+            None if cover is None else painted(await run_in_threadpool(read_upload, cover, field="mask", max_pixels=most)),
             text_guidance=number_of(form, "text_guidance"),
             image_guidance=number_of(form, "image_guidance"),
             steps=whole_of(form, "steps"),

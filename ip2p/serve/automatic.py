@@ -15,6 +15,7 @@ from fastapi import APIRouter, Request
 from PIL import Image, ImageOps
 from starlette.concurrency import run_in_threadpool
 
+from ip2p.pictures import painted
 from ip2p.sampler import Solver
 from ip2p.serve.desk import Ask, Desk, parameters_of
 from ip2p.serve.intake import CHARGE, RefusedError, from_base64, read_upload, to_png
@@ -186,7 +187,8 @@ def _asked(told: dict[str, Any], desk: Desk) -> tuple[Ask, int]:
         raise RefusedError(400, f"Sampler not found; give {' or '.join(SAMPLERS)}", field="sampler_name")
     mask = None
     if told.get("mask"):
-        mask = read_upload(from_base64(told["mask"], field="mask"), field="mask", max_pixels=most).convert("L")
+        mask = read_upload(from_base64(told["mask"], field="mask"), field="mask", max_pixels=most)
+        mask = painted(mask)
         mask = ImageOps.invert(mask) if told.get("inpainting_mask_invert") else mask
     count = (_whole(told, "batch_size") or 1) * (_whole(told, "n_iter") or 1)
     if not 1 <= count <= _MOST:

@@ -13,7 +13,7 @@ import re
 from PIL import Image
 
 from ip2p.errors import UserError
-from ip2p.pictures import MAX_RATIO, standard
+from ip2p.pictures import MAX_RATIO, many_frames, standard
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 CHARGE = "ip2p.charge"
@@ -47,7 +47,7 @@ def read_upload(data: bytes, *, field: str, max_pixels: int) -> Image.Image:
             if min(width, height) < _SIDE or max(width, height) > MAX_RATIO * min(width, height):
                 told = f"{field}: {width}×{height} pixels; at least {_SIDE} a side, and no side {MAX_RATIO} times the other, are accepted"
                 raise RefusedError(400, told, field=field)
-            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+            if many_frames(image):
                 raise RefusedError(415, f"{field}: animated; give a still picture", field=field)
             image.load()
             upright = standard(image)

@@ -6,12 +6,17 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ip2p.errors import UserError
 from ip2p.verbs.stage import bar, require_belonging, stage
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 _JPEG = (".jpg", ".jpeg")
+_WEBP = 16383
+"""Most pixels a side of a WebP file."""
 
 
 def _train_options(parser: argparse.ArgumentParser) -> None:
@@ -71,11 +76,11 @@ def _edit(options: argparse.Namespace) -> int:
     from ip2p.errors import ParamsError
     from ip2p.model.guidance import MAX_SCALE, EditOptions, EditRequest
     from ip2p.params import load_params
-    from ip2p.pictures import on_white, read_picture
+    from ip2p.pictures import on_white, painted, read_picture
 
     params = load_params(options.params)
     picture = read_picture(options.picture, alpha=True)
-    mask = read_picture(options.mask) if options.mask else None
+    mask = painted(read_picture(options.mask, alpha=True)) if options.mask else None
     section = params.evaluate
     steps = section.steps if options.steps is None else options.steps
     if not options.instruction.strip():
@@ -90,10 +95,7 @@ def _edit(options: argparse.Namespace) -> int:
     if not 0 <= options.seed < 2**63:
         raise ParamsError(f"--seed: {options.seed} is out of range, give 0 to 2^63 - 1")
     _require_writable(options.output)
-    if mask is not None and options.output.suffix.lower() in _JPEG:
-        raise ParamsError(
-            f"--output: {options.output.name}: JPEG changes every pixel, and --mask keeps those outside; name it .png or .webp"
-        )
+    _require_fitting(options.output, picture.size, mask)
     from ip2p.model.edit import edit_pictures, load_editor
     from ip2p.models import resolve_device, resolve_dtype
 
@@ -162,6 +164,19 @@ def _check(options: argparse.Namespace) -> int:
     findings = check(editor, teacher, options.dataset, folder if isinstance(folder, Path) else None)
     print("\n".join(f.line() for f in findings))
     return int(any(f.good is False for f in findings))
+
+
+def _require_fitting(output: Path, size: tuple[int, int], mask: Image.Image | None) -> None:
+    """Raise `ParamsError` if a mask asks for nothing, or the file's format cannot hold what it is to hold."""
+    from ip2p.errors import ParamsError
+
+    if mask is not None and mask.getextrema()[1] < 128:  # type: ignore[operator]
+        raise ParamsError("--mask: nothing in it is white, so nothing would be edited; paint white where to edit")
+    kind = output.suffix.lower()
+    if mask is not None and kind in _JPEG:
+        raise ParamsError(f"--output: {output.name}: JPEG changes every pixel, and --mask keeps those outside; name it .png or .webp")
+    if kind == ".webp" and max(size) > _WEBP:
+        raise ParamsError(f"--output: {output.name}: WebP holds {_WEBP:,} pixels a side, the picture has {max(size):,}; name it .png")
 
 
 def _require_writable(path: Path) -> None:

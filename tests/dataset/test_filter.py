@@ -12,7 +12,7 @@ from ip2p.dataset.filter import run, split_of
 from ip2p.dataset.filters.chain import KEPT, Chain
 from ip2p.dataset.thresholds import Similar, reject_reason
 from ip2p.errors import DataError
-from ip2p.params import FilterParams
+from ip2p.params import FilterParams, TypeThresholds
 from ip2p.pictures import from_pillow
 from ip2p.records import PAIRS
 from ip2p.store import read_json, read_shards, write_shard
@@ -153,10 +153,12 @@ def test_splits_are_by_triplet_stable_and_of_the_right_size():
     assert 0.04 < counts["test"] / 4000 < 0.06
 
 
-def test_no_reject_vanishes(tiny, made, tmp_path):
-    params = tiny.model_copy(update={"filter": FilterParams(caption=-1, image=-1, direction=-1, keep=1)})
+def test_no_reject_vanishes(tiny, made, tmp_path, capsys):
+    own = {"style": TypeThresholds(), "sytle": TypeThresholds(direction=0.9)}
+    params = tiny.model_copy(update={"filter": FilterParams(caption=-1, image=-1, direction=-1, keep=1, by_type=own)})
     report = run(params, pairs=made / "pairs", out=tmp_path / "dataset", work=tmp_path / "work")
     assert report.kept == 11
+    assert "no pair is of the edit types sytle, which filter.by_type names" in capsys.readouterr().out
     assert report.seen == report.kept + sum(report.dropped_by_reason.values())
     verdicts = read_shards(tmp_path / "dataset" / "verdicts").to_pylist()
     assert sum(v["kept"] for v in verdicts) == report.kept
