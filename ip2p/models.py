@@ -187,6 +187,11 @@ def editor_named(name: str) -> Path | str:
     return name if name == "world" or on_hub else Path(name)
 
 
+def editor_folder(named: Path | str) -> Path | None:
+    """The folder here that tells of an editor how it was trained: none of one on the Hub."""
+    return EMBEDDED / "editor" if named == "world" else named if isinstance(named, Path) else None
+
+
 def model_label(name: str, kind: str = "teacher") -> str:
     """A model's name for records that leave this machine: of a local folder its last part alone."""
     if name == "world" and kind == "editor":

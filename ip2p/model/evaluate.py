@@ -27,7 +27,7 @@ from ip2p.model.measure import Edit, Meter, Point, judged_by, load_dino, measure
 from ip2p.model.plots import plot_curves, plot_types
 from ip2p.model.sdedit import sdedit
 from ip2p.model.seen import Seen, read_seen
-from ip2p.models import EMBEDDED, editor_named, load_clip, load_diffusion, model_digest, model_label, resolve_device, resolve_dtype
+from ip2p.models import editor_folder, editor_named, load_clip, load_diffusion, model_digest, model_label, resolve_device, resolve_dtype
 from ip2p.params import EvaluateParams, JudgeParams, Params
 from ip2p.pictures import from_bytes, grid, to_pillow
 from ip2p.records import SHOWN, StageReport
@@ -206,10 +206,8 @@ def _judge(section: JudgeParams, headline: Point, held: HeldOut, journal: Path, 
 def seen_in(editor: Path, section: EvaluateParams) -> Seen:
     """The captions that the editor or the one that it is compared with was trained on."""
     seen = read_seen(editor)
-    if section.previous is None:
-        return seen
-    named = editor_named(section.previous)
-    return seen | read_seen(EMBEDDED / "editor" if named == "world" else Path(named))
+    previous = section.previous and editor_folder(editor_named(section.previous))
+    return seen | read_seen(previous) if previous else seen
 
 
 def _sweep(section: EvaluateParams) -> list[dict[str, float]]:

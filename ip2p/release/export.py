@@ -14,7 +14,7 @@ from ip2p.errors import ModelError, ParamsError, UserError
 from ip2p.model.edit import load_editor
 from ip2p.model.folder import model_card, save_editor
 from ip2p.model.seen import read_seen
-from ip2p.models import EMBEDDED, load_diffusion
+from ip2p.models import EMBEDDED, editor_folder, load_diffusion
 from ip2p.records import RECORD
 from ip2p.release.single_file import save_single_file
 from ip2p.store import digest, read_json, replace_folder, share, write_bytes, write_json
@@ -37,8 +37,8 @@ def export_editor(folder: Path | str, to: str, output: str | None, *, evaluation
     if isinstance(folder, str) and to != "single":  # not a folder here
         if to == "hub":
             raise ParamsError(f"{folder}: export it `--to diffusers` first, then that folder `--to hub`")
-        shipped = EMBEDDED / "editor"
-        known = {"record": read_json(shipped / RECORD), "seen": read_seen(shipped)} if folder == "world" else {}
+        trained = editor_folder(folder)
+        known = {"record": read_json(trained / RECORD), "seen": read_seen(trained)} if trained else {}
         save_editor(editor.unet, editor, Path(output), **known)
         return output
     if to == "single":

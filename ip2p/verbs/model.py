@@ -152,7 +152,7 @@ def _export(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from ip2p.model.check import check
     from ip2p.model.edit import load_editor
-    from ip2p.models import EMBEDDED, editor_named, load_diffusion, resolve_device
+    from ip2p.models import editor_folder, editor_named, load_diffusion, resolve_device
     from ip2p.params import load_params
 
     params = load_params(options.params)
@@ -160,8 +160,7 @@ def _check(options: argparse.Namespace) -> int:
     named = editor_named(options.folder)
     editor = load_editor(named, device=device)
     teacher = load_diffusion(params.models.teacher, device=device)
-    folder = EMBEDDED / "editor" if named == "world" else named
-    findings = check(editor, teacher, options.dataset, folder if isinstance(folder, Path) else None)
+    findings = check(editor, teacher, options.dataset, editor_folder(named))
     print("\n".join(f.line() for f in findings))
     return int(any(f.good is False for f in findings))
 
