@@ -180,3 +180,5 @@ class PretrainParams(Section):
     """Samples a step, shared by the processes."""
     workers: Count = 2
     """CPU processes for training and for rendering."""
+    compile: bool = False
+    """Whether training steps are compiled (`torch.compile`): a minute or two at the start of each part."""

@@ -42,12 +42,13 @@ def new_autoencoder(*, size: int, latent_channels: int = 12) -> AutoencoderKL:
 
 
 def train_autoencoder(
-    rank: int, workers: int, corpus: Corpus, folder: Path, leg: Leg, *, batch: int, crop: int, device: str = "cpu"
+    rank: int, workers: int, corpus: Corpus, folder: Path, leg: Leg, *, batch: int, crop: int, device: str = "cpu", compiled: bool = False
 ) -> None:
     """Train to the end of the leg; the last 15% of the steps see whole pictures in smaller batches (same pixels a step)."""
     size = corpus.picture(0).shape[0]
     torch.manual_seed(leg.seed)
     model = new_autoencoder(size=size).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    measured = torch.compile(reconstruction_loss) if compiled else reconstruction_loss
     half = torch.device(device).type == "cuda" and resolve_dtype("auto", torch.device(device)) == torch.bfloat16
 
     def draw(step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -59,7 +60,7 @@ def train_autoencoder(
     def loss(drawn: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         images_BHWC, noise_BCHW = drawn
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=half):
-            return reconstruction_loss(model, in_range(images_BHWC), noise_BCHW)
+            return measured(model, in_range(images_BHWC), noise_BCHW)
 
     def on_save(step: int) -> None:
         shown_BCHW = in_range(crops(corpus, torch.Generator().manual_seed(0), batch=8, side=size).to(device))

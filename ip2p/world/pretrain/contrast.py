@@ -78,12 +78,14 @@ def train_clip(
     *,
     batch: int,
     device: str = "cpu",
+    compiled: bool = False,
 ) -> None:
     """Train until `leg.steps`; swap accuracy by edit type on held-out renders goes to the log at each save."""
     torch.manual_seed(leg.seed)
     config = clip_config(size=corpus.picture(0).shape[0], vocabulary=len(tokenizer))
     model = new_clip(config).to(device, memory_format=torch.channels_last)
     dtype = resolve_dtype("auto", torch.device(device))
+    measured = torch.compile(swap_loss) if compiled else swap_loss
 
     def draw(step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         picks = torch.randint(HELD_OUT, len(corpus), (batch,), generator=generator).tolist()
@@ -93,7 +95,7 @@ def train_clip(
 
     def loss(drawn: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype != torch.float32):
-            return swap_loss(model, *drawn)
+            return measured(model, *drawn)
 
     def on_save(step: int) -> None:
         scores = swap_accuracy(model, corpus, list(range(384)), tokenizer)

@@ -113,7 +113,8 @@ def _clip(section: PretrainParams, work: Path, device: str) -> None:
 
 def _run_clip(rank: int, workers: int, section: PretrainParams, work: Path, tokenizer: Any, leg: Leg, device: str) -> None:
     corpus = open_corpus(section, work)
-    contrast.train_clip(rank, workers, corpus, tokenizer, work / "clip", leg, batch=section.clip_batch, device=device)
+    options = {"batch": section.clip_batch, "device": device, "compiled": section.compile}
+    contrast.train_clip(rank, workers, corpus, tokenizer, work / "clip", leg, **options)  # type: ignore[arg-type]
 
 
 def _autoencoder(section: PretrainParams, work: Path, device: str) -> None:
@@ -123,9 +124,9 @@ def _autoencoder(section: PretrainParams, work: Path, device: str) -> None:
 
 
 def _run_autoencoder(rank: int, workers: int, section: PretrainParams, work: Path, leg: Leg, device: str) -> None:
-    batch = section.autoencoder_batch // workers
+    options = {"batch": section.autoencoder_batch // workers, "crop": section.autoencoder_crop, "compiled": section.compile}
     corpus = open_corpus(section, work)
-    autoencoder.train_autoencoder(rank, workers, corpus, work / "vae", leg, batch=batch, crop=section.autoencoder_crop, device=device)
+    autoencoder.train_autoencoder(rank, workers, corpus, work / "vae", leg, device=device, **options)  # type: ignore[arg-type]
 
 
 def _teacher(section: PretrainParams, work: Path, device: str) -> None:
@@ -149,7 +150,7 @@ def _run_teacher(rank: int, workers: int, section: PretrainParams, work: Path, l
 
     from diffusers import DDIMScheduler
 
-    options = {"batch": section.teacher_batch // workers, "device": device, "on_save": on_save}
+    options = {"batch": section.teacher_batch // workers, "device": device, "compiled": section.compile, "on_save": on_save}
     teacher.train_teacher(rank, workers, latents, _CORPUS_SEED, tokenizer, work / "unet", leg, **options)  # type: ignore[arg-type]
 
 

@@ -94,6 +94,7 @@ def train_teacher(
     *,
     batch: int,
     device: str = "cpu",
+    compiled: bool = False,
     on_save: Callable[[int, Teacher], None] | None = None,
 ) -> None:
     """Train to the end of the leg on precomputed latents `N,C,H,W` (float16, standardised), which a GPU holds in its memory."""
@@ -104,7 +105,7 @@ def train_teacher(
     model.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device == "cpu":
         model.unet.set_attn_processor(Float32Attention())
-    alphas_T = alphas_cumprod().to(device)
+    alphas_T, predict = alphas_cumprod().to(device), torch.compile(model) if compiled else model
 
     def draw(step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         picks = torch.randint(HELD_OUT, len(latents), (batch,), generator=generator)
@@ -118,7 +119,7 @@ def train_teacher(
         clean, alpha = latents[picks].float(), alphas_T[timesteps].view(-1, 1, 1, 1)
         noisy, target = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
-            v = model(noisy.contiguous(memory_format=torch.channels_last), timesteps, tokens)
+            v = predict(noisy.contiguous(memory_format=torch.channels_last), timesteps, tokens)
         return F.mse_loss(v.float(), target), {}
 
     fit(model, draw, loss, leg, folder, rank=rank, workers=workers, on_save=on_save and (lambda step: on_save(step, model)))
