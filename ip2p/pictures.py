@@ -16,6 +16,8 @@ from ip2p.errors import DataError
 MAX_PIXELS = 64_000_000
 MAX_RATIO = 32
 """Greatest ratio of the sides of a picture that is edited."""
+MAX_WEBP = 16383
+"""Most pixels a side of a WebP file."""
 _VISIBLE = 0.06
 
 

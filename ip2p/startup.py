@@ -18,6 +18,13 @@ def start_quickly() -> None:
     atexit.register(gc.freeze)
 
 
+def live_long() -> None:
+    """Call in a process that serves: what a request leaves behind is collected again as usual, the libraries' objects never."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(700, 10, 10)
+
+
 def expect_processes() -> None:
     """Start the process that others are forked from, which reads the libraries (five seconds) while this one does its own work."""
     if processes().get_start_method() == "forkserver":

@@ -33,8 +33,9 @@ _SAFE = {".safetensors", ".json", ".txt", ".md"}
 def run(params: Params, *, editor: Path, evaluation: Path, triplets: Path, dataset: Path, work: Path) -> StageReport:
     """Register the editor folder with its evaluation, and promote it if the gate says so.
 
-    What this registry has already is not sent again. Only the gate is asked anew, unless that version is champion, or was: what a person
-    took back stays so.
+    What this registry has already is not sent again. Only the gate is asked anew, unless that version is champion. An editor that was
+    champion and is so no longer, a person took back: it stays so, however it is measured. What people do while it is sent (a hold, a
+    promotion) counts.
     """
     began = time.monotonic()
     import mlflow
@@ -45,23 +46,26 @@ def run(params: Params, *, editor: Path, evaluation: Path, triplets: Path, datas
     known, champion = _known(client, name, identity), _champion(client, name)
     if known is not None and champion is not None and known.version == champion.version:
         return _told(name, known.version, Decision(True, tuple(known.tags["gate"].split(" | "))), known.tags)
-    if known is not None and "promoted_by" in known.tags:
-        back = f"was champion before; `ip2p release promote {known.version}` makes it so again"
-        return _told(name, known.version, Decision(False, (back,)), known.tags)
+    if (fallen := _fallen(client, name, identity["editor"], champion)) is not None:
+        back = f"was champion before; `ip2p release promote {fallen.version}` makes it so again"
+        return _told(name, fallen.version, Decision(False, (back,)), fallen.tags)
     section = params.register_
     theirs = None if champion is None else _report_of(client, champion)
     if theirs is not None and not comparable(theirs, report):
         theirs = _measured_now(params, champion, theirs, challenger=editor, triplets=triplets, dataset=dataset, work=work)
     decision = decide(report, theirs, Policy(section.margin, section.confidence, section.preserving))
-    if held := hold_of(params):
-        decision = Decision(False, (*decision.reasons, f"held: {held}"))
-    gate = {"gate": " | ".join(decision.reasons)}
     if known is None:
-        tags = identity | gate | {"dataset": digest(dataset)[:16], "code": code_version()} | _parents(client, params, editor)
+        made = {"gate": "not asked yet", "dataset": digest(dataset)[:16], "code": code_version()}
+        tags = identity | made | _parents(client, params, editor)
         number = _register(mlflow, client, params, editor, report, tags)
         tags["seconds"] = f"{time.monotonic() - began:.1f}"
     else:
-        number, tags = str(known.version), known.tags | gate
+        number, tags = str(known.version), dict(known.tags)
+    if held := hold_of(params):
+        decision = Decision(False, (*decision.reasons, f"held: {held}"))
+    if (now := champion_number(params)) != (champion and str(champion.version)):
+        decision = Decision(False, (*decision.reasons, f"version {now} became champion meanwhile: not compared with it, register again"))
+    tags["gate"] = " | ".join(decision.reasons)
     for key in ("gate", "seconds"):
         client.set_model_version_tag(name, number, key, tags.get(key, "0"))
     client.set_registered_model_alias(name, "challenger", number)
@@ -247,6 +251,14 @@ def _known(client: Any, name: str, identity: Mapping[str, str]) -> Any:
     """The newest version of the same editor with the same evaluation, or None."""
     same = [v for v in client.search_model_versions(f"name='{name}'") if identity.items() <= v.tags.items()]
     return max(same, key=lambda v: int(v.version), default=None)
+
+
+def _fallen(client: Any, name: str, editor: str, champion: Any) -> Any:
+    """The newest version of an editor that was champion, unless the editor is champion now; or None."""
+    if champion is not None and champion.tags.get("editor") == editor:
+        return None
+    was = [v for v in client.search_model_versions(f"name='{name}'") if v.tags.get("editor") == editor and "promoted_by" in v.tags]
+    return max(was, key=lambda v: int(v.version), default=None)
 
 
 def _told(name: str, number: str, decision: Decision, tags: Mapping[str, str]) -> StageReport:

@@ -110,12 +110,13 @@ class Board:
         task.set_name(job.id)
         try:
             picture = await desk.ended(job)
-            await run_in_threadpool(desk.remember, job, picture, "api")
+            await desk.by_hand(desk.remember, job, picture, "api")
             self._jobs.pop(job.id, None)
         except RefusedError:
             pass
         except Exception:
             log.exception("edit not stored", extra={"job": job.id})
+            metrics.UNSTORED.inc()
             job.lost = True
         job.forget()
 
@@ -129,8 +130,7 @@ def error_body(error: RefusedError) -> dict[str, Any]:
 async def status(request: Request) -> dict[str, Any]:
     """What is served, with which defaults and limits, and the edits that one click does."""
     desk: Desk = request.app.state.desk
-    served, section = desk.champion.served, desk.params.serve
-    waiting, running = desk.engine.load
+    served, section, (waiting, running) = desk.champion.served, desk.params.serve, desk.engine.load
     told: dict[str, Any] = {"ready": served is not None, "model": desk.params.register_.name, "waiting": waiting, "running": running}
     told["limits"] = {"pixels": section.max_pixels, "megabytes": section.max_megabytes, "steps": section.max_steps}
     told["one_click"] = [{"name": name, "instructions": list(texts)} for name, texts in _ONE_CLICK]
@@ -164,9 +164,9 @@ async def ask(request: Request) -> Response:
             raise RefusedError(400, "image: missing, send the picture as a file", field="image")
         most = desk.params.serve.max_pixels
         asked = Ask(
-            await run_in_threadpool(read_upload, data, field="image", max_pixels=most),
+            await desk.by_hand(read_upload, data, field="image", max_pixels=most),
             text_of(form, "instruction") or "",
-            None if cover is None else painted(await run_in_threadpool(read_upload, cover, field="mask", max_pixels=most)),
+            None if cover is None else painted(await desk.by_hand(read_upload, cover, field="mask", max_pixels=most)),
             text_guidance=number_of(form, "text_guidance"),
             image_guidance=number_of(form, "image_guidance"),
             steps=whole_of(form, "steps"),

@@ -29,6 +29,7 @@ from ip2p.serve.desk import Desk
 from ip2p.serve.doors import door_of, refusal
 from ip2p.serve.guard import Guard
 from ip2p.serve.intake import RefusedError
+from ip2p.startup import live_long
 
 _STORING = 5.0
 """Seconds that edits which were made have to be stored at the end."""
@@ -133,6 +134,9 @@ def serve(params: Params) -> None:
     import uvicorn
 
     section = params.serve
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # by itself it tries for minutes: a server that starts serves what
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # it served last meanwhile, and one that serves looks again anyway
+    live_long()
     keys = tuple(k.strip() for k in os.environ.get("IP2P_API_KEYS", "").split(",") if k.strip())
     if section.host not in _LOOPBACK and not keys:
         raise ParamsError(f"serve.host: {section.host} can be reached by others; set IP2P_API_KEYS in the environment, or take 127.0.0.1")

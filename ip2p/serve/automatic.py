@@ -137,14 +137,14 @@ async def interrupt() -> dict[str, Any]:
 async def _edited(told: dict[str, Any], request: Request) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
     desk: Desk = request.app.state.desk
     size, width = _size(told), _side(told, "output_image_width")
-    ask, count = await run_in_threadpool(_asked, told, desk)
+    ask, count = await desk.by_hand(_asked, told, desk)
     if width is not None:
         size = width, max(_SIDES[0], min(_SIDES[1], round(width * ask.picture.height / ask.picture.width)))
     jobs = await desk.jobs(ask, count)
     request.scope[CHARGE](count - 1)
     made = await desk.pictures(jobs, request, door="automatic1111")
     name = desk.params.register_.name
-    images = [await run_in_threadpool(_encoded, picture, size, parameters_of(row, name)) for row, picture in made]
+    images = [await desk.by_hand(_encoded, picture, size, parameters_of(row, name)) for row, picture in made]
     seeds = [row.seed for row, _ in made]
     first = made[0][0]
     info = {

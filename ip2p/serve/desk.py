@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import re
 import secrets
 import threading
 import time
 import unicodedata
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
@@ -26,6 +27,7 @@ from ip2p.model.guidance import MAX_SCALE as MAX_SCALE
 from ip2p.model.guidance import EditRequest
 from ip2p.params import Params
 from ip2p.sampler import Solver
+from ip2p.serve import metrics
 from ip2p.serve.champion import Champion, LoadingError
 from ip2p.serve.history import EditRow, History, open_history
 from ip2p.serve.intake import RefusedError, to_png
@@ -33,8 +35,12 @@ from ip2p.serve.jobs import BusyError, CancelledError, Engine, Job
 
 _LOOK = 0.05
 """Seconds between two looks at a job's progress or at whether its client is still there."""
+_HANDS = 4
+"""Pictures that are decoded, pasted or encoded at once."""
 MAX_INSTRUCTION = 32_000
 MAX_SEED = 2**63 - 1
+T = TypeVar("T")
+log = logging.getLogger("ip2p.serve")
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,7 @@ class Desk:
         self.champion = Champion(params, work=work)
         self.history: History = open_history(section)
         self._remembering = threading.Lock()
+        self._hands = asyncio.Semaphore(_HANDS)
 
     async def jobs(self, ask: Ask, count: int = 1) -> list[Job]:
         """Jobs for an edit, seeds counting up. Raises `RefusedError` for what cannot be done."""
@@ -108,17 +115,33 @@ class Desk:
             gone.cancel()
             for job in jobs:
                 self.engine.cancel(job)
-        return [(await run_in_threadpool(self.remember, job, picture, door), picture) for job, picture in zip(jobs, made, strict=True)]
+        return [(await self.kept(job, picture, door), picture) for job, picture in zip(jobs, made, strict=True)]
+
+    async def kept(self, job: Job, picture: Image.Image, door: str) -> EditRow:
+        """Remember a finished edit for a client who gets it now: where it cannot be stored, the log and the metrics say so."""
+        try:
+            return await self.by_hand(self.remember, job, picture, door)
+        except Exception:
+            log.exception("edit not stored", extra={"job": job.id})
+            metrics.UNSTORED.inc()
+            return _row(job, picture, door)
 
     async def ended(self, job: Job) -> Image.Image:
         """The edit of a job, at its picture's size. Raises `RefusedError` if it was given up or failed."""
-        try:
-            made = await asyncio.shield(asyncio.wrap_future(job.result))
-        except CancelledError as error:
-            raise RefusedError(499, "the edit was given up") from error
-        except Exception as error:
-            raise RefusedError(500, "the edit failed; the server's log says why") from error
-        return await run_in_threadpool(paste_back, job.picture, made, job.mask)
+        ended = asyncio.wrap_future(job.result)
+        ended.add_done_callback(lambda future: future.cancelled() or future.exception())  # looked at, also if nobody waits any more
+        await asyncio.wait({ended})
+        error = ended.exception()  # never raised: with its traceback it would hold the job, which holds it
+        if isinstance(error, CancelledError):
+            raise RefusedError(499, "the edit was given up")
+        if error is not None:
+            raise RefusedError(500, "the edit failed; the server's log says why")
+        return await self.by_hand(paste_back, job.picture, ended.result(), job.mask)
+
+    async def by_hand(self, work: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        """Decode, paste or encode a picture in a thread, a few at a time: each holds several copies of it."""
+        async with self._hands:
+            return await run_in_threadpool(work, *arguments, **named)
 
     async def progress(self, job: Job) -> AsyncIterator[tuple[int, Image.Image | None]]:
         """Steps done, with the picture as predicted so far (at the working size) where there is a new one; ends with the job."""
@@ -133,28 +156,9 @@ class Desk:
     def remember(self, job: Job, picture: Image.Image, door: str) -> EditRow:
         """Store a finished edit; one at a time, so that no picture is forgotten between its writing and its row's."""
         source, made, mask = to_png(job.picture), to_png(picture), to_png(job.mask) if job.mask else None
-        keep, options, request = self.history.keep_picture, job.options, job.request
+        keep, row = self.history.keep_picture, _row(job, picture, door)
         with self._remembering:
-            row = EditRow(
-                id=job.id,
-                created=time.time(),
-                door=door,
-                version=job.version,
-                instruction=request.instruction,
-                text_guidance=request.text_guidance,
-                image_guidance=request.image_guidance,
-                steps=options.steps,
-                solver=options.solver,
-                guidance_from=options.interval[0],
-                guidance_until=options.interval[1],
-                guidance_every=options.every,
-                seed=request.seed,
-                width=picture.width,
-                height=picture.height,
-                source=keep(source),
-                mask=keep(mask) if mask else None,
-                picture=keep(made),
-            )
+            row.source, row.mask, row.picture = keep(source), keep(mask) if mask else None, keep(made)
             self.history.add(row)
             return row
 
@@ -169,6 +173,28 @@ class Desk:
         self.champion.stop()
         with suppress(asyncio.CancelledError):
             await run_in_threadpool(self.engine.drain, seconds)
+
+
+def _row(job: Job, picture: Image.Image, door: str) -> EditRow:
+    """What is remembered of an edit, but its pictures."""
+    options, request = job.options, job.request
+    return EditRow(
+        id=job.id,
+        created=time.time(),
+        door=door,
+        version=job.version,
+        instruction=request.instruction,
+        text_guidance=request.text_guidance,
+        image_guidance=request.image_guidance,
+        steps=options.steps,
+        solver=options.solver,
+        guidance_from=options.interval[0],
+        guidance_until=options.interval[1],
+        guidance_every=options.every,
+        seed=request.seed,
+        width=picture.width,
+        height=picture.height,
+    )
 
 
 def parameters_of(row: EditRow, name: str) -> str:

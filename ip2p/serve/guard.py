@@ -17,6 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ip2p.params import ServeParams
@@ -39,6 +40,10 @@ _HEADERS = {
 }
 _PATIENCE = 2.0
 """Seconds that a refused client has to send what it was sending."""
+_UPLOAD, _SLOWEST = 30.0, 50_000
+"""Seconds that a body may take, and a second more for so many bytes of it: one that stalls gives its place free."""
+_SMALL = 64 * 1024
+"""Bytes that a request without pictures may have."""
 _EDITS = ("/v1/images/edits", "/sdapi/v1/img2img", "/instruct-pix2pix/img2img", "/api/v1/edits")
 
 
@@ -68,7 +73,12 @@ class Guard:
                 headers["X-Request-Id"] = request_id
             await send(message)
 
-        body = _Body(receive, int(self._section.max_megabytes * 1e6))
+        body = _Body(receive, self._most(scope["path"]))
+
+        async def from_app(message: Message) -> None:
+            if body.fault is None:  # else that is answered, whatever the app makes of a body that broke off
+                await answer(message)
+
         counted = False
         try:
             try:
@@ -79,15 +89,17 @@ class Guard:
                 return
             self._inside += counted
             try:
-                await self._app(scope, body.receive, answer)
-            except _TooLargeError:
-                limit = f"{self._section.max_megabytes:g} MB"
-                await refusal(RefusedError(413, f"the request is larger than {limit}"), door)(scope, receive, answer)
+                await self._app(scope, body.receive, from_app)
+            except ClientDisconnect:
+                told["status"] = 499
             except Exception:
-                if told["started"]:
-                    raise
-                log.exception("request failed", extra={"request": request_id})
-                await refusal(RefusedError(500, "the server failed; its log says why"), door)(scope, receive, answer)
+                if body.fault is None:
+                    if told["started"]:
+                        raise
+                    log.exception("request failed", extra={"request": request_id})
+                    await refusal(RefusedError(500, "the server failed; its log says why"), door)(scope, receive, answer)
+            if body.fault is not None and not told["started"]:
+                await refusal(body.fault, door)(scope, receive, answer)
         finally:
             self._inside -= counted
             metrics.REQUESTS.labels(door, told["status"]).inc()
@@ -110,8 +122,9 @@ class Guard:
         if writes and origin is not None and origin.partition("://")[2] != host:
             raise RefusedError(403, "writes from other pages are refused")
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self._section.max_megabytes * 1e6:
-            raise RefusedError(413, f"the request is larger than {self._section.max_megabytes:g} MB")
+        most = self._most(path)
+        if not length.isdecimal() or int(length) > most:
+            raise _too_large(most)
         if self._keys and path not in _OPEN and not (path == "/" or path.startswith("/page/")):
             scope["ip2p.key"] = self._key(headers)
         if writes and path in _EDITS:
@@ -123,6 +136,10 @@ class Guard:
             scope[CHARGE] = partial(self._charge, who)
             return True
         return False
+
+    def _most(self, path: str) -> int:
+        """Bytes that a request may have: only those for edits bring pictures."""
+        return int(self._section.max_megabytes * 1e6) if path in _EDITS else _SMALL
 
     def _key(self, headers: Headers) -> str:
         """The key that came as Bearer, X-API-Key or the password of HTTP Basic. Raises `RefusedError` (401) if it is not one of ours."""
@@ -159,22 +176,33 @@ class Guard:
             self._spent[who] = (left - edits, then)
 
 
-class _TooLargeError(Exception):
-    """A body without a stated length went over the limit."""
+def _too_large(most: int) -> RefusedError:
+    return RefusedError(413, f"the request is larger than {f'{most / 1e6:g} MB' if most > _SMALL else f'{most // 1024} KiB'}")
 
 
 class _Body:
-    """Counts what comes of a request's body."""
+    """Counts what comes of a request's body, and how long it takes; `fault` is what was wrong with it."""
 
     def __init__(self, receive: Receive, limit: int) -> None:
         self._receive, self._limit, self._seen = receive, limit, 0
+        self._began, self._whole = time.monotonic(), False
+        self.fault: RefusedError | None = None
 
     async def receive(self) -> Message:
-        """The next message. Raises `_TooLargeError` past the limit."""
-        message = await self._receive()
+        """The next message. Raises `RefusedError` past the limit, or when the rest of the body does not come."""
+        if self._whole:
+            return await self._receive()
+        try:
+            async with asyncio.timeout(self._began + _UPLOAD + self._seen / _SLOWEST - time.monotonic()):
+                message = await self._receive()
+        except TimeoutError:
+            self.fault = RefusedError(408, "the request's body did not come in time")
+            raise self.fault from None
         self._seen += len(message.get("body", b""))
+        self._whole = not message.get("more_body", False)
         if self._seen > self._limit:
-            raise _TooLargeError
+            self.fault = _too_large(self._limit)
+            raise self.fault
         return message
 
     async def discard(self) -> None:

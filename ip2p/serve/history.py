@@ -122,6 +122,12 @@ class History:
 
         Raises `DataError` if an edit is not known, or two are not of one source and instruction.
         """
+        try:
+            return self._voted(kind=kind, edit=edit, other=other, value=value, reason=reason, comment=comment, voter=voter)
+        except IntegrityError as error:  # SQLite: it was forgotten between looking and writing
+            raise DataError(f"edit {edit}: not known") from error
+
+    def _voted(self, *, kind: str, edit: str, other: str | None, value: int, reason: str | None, comment: str, voter: str) -> VoteRow:
         with self.session() as session:
             held = {"read": True, "key_share": True}  # what is voted on is not forgotten meanwhile (Postgres; SQLite has one writer)
             one, two = (session.get(EditRow, id, with_for_update=held) if id else None for id in (edit, other))

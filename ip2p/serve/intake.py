@@ -71,7 +71,7 @@ def from_base64(text: object, *, field: str) -> bytes:
     elif "://" in text[:64]:
         raise RefusedError(400, f"{field}: URLs are not fetched; send the picture itself", field=field)
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode("".join(text.split()), validate=True)  # MIME's encoders break lines
     except (binascii.Error, ValueError) as error:
         raise RefusedError(400, f"{field}: not base64", field=field) from error
 

@@ -19,6 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from ip2p.pictures import MAX_WEBP
 from ip2p.serve.desk import Ask, Desk, parameters_of, server_event
 from ip2p.serve.forms import FILE, form_of, form_schema, number_of, text_of, upload_of, whole_of
 from ip2p.serve.intake import CHARGE, RefusedError, read_upload, to_png
@@ -75,6 +76,7 @@ async def edits(request: Request) -> Response:
         shape, stream = _shape(form), (text_of(form, "stream") or "false").lower() in ("true", "1")
     if stream and count > 1:
         raise RefusedError(400, "n: streaming gives one picture", field="n")
+    _require_webp(shape, ask.picture.size)
     jobs = await desk.jobs(ask, count)
     request.scope[CHARGE](count - 1)
     headers = {"X-Model-Version": jobs[0].version}
@@ -84,7 +86,7 @@ async def edits(request: Request) -> Response:
         return StreamingResponse(_events(desk, jobs[0], shape), media_type="text/event-stream", headers=headers, background=gone)
     made = await desk.pictures(jobs, request, door="openai")
     name = desk.params.register_.name
-    encoded = [await run_in_threadpool(_encoded, picture, shape, parameters_of(row, name)) for row, picture in made]
+    encoded = [await desk.by_hand(_encoded, picture, shape, parameters_of(row, name)) for row, picture in made]
     told = [{"b64_json": data, "revised_prompt": None} for data in encoded]
     return JSONResponse({"created": int(time.time()), "data": told, "usage": _USAGE}, headers=headers)
 
@@ -102,9 +104,9 @@ async def _asked(form: FormData, desk: Desk) -> tuple[Ask, int]:
     if (text_of(form, "response_format") or "b64_json") != "b64_json":
         raise RefusedError(400, "response_format: only b64_json; no links to pictures are given out", field="response_format")
     most = desk.params.serve.max_pixels
-    picture = await run_in_threadpool(read_upload, data, field="image", max_pixels=most)
+    picture = await desk.by_hand(read_upload, data, field="image", max_pixels=most)
     cover = await upload_of(form, "mask")
-    mask = None if cover is None else _mask(await run_in_threadpool(read_upload, cover, field="mask", max_pixels=most))
+    mask = None if cover is None else _mask(await desk.by_hand(read_upload, cover, field="mask", max_pixels=most))
     given = whole_of(form, "n")
     count = 1 if given is None else given
     if not 1 <= count <= 10:
@@ -158,6 +160,12 @@ def _shape(form: FormData) -> tuple[str, int, tuple[int, int] | None]:
     return kind, 100 if quality is None else quality, (sides[0], sides[1])
 
 
+def _require_webp(shape: tuple[str, int, tuple[int, int] | None], size: tuple[int, int]) -> None:
+    kind, _, wanted = shape
+    if kind == "webp" and max(wanted or size) > MAX_WEBP:
+        raise RefusedError(400, f"output_format: webp holds {MAX_WEBP:,} pixels a side; take png or jpeg", field="output_format")
+
+
 def _encoded(picture: Image.Image, shape: tuple[str, int, tuple[int, int] | None], parameters: str | None = None) -> str:
     kind, quality, size = shape
     sized = picture if size is None else picture.resize(size, Image.Resampling.LANCZOS)
@@ -174,13 +182,13 @@ async def _events(desk: Desk, job: Job, shape: tuple[str, int, tuple[int, int] |
         number = 0
         async for _, preview in desk.progress(job):
             if preview is not None:
-                data = await run_in_threadpool(_encoded, preview.resize(job.picture.size, Image.Resampling.BICUBIC), shape)
+                data = await desk.by_hand(_encoded, preview.resize(job.picture.size, Image.Resampling.BICUBIC), shape)
                 told = {"partial_image_index": number, "b64_json": data, "created_at": int(time.time()), **facts}
                 yield _event("image_edit.partial_image", told)
                 number += 1
         picture = await desk.ended(job)
-        row = await run_in_threadpool(desk.remember, job, picture, "openai")
-        data = await run_in_threadpool(_encoded, picture, shape, parameters_of(row, desk.params.register_.name))
+        row = await desk.kept(job, picture, "openai")
+        data = await desk.by_hand(_encoded, picture, shape, parameters_of(row, desk.params.register_.name))
         yield _event("image_edit.completed", {"b64_json": data, "created_at": int(time.time()), "usage": _USAGE, **facts})
     except RefusedError as error:
         yield _event("error", error_body(error))

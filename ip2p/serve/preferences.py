@@ -101,7 +101,13 @@ def _pair(history: History, first: EditRow, second: EditRow, label: float, origi
     """A pair; `label_0` is 1 if the first is better, 0.5 if neither is."""
 
     def picture(name: str | None) -> bytes | None:
-        return history.picture_path(name).read_bytes() if name and history.picture_path(name).exists() else None
+        if name is None:
+            return None
+        try:
+            return history.picture_path(name).read_bytes()
+        except OSError as error:
+            told = "serve.pictures must be the folder that the service keeps its pictures in (a shared volume, if it runs elsewhere)"
+            raise DataError(f"{history.picture_path(name)}: a picture that was voted on is not here ({error.strerror}); {told}") from error
 
     row: dict[str, Any] = {"jpg_0": picture(first.picture), "jpg_1": picture(second.picture), "label_0": label, "label_1": 1 - label}
     row |= {"caption": first.instruction, "source": picture(first.source), "mask": picture(first.mask), "origin": origin}

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _JPEG = (".jpg", ".jpeg")
-_WEBP = 16383
-"""Most pixels a side of a WebP file."""
 
 
 def _train_options(parser: argparse.ArgumentParser) -> None:
@@ -168,14 +166,15 @@ def _check(options: argparse.Namespace) -> int:
 def _require_fitting(output: Path, size: tuple[int, int], mask: Image.Image | None) -> None:
     """Raise `ParamsError` if a mask asks for nothing, or the file's format cannot hold what it is to hold."""
     from ip2p.errors import ParamsError
+    from ip2p.pictures import MAX_WEBP
 
     if mask is not None and mask.getextrema()[1] < 128:  # type: ignore[operator]
         raise ParamsError("--mask: nothing in it is white, so nothing would be edited; paint white where to edit")
     kind = output.suffix.lower()
     if mask is not None and kind in _JPEG:
         raise ParamsError(f"--output: {output.name}: JPEG changes every pixel, and --mask keeps those outside; name it .png or .webp")
-    if kind == ".webp" and max(size) > _WEBP:
-        raise ParamsError(f"--output: {output.name}: WebP holds {_WEBP:,} pixels a side, the picture has {max(size):,}; name it .png")
+    if kind == ".webp" and max(size) > MAX_WEBP:
+        raise ParamsError(f"--output: {output.name}: WebP holds {MAX_WEBP:,} pixels a side, the picture has {max(size):,}; name it .png")
 
 
 def _require_writable(path: Path) -> None:

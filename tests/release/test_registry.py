@@ -39,6 +39,14 @@ def evaluated(folder, success):
     (folder / "report.json").write_text(json.dumps(report))
 
 
+def another(paths, name):
+    """Another editor, as far as the registry can tell."""
+    folder = paths["work"].parent / f"editor-{name}"
+    shutil.copytree(paths["editor"], folder)
+    (folder / "README.md").write_text(name)
+    paths["editor"] = folder
+
+
 def test_a_good_editor_becomes_champion_and_is_served_from_the_registry(home):
     params, paths = home
     evaluated(paths["evaluation"], 0.5)
@@ -129,12 +137,43 @@ def test_people_promote_roll_back_and_hold_and_it_is_recorded(home):
     with pytest.raises(ParamsError, match="no champion before"):
         people.rollback(params, None)
     people.hold(params, "holidays")
+    another(paths, "2")
     evaluated(paths["evaluation"], 0.9)
     report = registry.run(params, **paths)
     assert report.kept == 0 and "held: holidays" in report.extra["gate"]
     people.hold(params, None)
     again = registry.run(params, **paths)  # the version is known: only the gate is asked again
     assert again.kept == 1 and again.extra["version"] == report.extra["version"] == registry.champion_number(params)
+    people.rollback(params, "people did not like it")
+    evaluated(paths["evaluation"], 0.95)  # the same editor measured otherwise: a person took it back, and so it stays
+    told = registry.run(params, **paths)
+    assert told.kept == 0 and "was champion before" in told.extra["gate"] + str(told.dropped_by_reason)
+    assert registry.champion_number(params) == "1"
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "told"),
+    [(lambda p: people.hold(p, "customer demo"), "held: customer demo"), (lambda p: people.promote(p, "1", "today"), "version 1 became")],
+)
+def test_what_people_do_while_a_version_is_sent_counts(home, monkeypatch, meanwhile, told):
+    params, paths = home
+    for number, score in (("1", 0.3), ("2", 0.5)):
+        another(paths, number)
+        evaluated(paths["evaluation"], score)
+        registry.run(params, **paths)
+    assert registry.champion_number(params) == "2"
+    another(paths, "3")
+    evaluated(paths["evaluation"], 0.9)
+    sent = registry._register
+
+    def slowly(*arguments):
+        number = sent(*arguments)
+        meanwhile(params)
+        return number
+
+    monkeypatch.setattr(registry, "_register", slowly)
+    report = registry.run(params, **paths)
+    assert report.kept == 0 and told in report.extra["gate"] and registry.champion_number(params) in ("1", "2")
 
 
 def test_what_a_registry_has_is_not_sent_again_and_another_registry_gets_it(home, tmp_path, track_in, monkeypatch):

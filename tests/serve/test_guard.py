@@ -1,16 +1,22 @@
 """What stands before every door, and what the outside world may try."""
 
 import base64
+import gc
 import io
 import logging
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 
 from ip2p.errors import ParamsError
+from ip2p.serve import guard
 from ip2p.serve.app import _JsonLines, serve
+from ip2p.serve.jobs import Job
 from tests.serve.conftest import png, ready, running, serving
+from tests.services import until
 
 EDIT = {"data": {"instruction": "make it winter", "prompt": "make it winter", "steps": "2"}}
 
@@ -46,6 +52,41 @@ def test_a_body_over_the_limit_is_refused_told_or_untold(server):
     untold = (big[:100_000] for _ in range(30))  # chunks, without a length
     told = server.client.post("/sdapi/v1/img2img", content=untold)
     assert told.status_code == 413
+
+
+def test_what_brings_no_picture_may_be_small_only(server):
+    told = server.client.post("/api/v1/feedback", json={"comment": "x" * 100_000})
+    assert told.status_code == 413 and "64 KiB" in told.text
+
+
+def test_uploads_that_stall_give_their_places_free(tiny, editor_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(guard, "_UPLOAD", 1.0)
+    with running(serving(tiny, tmp_path, editor_folder, queue=1, batch=1), tmp_path) as server:
+        ready(server)
+        host, port = server.url.removeprefix("http://").split(":")
+        head = f"POST /api/v1/edits HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        stalled = [socket.create_connection((host, int(port)), timeout=10) for _ in range(2)]
+        for connection in stalled:
+            connection.sendall(f"{head}Content-Length: 9999\r\n\r\n--x".encode())
+        time.sleep(0.3)
+        assert server.client.post("/api/v1/edits", files={"image": png()}, **EDIT).status_code == 429
+        assert all(connection.recv(4096).startswith(b"HTTP/1.1 408 ") for connection in stalled)
+        assert server.edit()["state"] == "done"
+
+
+def test_who_leaves_leaves_nothing_behind(server):
+    gc.collect()
+    before = sum(type(x) is Job for x in gc.get_objects())
+    gc.disable()
+    try:
+        for _ in range(4):
+            asked = {"files": {"image": png()}, "data": {"prompt": "make it winter", "num_inference_steps": "40"}}
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{server.url}/v1/images/edits", timeout=0.4, **asked)
+        until(lambda: server.desk.engine.load == (0, 0))
+        until(lambda: sum(type(x) is Job for x in gc.get_objects()) <= before, seconds=10)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
@@ -86,8 +127,6 @@ def locked(tiny, editor_folder, tmp_path):
 
 
 def test_with_keys_only_who_has_one_is_answered(locked):
-    import httpx
-
     assert httpx.get(f"{locked.url}/api/v1/status").status_code == 401
     assert httpx.get(f"{locked.url}/metrics").status_code == 401
     assert httpx.get(f"{locked.url}/api/v1/status", headers={"X-API-Key": "wrong"}).status_code == 401

@@ -130,6 +130,16 @@ def test_votes_become_preference_pairs_in_the_fields_columns(history, tiny, tmp_
     assert len(pq.read_table(tmp_path / "out" / "votes.parquet")) == 5
 
 
+def test_an_export_without_the_pictures_is_refused(history, tiny, tmp_path):
+    for number, value in ((0, 1), (1, -1)):
+        history.add(row(history, number))
+        thumb(history, number, value)
+    away = ServeParams(database=f"sqlite:///{tmp_path}/edits.db", pictures=str(tmp_path / "away"))
+    params = tiny.model_copy(update={"serve": away})
+    with pytest.raises(DataError, match="a picture that was voted on is not here"):
+        export(params, tmp_path / "out")
+
+
 def test_an_export_replaces_an_earlier_one_and_nothing_else(tiny, tmp_path):
     section = ServeParams(database=f"sqlite:///{tmp_path}/edits.db", pictures=str(tmp_path / "pictures"))
     params = tiny.model_copy(update={"serve": section})

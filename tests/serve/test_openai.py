@@ -8,7 +8,7 @@ import openai
 import pytest
 from PIL import Image
 
-from tests.serve.conftest import png
+from tests.serve.conftest import png, ready, running, serving
 
 
 @pytest.fixture
@@ -74,6 +74,7 @@ def test_size_and_format_are_as_asked(client):
         ({"extra_body": {"seed": -1}}, "seed"),
         ({"extra_body": {"guidance_scale": "nan"}}, "guidance_scale"),
         ({"mask": png()}, "mask"),
+        ({"image": png((16400, 600)), "output_format": "webp"}, "image"),  # over max_pixels here
     ],
 )
 def test_what_cannot_be_done_is_told_as_openai_tells_it(client, changes, field):
@@ -87,3 +88,15 @@ def test_models_are_listed_and_others_are_not_found(client):
     assert [m.id for m in client.models.list()] == ["ip2p-editor", "ip2p-editor:folder"]
     with pytest.raises(openai.NotFoundError, match="not served"):
         client.images.edit(image=png(), prompt="x", model="gpt-image-1")
+
+
+def test_an_edit_that_cannot_be_stored_is_given_out_all_the_same_and_counted(tiny, editor_folder, tmp_path):
+    with running(serving(tiny, tmp_path, editor_folder), tmp_path) as server:
+        ready(server)
+        (tmp_path / "pictures").write_text("in the way")
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        assert client.images.edit(image=png(), prompt="make it winter", extra_body={"num_inference_steps": 2}).data[0].b64_json
+        asked = {"image": png(), "prompt": "make it night", "stream": True, "extra_body": {"num_inference_steps": 2}}
+        assert [e.type for e in client.images.edit(**asked)][-1] == "image_edit.completed"
+        assert server.edit()["state"] == "failed"  # there is nowhere to fetch it from
+        assert "ip2p_edits_not_stored_total 3.0" in server.client.get("/metrics").text

@@ -55,6 +55,19 @@ def edited(page):
     page.get_by_test_id("up").wait_for(timeout=60_000)
 
 
+def test_an_edit_of_another_picture_shows_nothing_over_this_one_and_gets_no_votes_of_it(page, server):
+    give(page, png(color="red"))
+    page.evaluate("document.getElementById('steps').value = 100")
+    page.get_by_test_id("instruction").fill("make it night")
+    page.get_by_test_id("instruction").press("Enter")
+    expect(page.get_by_test_id("progress")).to_be_visible()
+    give(page, png(color="blue"))  # meanwhile
+    expect(page.get_by_test_id("progress")).to_be_hidden(timeout=60_000)
+    expect(page.get_by_test_id("after")).to_be_hidden()
+    expect(page.get_by_test_id("up")).to_be_hidden()
+    assert newest(server).instruction == "make it night"
+
+
 def test_a_picture_is_edited_judged_and_compared(page, server):
     give(page)
     page.locator("#clicks").get_by_role("button", name="winter").click()  # one click edits

@@ -104,7 +104,8 @@ async function asked(version) {
   return form;
 }
 
-async function follow(job) {
+// Previews are shown only while the picture and the edit on the page are those that they belong to.
+async function follow(job, source, shown = null) {
   now.busy = job.id;
   $("progress").hidden = false;
   $("verdict").hidden = true;
@@ -112,7 +113,7 @@ async function follow(job) {
     for await (const { kind, told } of api.events(job.id)) {
       $("bar").value = told.step / told.steps;
       $("step").textContent = told.state === "queued" ? "waiting" : `${told.step} of ${told.steps}`;
-      if (told.preview) {
+      if (told.preview && now.source === source && now.edit === shown) {
         if ($("after").src.startsWith("blob:")) URL.revokeObjectURL($("after").src);
         $("after").src = `data:image/png;base64,${told.preview}`;
         $("after").hidden = false;
@@ -151,8 +152,9 @@ async function editNow(source) {
   const picked = $("version").value === champion ? null : $("version").value; // whoever picked none gets the champion of the day
   const before = now.edit;
   $("verdict").hidden = $("choice").hidden = true;
-  const done = await trying(async () => follow(await api.ask(await asked(picked))));
-  if (now.source !== source) return remember(); // another picture was chosen meanwhile
+  now.edit = null;
+  const done = await trying(async () => follow(await api.ask(await asked(picked)), source));
+  if (now.source !== source || now.edit) return remember(); // another picture was chosen meanwhile, or an edit opened again
   if (!done) {
     $("after").hidden = $("wipe").hidden = true;
     $("frame").classList.remove("whole");
@@ -160,7 +162,8 @@ async function editNow(source) {
   }
   await trying(() => present(done));
   if ($("beside").checked && picked) {
-    const other = await trying(async () => follow(await api.ask(await asked())));
+    const other = await trying(async () => follow(await api.ask(await asked()), source, done));
+    if (now.source !== source || now.edit !== done) return remember();
     if (other) await compare(done, other);
     await trying(() => present(done, false));
   } else if (before && before.instruction === done.instruction && before.mask === done.mask && now.past === before.id) {
@@ -194,7 +197,7 @@ $("form").addEventListener("submit", (e) => {
   edit();
 });
 $("instruction").addEventListener("keydown", (e) => {
-  if (e.key === "Enter" && !e.shiftKey) {
+  if (e.key === "Enter" && !e.shiftKey && !e.isComposing) {
     e.preventDefault();
     $("form").requestSubmit();
   }
