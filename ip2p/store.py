@@ -85,8 +85,11 @@ def shard_mark(path: Path) -> str | None:
 
 
 def shard_note(path: Path) -> Any:
-    """The note a shard carries, or None."""
-    return json.loads((pq.read_schema(path).metadata or {}).get(_NOTE, b"null"))
+    """The note a shard carries, or None. Raises `DataError` if it is truncated."""
+    try:
+        return json.loads((pq.read_schema(path).metadata or {}).get(_NOTE, b"null"))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: cannot be read ({error}); delete it and run its stage again") from error
 
 
 @overload

@@ -13,7 +13,7 @@ import io
 import json
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -118,6 +118,7 @@ def read_judgement(pair_id: str, repeat: int, paid: Paid | None) -> Judgement:
     """What a reply says. Marks that are missing, no integers or out of range make it no answer."""
     if paid is None:
         return _unmarked(pair_id, repeat, "no answer", "", "")
+    paid = replace(paid, text=_whole(paid.text), model=_whole(paid.model))
     if paid.finish == REFUSED:
         return _unmarked(pair_id, repeat, "refused", paid.model, "")
     begin, end = paid.text.find("{"), paid.text.rfind("}")
@@ -129,6 +130,11 @@ def read_judgement(pair_id: str, repeat: int, paid: Paid | None) -> Judgement:
     except (ValueError, KeyError, TypeError, RecursionError):
         return _unmarked(pair_id, repeat, "not an answer", paid.model, paid.text)
     return Judgement(pair_id, repeat, followed, kept, quality, score(followed, kept, quality), "marked", paid.model, paid.text)
+
+
+def _whole(text: str) -> str:
+    """A text without half characters, which a model may write and no table takes."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _unmarked(pair_id: str, repeat: int, outcome: str, model: str, reply: str) -> Judgement:

@@ -13,7 +13,7 @@ from ip2p.dataset.pairs import make_shard, plan_units, with_batch
 from ip2p.dataset.read import read_triplets
 from ip2p.errors import DataError
 from ip2p.params import Params
-from ip2p.store import read_shards, shard_mark, shards
+from ip2p.store import read_shard, shard_mark, shards
 
 _IMAGES = ("original_image", "edited_image")
 
@@ -47,14 +47,14 @@ def regenerate(id: str, params: Params, *, triplets: Path, pairs: Path, out: Pat
 
     Raises `DataError` if the shard was made with other parameters, models or code, or if a pixel differs.
     """
-    path = next((p for p in shards(pairs) if id in pq.read_table(p, columns=["pair_id"])["pair_id"].to_pylist()), None)
+    path = next((p for p in shards(pairs) if id in read_shard(p, columns=["pair_id"])["pair_id"].to_pylist()), None)
     if path is None:
         raise DataError(f"{id}: no such pair in {pairs}")
     params = with_batch(params, pairs)
     unit = next((u for u in plan_units(read_triplets(triplets), params) if u.name == path.name), None)
     if unit is None or shard_mark(path) != unit.mark:
         raise DataError(f"{path}: was made with other parameters, models, triplets or code; restore those, then regenerate")
-    row, again = (_row(table, id) for table in (pq.read_table(path), pq.read_table(pa.BufferReader(make_shard(params, unit)))))
+    row, again = (_row(table, id) for table in (read_shard(path), pq.read_table(pa.BufferReader(make_shard(params, unit)))))
     if again is None or row is None or any(again[n]["bytes"] != row[n]["bytes"] for n in _IMAGES):
         raise DataError(f"{id}: came out with other pixels than {path} holds; this machine computes differently")
     out.mkdir(parents=True, exist_ok=True)
@@ -73,9 +73,9 @@ def _all(folder: Path, column: str, value: str) -> list[dict[str, Any]]:
         return []
     rows: list[dict[str, Any]] = []
     for path in shards(folder):
-        if value in pq.read_table(path, columns=[column])[column].to_pylist():
-            table = read_shards(folder, path.name.removesuffix(".parquet"))
-            rows += [r for r in table.to_pylist() if r[column] == value]
+        if value in read_shard(path, columns=[column])[column].to_pylist():
+            table = read_shard(path)
+            rows += table.filter(pc.equal(table[column], value)).to_pylist()
     return rows
 
 

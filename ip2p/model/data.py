@@ -139,15 +139,15 @@ def load_latents(
         text_MLD=Mapped([w["text_MLD"] for w in words]),
         empty_1LD=words[0]["empty_1LD"].float(),
         text_of_N=tuple(index[t] for t in instructions),
-        groups=_groups(rows["triplet_id"].to_pylist()),
+        groups=_groups(list(zip(rows["triplet_id"].to_pylist(), instructions, strict=True))),
     )
 
 
-def _groups(triplets: list[str]) -> tuple[tuple[int, ...], ...]:
-    """The numbers of each triplet's pairs."""
-    groups: dict[str, list[int]] = {}
-    for pair, triplet in enumerate(triplets):
-        groups.setdefault(triplet, []).append(pair)
+def _groups(edits: list[tuple[str, str]]) -> tuple[tuple[int, ...], ...]:
+    """The numbers of the pairs of each edit, a triplet and an instruction."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for pair, edit in enumerate(edits):
+        groups.setdefault(edit, []).append(pair)
     return tuple(map(tuple, groups.values()))
 
 

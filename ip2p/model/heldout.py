@@ -149,11 +149,11 @@ def _held(e: Example) -> HeldEdit:
 
 
 def _once(edits: Iterator[HeldEdit]) -> Iterator[HeldEdit]:
-    """The first pair of each triplet."""
-    seen: set[str] = set()
+    """The first pair of each triplet by each instruction."""
+    seen: set[tuple[str, str]] = set()
     for edit in edits:
-        if edit.id not in seen:
-            seen.add(edit.id)
+        if (edit.id, edit.instruction) not in seen:
+            seen.add((edit.id, edit.instruction))
             yield edit
 
 

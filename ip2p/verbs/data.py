@@ -114,6 +114,8 @@ def _import(options: argparse.Namespace) -> int:
     print(f"{report.kept} pairs in {options.output}; `ip2p filter` comes next")
     for reason, count in report.dropped_by_reason.items():
         print(f"  {count:6d}  left out: {reason}")
+    if scattered := report.extra["triplets_in_several_shards"]:
+        print(f"{scattered} times a triplet's pairs go on in another shard, not being side by side; filter.keep counts them apart")
     if options.output == PAIRS:
         write_json(REPORTS / "pairs.json", report.as_dict())
         print("So that DVC does not make others in their place: `dvc freeze pairs`; `dvc repro` and `make run` then go on with these")

@@ -82,6 +82,15 @@ def test_filters_decide_in_the_order_of_the_parameters_and_one_left_out_decides_
     assert reasons(FilterParams(chain=("duplicates",)), bad) == [KEPT]
 
 
+def test_small_edits_of_one_picture_are_no_duplicates_of_each_other():
+    same = {"hash_1": 7}
+    rows = [same, same | {"edit_prompt": "a"}, same | {"edit_prompt": "a"}, same | {"triplet_id": "u", "edit_prompt": "b"}]
+    again = "looks like an earlier pair"
+    chain = Chain(PAPER)
+    assert chain.decide(table(*rows)).reasons.tolist() == [KEPT, KEPT, again, again]
+    assert chain.decide(table(same)).reasons.tolist() == [again]
+
+
 def test_a_dropped_pair_makes_no_later_one_a_duplicate():
     assert reasons(PAPER, {"sim_direction": 0.0, "hash_1": 7}, {"hash_1": 7}, {"hash_1": 7})[1:] == [KEPT, "looks like an earlier pair"]
 

@@ -1,14 +1,18 @@
 import base64
 import json
+from dataclasses import asdict
 
+import pyarrow as pa
 import pytest
+import torch
 
 from ip2p.dataset import filter
-from ip2p.dataset.judge import Judgement, read_judgement, score, summary
+from ip2p.dataset.judge import Judge, Judgement, Question, read_judgement, score, summary
 from ip2p.dataset.llm.client import BudgetError, EndpointError
 from ip2p.dataset.llm.journal import Paid
-from ip2p.params import FilterParams
-from ip2p.pictures import from_bytes
+from ip2p.params import FilterParams, JudgeParams
+from ip2p.pictures import from_bytes, to_png
+from ip2p.records import JUDGEMENTS
 from ip2p.store import digest, read_shards, shards
 from tests.dataset.llm.endpoint import endpoint
 
@@ -68,6 +72,16 @@ def test_the_judge_sees_what_the_filters_keep_and_the_next_best_when_it_falls(ti
     assert report.extra["judge refused"] == sum(r["outcome"] == "refused" for r in rows)
     assert str(report.extra["judge mean"]).count(".") == 3
     assert report.seen == report.kept + sum(report.dropped_by_reason.values())
+
+
+def test_half_characters_in_a_reply_and_equal_questions_do_no_harm(tmp_path):
+    marks = json.dumps({"why": "half an emoji: \ud83d", "followed": 9, "kept": 4, "quality": 9}, ensure_ascii=False)
+    picture = to_png(torch.rand(3, 16, 16))
+    with endpoint(reply=lambda asked: marks) as server:
+        with Judge(JudgeParams(base_url=server.url, model="eye-1"), tmp_path / "judge.jsonl") as judge:
+            scores = judge.ask([Question(str(n), "make it winter", picture, picture) for n in range(3)])
+        assert scores == [0.6] * 3 and server.paid.total() == 1
+    pa.Table.from_pylist([asdict(j) for j in judge.judgements], schema=JUDGEMENTS)  # as `filter` keeps them
 
 
 def test_repeats_are_asked_each_and_a_budget_stops_without_losing_what_was_paid(tiny, made, tmp_path):

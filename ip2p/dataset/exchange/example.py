@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ip2p.errors import DataError
 from ip2p.records import SPLITS, UNKNOWN
-from ip2p.store import fingerprint, shards
+from ip2p.store import fingerprint, read_shard, shards
 
 MAX_BYTES = 64 * 2**20
 """Largest picture or text file that is read from outside."""
@@ -46,12 +46,11 @@ class Example:
     seed: int = 0
 
     def identified(self) -> Example:
-        """The example with ids by content where it came without; without captions, all edits of a picture are one triplet's."""
+        """The example with ids by content where it came without: all edits of a caption, or without captions of a picture, are
+        one triplet's and so lie in one split."""
         pictures = [hashlib.sha256(x).hexdigest() for x in (self.original_image, self.edited_image)]
-        texts = (self.original_prompt, self.edit_prompt, self.edited_prompt)
-        known = texts if self.original_prompt or self.edited_prompt else pictures[:1]
-        triplet = self.triplet_id or fingerprint("triplet", *known)
-        pair = self.pair_id or fingerprint("pair", triplet, self.seed, pictures)
+        triplet = self.triplet_id or fingerprint("triplet", self.original_prompt or pictures[0])
+        pair = self.pair_id or fingerprint("pair", triplet, self.edit_prompt, self.seed, pictures)
         return replace(self, triplet_id=triplet, pair_id=pair)
 
 
@@ -60,14 +59,17 @@ def read_dataset(folder: Path, *, splits: Sequence[str] = SPLITS) -> Iterator[Ex
     for split in splits:
         if any(folder.glob(f"{split}-*.parquet")):
             for path in shards(folder, f"{split}-"):
-                yield from (from_row(row, str(path)) for row in pq.read_table(path).to_pylist())
+                yield from (from_row(row, str(path)) for row in read_shard(path).to_pylist())
 
 
 def from_row(row: dict[str, Any], where: str) -> Example:
-    """An example of a row with the reference's columns. Raises `DataError` naming what is missing."""
-    for name in _TEXTS:
-        if not isinstance(row.get(name), str):
+    """An example of a row with the reference's columns; captions may be absent. Raises `DataError` naming what is missing."""
+    texts = {n: "" if row.get(n) is None and n != "edit_prompt" else row.get(n) for n in _TEXTS}
+    for name, text in texts.items():
+        if not isinstance(text, str):
             raise DataError(f"{where}: no text in `{name}`; an example needs {', '.join(_TEXTS)} and both images")
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            raise DataError(f"{where}: `{name}` holds half a character (U+{ord(next(c for c in text if c >= chr(0xD800))):X})")
     images: dict[str, bytes] = {}
     for name in ("original_image", "edited_image"):
         cell = row.get(name)
@@ -85,7 +87,9 @@ def from_row(row: dict[str, Any], where: str) -> Example:
         seed = int(row.get("seed") or 0)
     except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{where}: seed {str(row['seed'])[:40]!r} is no whole number") from error
-    return Example(**known | {n: row[n] for n in _TEXTS} | images, seed=seed)
+    if not -(2**63) <= seed < 2**63:
+        raise DataError(f"{where}: seed {str(seed)[:40]} is out of range, give one below 2^63")
+    return Example(**known | texts | images, seed=seed)
 
 
 def split_named(file: Path) -> str | None:

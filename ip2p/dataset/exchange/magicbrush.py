@@ -60,10 +60,8 @@ def read(path: Path) -> Iterator[Example]:
             "edit_prompt": row.get("instruction"),
             "edited_prompt": row.get("target_caption") or "",
         }
-        ids = {
-            "triplet_id": row.get("triplet_id") or row.get("img_id"),
-            "pair_id": row.get("pair_id") or f"{row.get('img_id')}-{row.get('turn_index')}",
-        }
+        turn = f"{row['img_id']}-{row.get('turn_index')}" if row.get("img_id") else None
+        ids = {"triplet_id": row.get("triplet_id") or row.get("img_id"), "pair_id": row.get("pair_id") or turn}
         images = {"original_image": row.get("source_img"), "edited_image": row.get("target_img")}
         yield from_row(texts | ids | images | {n: row.get(n) for n in ("edit_type", "split")}, where)
 

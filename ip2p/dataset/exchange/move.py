@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -22,15 +23,17 @@ from ip2p.dataset.filter import split_of
 from ip2p.dataset.measures import measure_pairs
 from ip2p.dataset.synthesis import similar
 from ip2p.errors import DataError
-from ip2p.models import Clip, load_clip, resolve_device
+from ip2p.models import Clip, load_clip, model_digest, resolve_device
 from ip2p.params import Params
 from ip2p.pictures import from_bytes, open_picture
 from ip2p.records import BY_CAPTION, PAIRS, SPLITS, StageReport
 from ip2p.safety import Safety, load_safety
-from ip2p.store import fingerprint, read_shards, replace_folder, write_shard
+from ip2p.store import code_mark, fingerprint, read_shards, replace_folder, shard_mark, write_shard
 
 _SHARD, _SIDE = 64, 512
-"""Rows a shard of imported pairs, or more if a triplet's pairs go on; side at which pictures of different sizes are measured."""
+"""Rows a shard of imported pairs, or more if a triplet's pairs go on; longest side at which pictures are measured."""
+_CODE = ("clip.py", "safety.py", "dataset/alignment.py", "dataset/exchange/move.py", "dataset/looks.py", "dataset/measures.py")
+_SIZES = "the two pictures differ in size"
 
 
 def export_dataset(dataset: Path, layout: str, out: Path) -> int:
@@ -59,35 +62,48 @@ def import_pairs(source: Path, layout: str, out: Path, params: Params, progress:
     clip = load_clip(params.models.clip, device=device)
     safety = load_safety(params.models.safety, device=device) if params.models.safety else None
     staging = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(staging, ignore_errors=True)
-    tests: list[str] = []
-    examples = (_captioned(e, source) for e in _layout(layout).read(source))
+    models = (model_digest(params.models.clip, "clip"), params.models.safety and model_digest(params.models.safety, "safety"))
+    dropped: Counter[str] = Counter()
     types: Counter[str] = Counter()
-    for number, some in enumerate(_whole_triplets(_but_tests(examples, params.filter.splits, tests))):
-        mark = fingerprint("import", layout, [e.pair_id for e in some])
-        write_shard(staging / f"pairs-{number:05d}.parquet", _scored(some, clip, safety), mark)
+    written: set[Path] = set()
+    seen: set[str] = set()
+    scattered = 0
+    examples = (_captioned(e, source) for e in _layout(layout).read(source))
+    for number, some in enumerate(_whole_triplets(_usable(examples, params.filter.splits, dropped))):
+        path = staging / f"pairs-{number:05d}.parquet"
+        mark = fingerprint("import", layout, models, code_mark(*_CODE), [e.pair_id for e in some])
+        if not (path.exists() and shard_mark(path) == mark):  # else an earlier import got so far
+            write_shard(path, _scored(some, clip, safety), mark)
+        triplets = {e.triplet_id for e in some}
+        scattered += len(triplets & seen)
+        seen |= triplets
+        written.add(path)
         types.update(e.edit_type for e in some)
         progress(types.total())
     if not types:
         raise DataError(f"{source}: holds no examples to train on")
+    for stale in set(staging.iterdir()) - written:
+        stale.unlink()
     replace_folder(staging, out)
     return StageReport(
         stage="pairs",
-        seen=types.total() + len(tests),
+        seen=types.total() + dropped.total(),
         kept=types.total(),
         seconds=time.monotonic() - began,
-        dropped_by_reason={"for testing there, for training here": len(tests)} if tests else {},
+        dropped_by_reason=dict(dropped.most_common()),
         kept_by_edit_type=dict(sorted(types.items())),
-        extra={"imported": layout},
+        extra={"imported": layout, "triplets_in_several_shards": scattered},
     )
 
 
-def _but_tests(examples: Iterator[Example], splits: tuple[float, float], tests: list[str]) -> Iterator[Example]:
-    """The examples, with ids, but those for testing that would be trained on, whose pair ids go to `tests`."""
+def _usable(examples: Iterator[Example], splits: tuple[float, float], dropped: Counter[str]) -> Iterator[Example]:
+    """The examples, with ids, but those for testing that would be trained on, and pairs of two sizes; `dropped` counts these by reason."""
     for example in examples:
         known = example.identified()
         if known.split == "test" and split_of(known.triplet_id, splits) != "test":
-            tests.append(known.pair_id)
+            dropped["for testing there, for training here"] += 1
+        elif len({open_picture(x, where=known.pair_id).size for x in (known.original_image, known.edited_image)}) > 1:
+            dropped[_SIZES] += 1
         else:
             yield known
 
@@ -125,7 +141,7 @@ def lint(source: Path, layout: str) -> list[str]:
             problems.append(str(error))
             continue
         if len(sizes) > 1:
-            problems.append(f"{where}: the two pictures differ in size")
+            problems.append(f"{where}: {_SIZES}")
         if not e.edit_prompt.strip():
             problems.append(f"{where}: no instruction")
         if e.split not in SPLITS:
@@ -171,11 +187,7 @@ def _layout(name: str) -> ModuleType:
 
 
 def _scored(examples: list[Example], clip: Clip, safety: Safety | None) -> pa.Table:
-    images = [[_sized(from_bytes(x, where=e.pair_id)) for x in (e.original_image, e.edited_image)] for e in examples]
-    before, after = (torch.cat([pair[n] for pair in images]) for n in (0, 1))
-    texts = [text_features(clip, x) for x in ([e.original_prompt for e in examples], [e.edited_prompt for e in examples])]
-    features = image_features(clip, before), image_features(clip, after)
-    scores = similar(similarities(*features, *texts))
+    measured = _measured(examples, clip, safety)
     rows = [
         {
             "original_prompt": e.original_prompt,
@@ -192,11 +204,31 @@ def _scored(examples: list[Example], clip: Clip, safety: Safety | None) -> pa.Ta
             **measures,
             **({} if e.original_prompt else dict.fromkeys(BY_CAPTION)),
         }
-        for e, measures in zip(examples, measure_pairs(before, after, scores, features, safety), strict=True)
+        for e, measures in zip(examples, measured, strict=True)
     ]
     return pa.Table.from_pylist(rows, schema=PAIRS)
 
 
+def _measured(examples: list[Example], clip: Clip, safety: Safety | None) -> list[dict[str, Any]]:
+    """Scores of each pair as `pairs` measures its own, at its pictures' size (or `_SIDE`, if they are larger); equal sizes go together."""
+    pairs = [[_sized(from_bytes(x, where=e.pair_id)) for x in (e.original_image, e.edited_image)] for e in examples]
+    groups: dict[torch.Size, list[int]] = {}
+    for i, (first, _) in enumerate(pairs):
+        groups.setdefault(first.shape, []).append(i)
+    found: dict[int, dict[str, Any]] = {}
+    for rows in groups.values():
+        before, after = (torch.stack([pairs[i][n] for i in rows]) for n in (0, 1))
+        texts = [text_features(clip, [getattr(examples[i], n) for i in rows]) for n in ("original_prompt", "edited_prompt")]
+        features = image_features(clip, before), image_features(clip, after)
+        scores = similar(similarities(*features, *texts))
+        found |= dict(zip(rows, measure_pairs(before, after, scores, features, safety), strict=True))
+    return [found[i] for i in range(len(examples))]
+
+
 def _sized(image_CHW: torch.Tensor) -> torch.Tensor:
-    """One image as a batch, at a side that a shard's images share."""
-    return F.interpolate(image_CHW[None], size=(_SIDE, _SIDE), mode="bilinear", antialias=True)
+    """The image, or if it is larger than `_SIDE` a side, scaled down to that."""
+    share = _SIDE / max(image_CHW.shape[-2:])
+    if share >= 1:
+        return image_CHW
+    size = [max(1, round(s * share)) for s in image_CHW.shape[-2:]]
+    return F.interpolate(image_CHW[None], size=size, mode="bicubic", antialias=True)[0].clamp(0, 1)

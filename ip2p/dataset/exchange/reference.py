@@ -1,6 +1,6 @@
-"""InstructPix2Pix's own layout (METHOD §9): a folder a triplet, JPEGs named by seed, `seeds.json` over all.
+"""InstructPix2Pix's own layout (METHOD §9): a folder an edit, JPEGs named by seed, `seeds.json` over all.
 
-`prompt.json` spells the caption both ways; ours also holds split and edit type, so that splits stay by triplet.
+`prompt.json` spells the caption both ways; ours also holds split, edit type and the triplet, so that splits stay by triplet.
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ip2p.dataset.exchange.example import Example, read_file, safe_name
+from ip2p.dataset.exchange.example import Example, from_row, read_file, safe_name
 from ip2p.errors import DataError
 from ip2p.pictures import to_jpeg
 
 
 def write(examples: Iterable[Example], out: Path) -> int:
-    """Write examples; those of one triplet share a folder. Returns their number."""
+    """Write examples; those of one triplet by one instruction share a folder. Returns their number."""
     out.mkdir(parents=True)
-    folders: dict[str, str] = {}
+    folders: dict[tuple[str, ...], str] = {}
     seeds: dict[str, dict[int, None]] = {}
     count = 0
     for e in examples:
-        name = folders.setdefault(e.triplet_id, f"{len(folders):07d}")
+        edit = (e.triplet_id, e.original_prompt, e.edit_prompt, e.edited_prompt)
+        name = folders.setdefault(edit, f"{len(folders):07d}")
         folder = out / name
         if name not in seeds:
             folder.mkdir()
@@ -56,17 +57,14 @@ def read(path: Path) -> Iterator[Example]:
         for seed in seeds:
             if not seed.isdecimal():
                 raise DataError(f"{path / 'seeds.json'}: {seed!r} of {name} is no seed")
-            images = [read_file(folder / f"{seed}_{n}.jpg", path) for n in (0, 1)]
-            yield Example(prompt["caption"], images[0], prompt["edit"], prompt["output"], images[1], **prompt["own"], seed=int(seed))
+            images = {f"{n}_image": read_file(folder / f"{seed}_{i}.jpg", path) for i, n in enumerate(("original", "edited"))}
+            yield from_row(prompt | images | {"seed": seed}, str(folder / "prompt.json"))
 
 
 def _prompt(path: Path, root: Path) -> dict[str, Any]:
     try:
         row = json.loads(read_file(path, root))
-        caption = row.get("caption", row.get("input"))
-        texts = {"caption": caption, "edit": row["edit"], "output": row["output"]}
-    except (json.JSONDecodeError, KeyError, AttributeError) as error:
+        texts = {"original_prompt": row.get("caption", row.get("input")), "edit_prompt": row["edit"], "edited_prompt": row.get("output")}
+    except (ValueError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: not a prompt; it needs caption (or input), edit and output") from error
-    if not all(isinstance(t, str) for t in texts.values()):
-        raise DataError(f"{path}: caption, edit and output must be text")
-    return texts | {"own": {k: row[k] for k in ("edit_type", "split", "triplet_id") if isinstance(row.get(k), str)}}
+    return texts | {k: row.get(k) for k in ("edit_type", "split", "triplet_id")}

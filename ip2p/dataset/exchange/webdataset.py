@@ -58,14 +58,16 @@ def _examples(file: Path, split: str | None) -> Iterator[Example]:
     with tarfile.open(file, "r:") as tar:
         for member in tar:
             name = safe_name(member.name, str(file))
-            if not member.isreg() or member.size > MAX_BYTES:
+            if member.isdir():
+                continue
+            if not member.isreg() or member.issparse() or member.size > MAX_BYTES:
                 raise DataError(f"{file}: {member.name!r} is no regular file of at most {MAX_BYTES // 2**20} MiB; the archive is refused")
-            key, _, ending = str(name).partition(".")
-            stream = tar.extractfile(member)
+            stem, _, ending = name.name.partition(".")
+            key, stream = str(name.with_name(stem)), tar.extractfile(member)
             parts.setdefault(key, {})[ending] = stream.read() if stream else b""
             if len(parts[key]) == 3:
                 yield _example(parts.pop(key), f"{file}: {key}", split)
-            if len(parts) > _ROWS:
+            if len(parts) > _ROWS or sum(len(x) for held in parts.values() for x in held.values()) > 4 * MAX_BYTES:
                 raise DataError(f"{file}: {len(parts)} incomplete examples; members of one example must lie side by side")
     if parts:
         raise DataError(f"{file}: {next(iter(parts))} is incomplete; an example is KEY.0.png, KEY.1.png and KEY.json")

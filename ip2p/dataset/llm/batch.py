@@ -43,6 +43,7 @@ class CrowdedError(FailedBatchError):
 
 async def ask(client: Client, requests: list[Request], progress: Callable[[int], None]) -> None:
     """Ask what the journal does not hold, as the parameters say: by batch, or one by one. Raises as `ask_by_batch` and `Client.ask_all`."""
+    requests = list({r.id: r for r in requests}.values())  # equal ones are paid once
     await _settle_ended(client, requests)
     most_failed = max(1.0, client.section.max_failed * len(requests))
     if client.section.batch:

@@ -8,10 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from ip2p.cli import main
 from ip2p.dataset import filter, validate
-from ip2p.dataset.exchange import hf, reference
+from ip2p.dataset.exchange import hf, move, reference
 from ip2p.dataset.exchange.example import from_row, read_dataset, split_named
 from ip2p.dataset.exchange.move import LAYOUTS, export_dataset, import_pairs, lint
 from ip2p.dataset.trace import trace
@@ -273,3 +274,87 @@ def test_what_is_imported_stands_in_for_the_stage_of_pairs(made, tmp_path, monke
     (tmp_path / "reports/pairs.json").unlink()
     assert main(["--params", str(ROOT / "params.yaml"), "import", "--from", "folders", "out", "-o", "elsewhere"]) == 0
     assert not (tmp_path / "reports/pairs.json").exists()
+
+
+def test_edits_of_one_picture_leave_in_the_references_layout_each_with_its_own_instruction(made, tiny, tmp_path):
+    turns(made, tmp_path / "in", missing=("source_caption", "target_caption"))
+    import_pairs(tmp_path / "in", "magicbrush", tmp_path / "pairs", tiny)
+    examples = [from_row(row, "") for row in read_shards(tmp_path / "pairs").to_pylist()]
+    reference.write(examples, tmp_path / "out")
+    back = list(reference.read(tmp_path / "out"))
+    assert sorted((e.triplet_id, e.edit_prompt) for e in back) == sorted((e.triplet_id, e.edit_prompt) for e in examples)
+
+
+def test_an_import_that_was_killed_goes_on_and_gives_the_scores_of_the_pairs_that_were_made(made, tiny, tmp_path, monkeypatch):
+    export_dataset(made / "dataset", "hf", tmp_path / "hf")
+    monkeypatch.setattr(move, "_SHARD", 4)
+    scored, calls = move._scored, []
+
+    def killed(examples, *models):
+        calls.append(len(examples))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return scored(examples, *models)
+
+    monkeypatch.setattr(move, "_scored", killed)
+    with pytest.raises(KeyboardInterrupt):
+        import_pairs(tmp_path / "hf", "hf", tmp_path / "pairs", tiny)
+    assert not (tmp_path / "pairs").exists()
+    report = import_pairs(tmp_path / "hf", "hf", tmp_path / "pairs", tiny)
+    assert sum(calls) == report.kept + calls[2]  # each shard was scored once, but the one that was cut short
+    ours = {r["pair_id"]: r for r in read_shards(made / "pairs").to_pylist()}
+    for row in read_shards(tmp_path / "pairs").to_pylist():
+        for name in ("sim_0", "sim_image", "sim_direction", "outside"):
+            assert row[name] == pytest.approx(ours[row["pair_id"]][name], abs=0.01)
+
+
+def test_pairs_of_two_sizes_are_left_out_and_captions_may_be_null(made, tiny, tmp_path):
+    rows = read_shards(made / "dataset", "train-").slice(0, 4).select([*hf.SCHEMA.names[:5]]).to_pylist()
+    for row in rows:
+        row |= {"original_prompt": None, "edited_prompt": None}
+    small = io.BytesIO()
+    Image.new("RGB", (40, 40)).save(small, "PNG")
+    rows[0]["edited_image"]["bytes"] = small.getvalue()
+    (tmp_path / "hf").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "hf" / "pairs.parquet")
+    report = import_pairs(tmp_path / "hf", "hf", tmp_path / "pairs", tiny)
+    assert report.dropped_by_reason == {"the two pictures differ in size": 1} and report.kept == 3
+
+
+def test_a_triplet_whose_pairs_lie_apart_is_told(made, tiny, tmp_path, monkeypatch):
+    example = next(read_dataset(made / "dataset"))
+    order = [replace(example, pair_id=f"p{n}", triplet_id=f"t{n % 4}") for n in range(8)]
+    hf.write(order, tmp_path / "hf")
+    monkeypatch.setattr(move, "_SHARD", 4)
+    assert import_pairs(tmp_path / "hf", "hf", tmp_path / "pairs", tiny).extra["triplets_in_several_shards"] == 4
+
+
+@pytest.mark.parametrize(
+    ("row", "message"), [({"edit_prompt": "half \ud83d"}, "holds half a character"), ({"seed": 2**70}, "is out of range")]
+)
+def test_what_no_table_takes_is_named(made, row, message):
+    with pytest.raises(DataError, match=f"here: .*{message}"):
+        from_row(asdict(next(read_dataset(made / "dataset"))) | row, "here")
+
+
+def test_tars_with_folders_are_read_and_such_that_swell_are_not(made, tiny, tmp_path):
+    export_dataset(made / "dataset", "webdataset", tmp_path / "out")
+    one = sorted((tmp_path / "out").glob("train-*.tar"))[0]
+    (tmp_path / "in").mkdir()
+    with tarfile.open(one) as old, tarfile.open(tmp_path / "in" / "v1.tar", "w") as new:
+        folder = tarfile.TarInfo("./v1.0")
+        folder.type = tarfile.DIRTYPE
+        new.addfile(folder)
+        for member in old:
+            data = old.extractfile(member)
+            member.name = f"./v1.0/{member.name}"
+            new.addfile(member, data)
+        count = len(old.getnames()) // 3
+    assert import_pairs(tmp_path / "in", "webdataset", tmp_path / "pairs", tiny).kept == count
+    with tarfile.open(tmp_path / "in" / "v1.tar", "w") as new:
+        for n in range(5):
+            member = tarfile.TarInfo(f"{n}.0.png")
+            member.size = 60 * 2**20
+            new.addfile(member, io.BytesIO(bytes(member.size)))
+    with pytest.raises(DataError, match="5 incomplete examples"):
+        lint(tmp_path / "in", "webdataset")
