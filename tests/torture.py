@@ -101,9 +101,8 @@ def torture(root: Path, *, kills: int, train_kills: int, seed: int = 0, say=prin
         assert digest(folder / made) == digest(reference / made), f"{made} differs from an undisturbed run's"
     if train_kills:
         assert losses(folder) == losses(reference), "the losses differ from an undisturbed run's"
-    say(
-        f"{killed} kills, {len(server.paid)} replies, {server.paid_again} paid again of {lost} whose answers were lost; {', '.join(compared)} equal an undisturbed run's"
-    )
+    paid = f"{len(server.paid)} replies, {server.paid_again} paid again of {lost} whose answers were lost"
+    say(f"{killed} kills, {paid}; {', '.join(compared)} equal an undisturbed run's")
 
 
 if __name__ == "__main__":
