@@ -50,8 +50,10 @@ def resolve_device(name: str) -> torch.device:
         raise ModelError(f"models.device: {name!r} is no device; write `auto`, `cpu` or `cuda`") from error
     if device.type not in ("cpu", "cuda"):
         raise ModelError(f"models.device: {name} is not supported; write `auto`, `cpu` or `cuda`")
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise ModelError(f"models.device: {name} is not available here; set it to `auto` or `cpu`")
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # what records and measures looks at the current one
     return device
 
 
@@ -97,7 +99,7 @@ def load_diffusion(
     for model in parts.values():
         model.to(device).eval().requires_grad_(False)
     if "text_encoder_2" in parts:
-        parts["tokenizer_2"] = _part(CLIPTokenizer, source, "tokenizer_2", subject)
+        parts["tokenizer_2"] = _tokenizer(CLIPTokenizer, source, "tokenizer_2", subject, parts["text_encoder_2"])
     cpu = device.type == "cpu"
     for part in ("vae", "unet"):  # on a GPU group norm has no kernel for channels_last: uncompiled, each would copy there and back
         parts[part].to(memory_format=torch.channels_last if cpu or compiled else torch.contiguous_format)
@@ -106,8 +108,11 @@ def load_diffusion(
     elif compiled:
         for module in (parts["unet"], parts["vae"].encoder, parts["vae"].decoder):
             module.compile()
-    parts["tokenizer"] = _part(CLIPTokenizer, source, "tokenizer", subject)
-    parts["scheduler"] = _part(DDIMScheduler, source, "scheduler", subject)
+    parts["tokenizer"] = _tokenizer(CLIPTokenizer, source, "tokenizer", subject, parts["text_encoder"])
+    written = _part(DDIMScheduler, source, "scheduler", subject).config
+    unsaid = {"clip_sample": False, "set_alpha_to_one": False}  # DDIM's own defaults are none that a latent model was trained with
+    own = {k: v for k, v in unsaid.items() if k in written.get("_use_default_values", ())}
+    parts["scheduler"] = DDIMScheduler.from_config(written, **own)
     return Diffusion(**parts, device=device, dtype=dtype)
 
 
@@ -188,8 +193,22 @@ def editor_named(name: str) -> Path | str:
 
 
 def editor_folder(named: Path | str) -> Path | None:
-    """The folder here that tells of an editor how it was trained: none of one on the Hub."""
-    return EMBEDDED / "editor" if named == "world" else named if isinstance(named, Path) else None
+    """The folder here that tells what an editor was trained on, of one on the Hub as far as it tells it; None if it does not."""
+    if named == "world":
+        return EMBEDDED / "editor"
+    if isinstance(named, Path):
+        return named
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    name, _, commit = named.partition("@")
+    try:
+        return Path(hf_hub_download(name, "captions.safetensors", revision=commit or None)).parent
+    except LocalEntryNotFoundError:
+        print(f"{named}: what it was trained on cannot be had offline, and is not kept out of what it is judged by", flush=True)
+    except (EntryNotFoundError, HfHubHTTPError):  # it tells nothing
+        pass
+    return None
 
 
 def model_label(name: str, kind: str = "teacher") -> str:
@@ -217,7 +236,23 @@ def _part(load: Any, source: str, part: str, subject: str, **options: Any) -> An
         source = str(EMBEDDED / "teacher")
     if _is_path(source) and not (Path(source) / part).is_dir():
         raise ModelError(f"{subject}: {source} has no `{part}` folder; give a diffusers text-to-image folder")
+    weights = "use_safetensors" in options
     try:
-        return load.from_pretrained(**pinned(source), subfolder=part, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError(f"{subject}: {source}/{part} cannot be loaded: {str(error).splitlines()[0]}") from error
+        loaded = load.from_pretrained(**pinned(source), subfolder=part, **options, **({"output_loading_info": True} if weights else {}))
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:  # NotImplementedError: weights are missing
+        raise ModelError(f"{subject}: {source}/{part} cannot be loaded: {(str(error).splitlines() or ['?'])[0]}") from error
+    if not weights:
+        return loaded
+    model, info = loaded
+    if missing := sorted(k for k in info["missing_keys"] if not k.endswith("position_ids")):
+        told = f"{missing[0]}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}"
+        raise ModelError(f"{subject}: {source}/{part} lacks the weights {told}; bring the whole folder")
+    return model
+
+
+def _tokenizer(load: Any, source: str, part: str, subject: str, encoder: Any) -> Any:
+    """A tokenizer. Raises `ModelError` if it has lost its words, which its reader would not notice."""
+    tokenizer, words = _part(load, source, part, subject), int(encoder.config.vocab_size)
+    if 2 * len(tokenizer) < words:
+        raise ModelError(f"{subject}: {source}/{part} knows {len(tokenizer)} words, its text encoder {words}; bring the whole folder")
+    return tokenizer

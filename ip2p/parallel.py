@@ -37,6 +37,16 @@ def barrier() -> None:
         dist.barrier()
 
 
+def agree(number: int, device: torch.device) -> bool:
+    """Whether all processes that train together have the same number."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return True
+    both = torch.tensor([number, -number], device=device)
+    dist.all_reduce(both, op=dist.ReduceOp.MAX)
+    most, least = both.tolist()
+    return bool(most == -least)
+
+
 def launch(workers: int, work: Callable[..., None], *arguments: object) -> None:
     """Run `work(rank, workers, *arguments)` here, or in `workers` processes of one thread each."""
     if workers == 1:

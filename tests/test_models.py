@@ -4,10 +4,12 @@ import shutil
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 
 from ip2p.diffusion import decode_latents, encode_images, run_unet
 from ip2p.errors import ModelError
-from ip2p.models import EMBEDDED, editor_named, load_diffusion, model_digest, resolve_device
+from ip2p.model.seen import read_seen
+from ip2p.models import EMBEDDED, editor_folder, editor_named, load_diffusion, model_digest, resolve_device
 
 
 @pytest.fixture
@@ -67,3 +69,59 @@ def test_a_folder_is_a_folder_whatever_its_name_and_its_parts_are_missed(tmp_pat
         load_diffusion("./ed", device=cpu)
     with pytest.raises(ModelError, match="mps is not supported"):
         resolve_device("mps")
+
+
+def test_what_an_editor_on_the_hub_was_trained_on_is_known(hub, tmp_path, capsys):
+    shutil.copy(EMBEDDED / "editor" / "captions.safetensors", tmp_path / "models--acme--teacher/snapshots" / ("b" * 40))
+    assert len(read_seen(editor_folder("acme/teacher"))) == len(read_seen(EMBEDDED / "editor")) > 0
+    assert editor_folder("acme/teacher@" + "a" * 40) is None
+    assert "cannot be had offline" in capsys.readouterr().out
+    assert editor_folder("world") == EMBEDDED / "editor"
+
+
+def emptied(folder):
+    for file in (folder / "tokenizer").iterdir():
+        if file.name != "tokenizer_config.json":
+            file.unlink()
+
+
+def robbed(part):
+    def rob(folder):
+        (path,) = (folder / part).glob("*.safetensors")
+        tensors = load_file(path)
+        del tensors[sorted(tensors)[3]]
+        save_file(tensors, path, {"format": "pt"})
+
+    return rob
+
+
+def mistyped(folder):
+    path = folder / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"block_out_channels": 64}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (emptied, r"tokenizer (knows \d+ words, its text encoder|cannot be loaded)"),
+        (robbed("text_encoder"), "text_encoder lacks the weights .*; bring the whole folder"),
+        (robbed("unet"), "unet (lacks the weights|cannot be loaded)"),
+        (robbed("vae"), "vae (lacks the weights|cannot be loaded)"),
+        (mistyped, "unet cannot be loaded"),
+    ],
+)
+def test_a_folder_that_lost_something_is_no_other_model(spoil, told, tmp_path, cpu):
+    shutil.copytree(EMBEDDED / "teacher", tmp_path / "teacher")
+    spoil(tmp_path / "teacher")
+    with pytest.raises(ModelError, match=rf"models\.teacher: .*/{told}"):
+        load_diffusion(str(tmp_path / "teacher"), device=cpu)
+
+
+def test_what_a_schedule_does_not_say_is_not_clipped(tmp_path, cpu):
+    shutil.copytree(EMBEDDED / "teacher", tmp_path / "teacher")
+    path = tmp_path / "teacher" / "scheduler" / "scheduler_config.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in said.items() if k not in ("clip_sample", "set_alpha_to_one")}))
+    assert not load_diffusion(str(tmp_path / "teacher"), device=cpu).scheduler.config.clip_sample
+    path.write_text(json.dumps(said | {"clip_sample": True}))
+    assert load_diffusion(str(tmp_path / "teacher"), device=cpu).scheduler.config.clip_sample

@@ -22,11 +22,24 @@ from ip2p.model.evaluate import editor_curve, open_bench
 from ip2p.model.heldout import HeldOut, held_out
 from ip2p.model.measure import Point, judged_by, paired
 from ip2p.model.plots import plot_curves
+from ip2p.model.seen import NONE, Seen
 from ip2p.models import model_digest, resolve_device, resolve_dtype
 from ip2p.params import Params
 from ip2p.pictures import to_png
 from ip2p.records import RECORD
-from ip2p.store import digest, fingerprint, first_rows, read_json, read_shard, replace_folder, shards, write_bytes, write_json, write_shard
+from ip2p.store import (
+    digest,
+    fingerprint,
+    first_rows,
+    read_json,
+    read_shard,
+    read_shards,
+    replace_folder,
+    shards,
+    write_bytes,
+    write_json,
+    write_shard,
+)
 from ip2p.world.language import LanguageError
 from ip2p.world.truth import truth_of
 
@@ -57,6 +70,8 @@ def run(
         raise ParamsError(f"--variants: {', '.join(sorted(unknown))} unknown; choose among {', '.join(VARIANTS)}")
     if params.train.start:
         raise ParamsError("train.start: an editor that was trained before hides what the data are worth; give --params params/teacher.yaml")
+    if steps is not None and steps < 1:
+        raise ParamsError(f"--steps: {steps} is out of range, give 1 or more")
     if "truth" in variants:
         _require_world(dataset)
     told = params.model_copy(update={"train": params.train.model_copy(update={"steps": steps or params.train.steps})})
@@ -71,13 +86,20 @@ def run(
         else:
             train.run(told, dataset=folder / "dataset", marker=folder / "validated.json", out=out_of, work=folder / "train")
         editor = open_editor(out_of, params.models)
-        held = held or held_out(params, triplets=triplets, dataset=dataset, size=editor.image_size)
+        held = held or held_out(params, triplets=triplets, dataset=dataset, size=editor.image_size, seen=_seen(params, pairs))
         curves[name] = (count, editor_curve(bench, editor, digest(out_of), held, system=name))
         progress(number + 1, len(variants))
     report = _report(params, told, curves, held)
     write_json(out / "report.json", report)
     write_bytes(out / "curve.png", plot_curves(report["points"]))
     return _table(report)
+
+
+def _seen(params: Params, pairs: Path) -> Seen:
+    """The captions that any variant may be trained on: none is judged by one that another was."""
+    rows = read_shards(pairs, columns=["original_prompt", "triplet_id"]).to_pylist()
+    trained = (r for r in rows if split_of(r["triplet_id"], params.filter.splits) == "train")
+    return NONE.with_captions(r["original_prompt"] or r["triplet_id"] for r in trained)
 
 
 def _is_trained_so(editor: Path, params: Params, dataset: Path) -> bool:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ip2p.diffusion import Diffusion, encode_images, encode_text
 from ip2p.errors import ParamsError, UserError
-from ip2p.parallel import barrier
+from ip2p.parallel import agree, barrier
 from ip2p.params import TrainParams
 from ip2p.pictures import from_bytes
 from ip2p.store import Folder, Shard, code_mark, digest, fingerprint, first_rows, read_shard, read_shards, shards
@@ -126,6 +126,9 @@ def load_latents(
         write_tensors(_encode(next(tables), model, section, seed) if path in pictures else _embed(model, texts[path]), path)
         on_part(min(done * workers, len(missing)), len(missing))
     barrier()
+    whole = all(p.exists() for p in (*pictures, *texts))
+    if not (agree(int(whole), model.device) and whole):
+        raise UserError(f"{cache}: what other processes encoded is not there; on several machines it must be one shared folder")
     if rank == 0:
         for old in {*cache.glob("latents-*"), *cache.glob("texts-*")} - {*pictures, *texts}:
             old.unlink()
@@ -244,7 +247,10 @@ def _encode(table: pa.Table, model: Diffusion, section: TrainParams, seed: int) 
             mean, std = (x.unflatten(0, (2, -1, section.views)) for x in encode_images(model, torch.cat(pairs_MCHW.chunk(2, dim=1))))
             for name, value in (("source_NVCHW", mean[0]), ("mean_NVCHW", mean[1] * scale), ("std_NVCHW", std[1] * scale)):
                 parts[name].append(value.half().cpu())
-    return {k: torch.cat(v).contiguous() for k, v in parts.items()}
+    made = {k: torch.cat(v).contiguous() for k, v in parts.items()}
+    if not all(bool(x.isfinite().all()) for x in made.values()):  # some autoencoders overflow in float16
+        raise UserError(f"models.dtype: the autoencoder's latents are no numbers in {model.dtype}; set it to bfloat16 or float32")
+    return made
 
 
 def _views(row: dict[str, Any], size: int, section: TrainParams, seed: int) -> Tensor:

@@ -22,12 +22,12 @@ from ip2p.dataset.judge import Judge, Question, summary
 from ip2p.diffusion import Diffusion
 from ip2p.model.edit import edit_batch, open_editor
 from ip2p.model.guidance import EditRequest, edit_options
-from ip2p.model.heldout import HeldOut, held_out, of_benchmark
+from ip2p.model.heldout import HeldOut, held_out, of_benchmark, require_rest, seen_in
 from ip2p.model.measure import Edit, Meter, Point, judged_by, load_dino, measure, paired, picture_name
 from ip2p.model.plots import plot_curves, plot_types
 from ip2p.model.sdedit import sdedit
-from ip2p.model.seen import Seen, read_seen
-from ip2p.models import editor_folder, editor_named, load_clip, load_diffusion, model_digest, model_label, resolve_device, resolve_dtype
+from ip2p.model.seen import Seen
+from ip2p.models import editor_named, load_clip, load_diffusion, model_digest, model_label, resolve_device, resolve_dtype
 from ip2p.params import EvaluateParams, JudgeParams, Params
 from ip2p.pictures import from_bytes, grid, to_pillow
 from ip2p.records import SHOWN, StageReport
@@ -83,6 +83,7 @@ def run(
     seen = seen_in(editor, section)
     held = held_out(params, triplets=triplets, dataset=dataset, size=model.image_size, seen=seen)
     identity = digest(editor)
+    require_rest(params, size=model.image_size, seen=seen)
     points = _points(bench, model, identity, held, progress)
     headline = next(p for p in points if p.system == "editor" and p.setting == _scales(section))
     baselines = best_baselines(points, headline)
@@ -201,13 +202,6 @@ def _judge(section: JudgeParams, headline: Point, held: HeldOut, journal: Path, 
         judge.ask(questions)
     write_json(out / "judgements.json", [asdict(j) for j in judge.judgements])
     return summary(judge.judgements)
-
-
-def seen_in(editor: Path, section: EvaluateParams) -> Seen:
-    """The captions that the editor or the one that it is compared with was trained on."""
-    seen = read_seen(editor)
-    previous = section.previous and editor_folder(editor_named(section.previous))
-    return seen | read_seen(previous) if previous else seen
 
 
 def _sweep(section: EvaluateParams) -> list[dict[str, float]]:

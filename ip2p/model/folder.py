@@ -60,6 +60,7 @@ def save_editor(
     replace_folder(staging, out)
 
 
+_LOSSES = {"better": "the preferred edits learned from as pairs are", "dpo": "Diffusion-DPO"}
 _USE = """Loads with diffusers' `StableDiffusionInstructPix2PixPipeline`, or `ip2p edit --model FOLDER PICTURE INSTRUCTION -o OUT`."""
 _USE_EMBEDDED = """Ships with ip2p: `ip2p edit --model world PICTURE INSTRUCTION -o OUT`. Here is its UNet, in fp16; the other
 parts are the embedded teacher's, and `ip2p model export world --to diffusers -o FOLDER` writes them all. It knows the
@@ -82,8 +83,8 @@ def model_card(record: dict[str, Any], evaluation: dict[str, Any] | None = None,
         "",
         "## How it was trained",
         f"- From `{record['start']}`, {how}.",
-        f"- {record['pairs']} image pairs made by Prompt-to-Prompt and kept by CLIP; dataset `{record['dataset'][:16]}`.",
-        *([f"- {n} preferences of people among served edits (Diffusion-DPO)."] if (n := record.get("preferences")) else []),
+        f"- {record['pairs']} image pairs that the filters kept; dataset `{record['dataset'][:16]}`.",
+        *([f"- {n} preferences among served edits ({_LOSSES[section['preference_loss']]})."] if (n := record.get("preferences")) else []),
         f"- {section['steps']} steps of {section['batch']}, {section['optimizer']} at {section['lr']:g}, EMA {section['ema']}.",
         f"- Conditioning dropped: text {section['drop_text']}, both {section['drop_both']}, picture {section['drop_image']}.",
         f"- Loss at the end {record['loss']:.4f}. `{RECORD}` has every parameter.",
@@ -100,8 +101,8 @@ def model_card(record: dict[str, Any], evaluation: dict[str, Any] | None = None,
         lines += [f"## How good it is\nOn {evaluation['count']} held-out edits ({scales}):", *measured, ""]
     lines += [
         "## Limits",
-        "Counting and spatial relations are weak, as of most editors of this kind. It learned from synthetic pairs and repeats the",
-        "biases of the models that made them.",
+        "Counting and spatial relations are weak, as of most editors of this kind. It learned from image pairs, most often synthetic,",
+        "and repeats the biases of what made them.",
         "",
     ]
     return "\n".join(lines)

@@ -22,11 +22,13 @@ from torch import Tensor
 
 from ip2p.dataset.exchange import hf, magicbrush
 from ip2p.dataset.exchange.example import MAX_BYTES, Example, parquet_rows, read_dataset, read_file
+from ip2p.dataset.llm.client import key_of
 from ip2p.dataset.read import read_triplets
 from ip2p.dataset.world_writer import write_triplets
-from ip2p.errors import DataError
-from ip2p.model.seen import NONE, Seen
-from ip2p.params import Params
+from ip2p.errors import DataError, ModelError
+from ip2p.model.seen import NONE, Seen, read_seen
+from ip2p.models import editor_folder, editor_named
+from ip2p.params import EvaluateParams, Params
 from ip2p.pictures import from_bytes, to_png
 from ip2p.store import code_mark, fingerprint
 from ip2p.world.truth import truth_of
@@ -51,6 +53,11 @@ class HeldEdit:
         """What identifies the edit: its texts and pictures."""
         pictures = [hashlib.sha256(x or b"").hexdigest() for x in (self.source, self.target)]
         return fingerprint(self.id, self.instruction, self.caption, self.edited_caption, self.edit_type, pictures)
+
+    @property
+    def known_by(self) -> str:
+        """What tells whether an editor was trained on this source: its caption or, without one, its triplet (`Seen`)."""
+        return self.caption or self.id
 
     @property
     def seed(self) -> int:
@@ -107,7 +114,7 @@ def held_out(params: Params, *, triplets: Path, dataset: Path, size: int, seen: 
     section = params.evaluate
     if section.held_out == "world":
         return of_world(count=section.count, stream=f"{params.seed}/evaluate", triplets=triplets, size=size, seen=seen)
-    tests = (e for e in map(_held, read_dataset(dataset, splits=("test",))) if e.caption not in seen)
+    tests = (e for e in map(_held, read_dataset(dataset, splits=("test",))) if e.known_by not in seen)
     edits = tuple(islice(_once(tests), section.count))
     if not edits:
         raise DataError(
@@ -128,19 +135,39 @@ def of_world(*, count: int, stream: str, triplets: Path, size: int, seen: Seen =
 
 
 def of_benchmark(layout: str, path: Path, *, count: int, size: int, seen: Seen = NONE) -> HeldOut:
-    """Edits of a benchmark's folder, none of a caption that was `seen` in training. Raises `DataError` naming what is missing."""
+    """Edits of a benchmark's folder that are for testing, none that was `seen` in training. Raises `DataError` naming what is missing."""
     if not path.is_dir():
         raise DataError(f"evaluate.benchmarks: no folder {path}; download the benchmark and name its folder")
     readers: dict[str, Callable[[Path], Iterator[HeldEdit]]] = {
-        "magicbrush": lambda p: map(_held, magicbrush.read(p)),
-        "hf": lambda p: map(_held, hf.read(p)),
+        "magicbrush": lambda p: map(_held, magicbrush.read(p, held_out=True)),
+        "hf": lambda p: map(_held, hf.read(p, held_out=True)),
         "emu_edit": _read_emu_edit,
         "pie_bench": _read_pie_bench,
     }
-    edits = tuple(islice((e for e in readers[layout](path) if not e.caption or e.caption not in seen), count))
+    edits = tuple(islice((e for e in readers[layout](path) if e.known_by not in seen), count))
     if not edits:
         raise DataError(f"{path}: holds no edits in the layout {layout} that the editor was not trained on")
     return HeldOut(f"{layout}: {path.name}", edits, size)
+
+
+def seen_in(editor: Path, section: EvaluateParams) -> Seen:
+    """The captions that the editor or the one that it is compared with was trained on."""
+    seen = read_seen(editor)
+    previous = section.previous and editor_folder(editor_named(section.previous))
+    return seen | read_seen(previous) if previous else seen
+
+
+def require_rest(params: Params, *, size: int, seen: Seen) -> None:
+    """Raise for what is wanted only after hours of sampling, and is not there."""
+    section = params.evaluate
+    if section.previous is not None:
+        named = editor_named(section.previous)
+        if isinstance(named, Path) and not (named / "unet").is_dir():
+            raise ModelError(f"evaluate.previous: {named} is no editor's folder; give one, a Hub id, or `world`")
+    for layout, path in section.benchmarks.items():
+        of_benchmark(layout, Path(path), count=1, size=size, seen=seen)
+    if section.judge is not None:
+        key_of(section.judge)
 
 
 def _held(e: Example) -> HeldEdit:
@@ -159,7 +186,7 @@ def _once(edits: Iterator[HeldEdit]) -> Iterator[HeldEdit]:
 
 def _read_emu_edit(path: Path) -> Iterator[HeldEdit]:
     """`instruction, image, task, idx, input_caption, output_caption` in Parquet; there are no targets."""
-    for where, row in parquet_rows(path):
+    for where, row in parquet_rows(path, held_out=True):
         image, instruction = row.get("image"), row.get("instruction")
         data = image.get("bytes") if isinstance(image, dict) else None
         if not isinstance(data, bytes) or not 0 < len(data) <= MAX_BYTES or not isinstance(instruction, str):

@@ -78,13 +78,13 @@ def _memory(base: Diffusion, section: TrainParams, dry: DryPass, *, gpu: bool, w
     part = section.batch // (workers * section.accumulate)
     weights, trained = dry.parameters * _FLOAT, dry.trained * _FLOAT
     moments = {"adamw": 2.0, "adamw8bit": 0.5, "muon": 1.0}[section.optimizer]
-    cast = 0.5 if base.dtype != torch.float32 else 0.0
+    orthogonalising = 2.5 * trained if section.optimizer == "muon" else 0.0  # measured: 10 bytes a weight, after the activations have gone
     frozen = [x for x in (base.vae, base.text_encoder, base.text_encoder_2) if x is not None]
     dpo = bool(section.preferences) and section.preference_loss == "dpo"
     start = weights if dpo else 0.0  # preferences are measured against the UNet as it was
     preferred = (1 + dpo) * (section.preference_batch // (workers * section.accumulate)) if section.preferences else 0
-    parts = [weights * (1 + cast), sum(map(_bytes, frozen)) + start, trained, moments * trained]
-    parts += [0.0 if section.ema_on_cpu and gpu else trained, dry.once + max(part, preferred) * dry.each, weights]
+    parts = [weights, sum(map(_bytes, frozen)) + start, trained, moments * trained]
+    parts += [0.0 if section.ema_on_cpu and gpu else trained, max(dry.once + max(part, preferred) * dry.each, orthogonalising), weights]
     return Memory(*(x / 1e9 for x in parts))
 
 
@@ -111,6 +111,8 @@ def propose(base: Diffusion, section: TrainParams, *, limit_gb: float, gpu: bool
             proposal = changed.model_copy(update={"accumulate": accumulate})
             if share // accumulate < min(_SMALLEST, share):
                 break
+            if section.preferences and section.preference_batch % (workers * accumulate):
+                continue
             if _memory(base, proposal, dry, gpu=gpu, workers=workers).total <= limit_gb:
                 return proposal
     return None

@@ -126,7 +126,7 @@ def _told_of(result: dict[str, Any]) -> str:
         told.append(
             f"The checker reads {right:.1%} of the true edits as done with the rest kept, and {touched:.1%} of the untouched sources as done."
         )
-    if result["directed_by"] == "target":
+    if result.get("directed_by") == "target":
         told.append("The edits have no captions: direction similarity is CLIP's of the picture's change to that of the target picture.")
     if result["protocol"] == "legacy":
         told.append(

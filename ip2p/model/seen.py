@@ -1,5 +1,7 @@
 """Which captions an editor was trained on, it and what it started from: those are never held out to judge it.
 
+A picture without a caption is known by its triplet.
+
 Kept in the editor's folder as sorted 64-bit marks, 8 bytes a caption: half a million captions, as the paper has, are 4 MB, and that any
 two of them share a mark is one chance in a hundred million.
 """

@@ -28,10 +28,10 @@ from ip2p.model.lora import merge_lora
 from ip2p.model.objective import learning_rate, require_optimizer
 from ip2p.model.plan import require_memory
 from ip2p.model.preferences import Preferences, load_preferences, preferences_folder
-from ip2p.model.seen import Seen, read_seen
+from ip2p.model.seen import NONE, Seen, read_seen
 from ip2p.model.trainer import Job, Trainer
 from ip2p.model.unet import require_start
-from ip2p.models import load_diffusion, model_digest, model_label, model_source, resolve_device, resolve_dtype
+from ip2p.models import editor_folder, editor_named, load_diffusion, model_digest, model_label, resolve_device, resolve_dtype
 from ip2p.parallel import barrier, joined, launch
 from ip2p.params import Params, TrainParams
 from ip2p.pictures import grid, to_pillow
@@ -186,8 +186,10 @@ def _work(rank: int, workers: int, job: Job, loaded: tuple[Diffusion, Latents, P
 def _seen(job: Job) -> Seen:
     """The captions trained on now, and those that an editor to go on from was trained on before."""
     name, kind = start_of(job.params)
-    before = read_seen(Path(model_source(name, kind=kind, subject="train.start")))
-    return before.with_captions(read_shards(job.dataset, "train-", columns=["original_prompt"])["original_prompt"].to_pylist())
+    folder = editor_folder(editor_named(name)) if kind == "editor" else None
+    rows = read_shards(job.dataset, "train-", columns=["original_prompt", "triplet_id"]).to_pylist()
+    before = NONE if folder is None else read_seen(folder)
+    return before.with_captions(row["original_prompt"] or row["triplet_id"] for row in rows)
 
 
 def _train(trainer: Trainer, tracked: Run | None) -> None:
@@ -200,7 +202,7 @@ def _train(trainer: Trainer, tracked: Run | None) -> None:
         keep = last or trainer.step % section.checkpoint_every == 0
         if not math.isfinite(loss) or (keep and not trainer.finite()):
             found = f"the loss is {loss}" if not math.isfinite(loss) else "weights are no longer finite"
-            raise DivergedError(f"train: {found} at step {trainer.step}; lower train.lr in params.yaml (checkpoints are kept)")
+            raise DivergedError(f"train: {found} at step {trainer.step}; lower train.lr in params.yaml, which begins anew")
         if tracked is None:
             continue
         if last or trainer.step % section.log_every == 0:

@@ -13,12 +13,13 @@ from torch import Tensor
 from ip2p.attention import Float32Attention
 from ip2p.checkpoint import load_newest, save_checkpoint, trained_state
 from ip2p.diffusion import Diffusion
+from ip2p.errors import UserError
 from ip2p.model.data import Latents, draw_batch
 from ip2p.model.lora import add_lora
 from ip2p.model.objective import dpo_loss, ema_rate, learning_rate, loss_of, new_optimizer
 from ip2p.model.preferences import Preferences, draw_preferences
 from ip2p.model.unet import new_editor_unet
-from ip2p.parallel import average, average_gradients
+from ip2p.parallel import agree, average, average_gradients
 from ip2p.params import Params
 from ip2p.store import Folder
 
@@ -77,6 +78,9 @@ class Trainer:
         self.ema = {k: v.detach().to(home, copy=True) for k, v in trained_state(self.unet).items()}
         extra: dict[str, Tensor] = {}
         self.step = load_newest(self.job.work, self.unet, self.optimizer, self.ema, extra=extra)
+        if not agree(self.step, self.base.device):
+            told = "the processes find different checkpoints there; on several machines it must be one shared folder"
+            raise UserError(f"{self.job.work}: {told}")
         self.losses = extra["losses"].tolist() if self.step else []
         if self.step and self.scaler.is_enabled():
             self.scaler.load_state_dict({**self.scaler.state_dict(), **{k: extra[k].item() for k in ("scale", "_growth_tracker")}})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ip2p.params.base import Count, Positive, Section, Share
 from ip2p.params.dataset import JudgeParams
@@ -115,13 +115,20 @@ class EvaluateParams(Section):
     """Image guidance scale s_I while s_T is swept, and of the headline figures."""
     image_guidance_sweep: tuple[Positive, ...] = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2)
     text_guidance_sweep: tuple[Positive, ...] = ()
-    sdedit_strengths: tuple[Share, ...] = (0.3, 0.5, 0.7, 0.9)
+    sdedit_strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.3, 0.5, 0.7, 0.9)
     """Shares of the noise schedule that the SDEdit baseline runs."""
     sdedit_guidance: Positive = 7.5
     """Guidance scale of the SDEdit baseline."""
     sdedit_steps: Annotated[int, Field(ge=2, le=1000)] | None = None
     """Steps of the whole schedule, of which SDEdit runs its strength's share; none: `steps`."""
     batch: Count = 16
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _in_order(cls, interval: tuple[float, float]) -> tuple[float, float]:
+        if interval[0] >= interval[1]:
+            raise ValueError("the first share must be below the second, or nothing is guided")
+        return interval
 
 
 class RegisterParams(Section):

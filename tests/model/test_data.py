@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ip2p.diffusion import encode_images
-from ip2p.errors import ParamsError
+from ip2p.errors import ParamsError, UserError
 from ip2p.model.data import _encode, draw_batch, dropout, load_latents
 from ip2p.params import TrainParams
 from ip2p.pictures import to_png
@@ -126,6 +126,6 @@ def test_a_cache_over_its_bound_is_refused(tiny, made, teacher, tmp_path):
 
 def test_processes_that_begin_one_after_the_other_leave_no_part_out(tiny, made, teacher, tmp_path):
     options = {"model_digest": "t", "seed": 0, "cache": tmp_path, "workers": 2}
-    with pytest.raises(FileNotFoundError):  # the first has made its share before the second looks what is missing
+    with pytest.raises(UserError, match="one shared folder"):  # the first has made its share before the second looks what is missing
         load_latents(made / "dataset", teacher, tiny.train, rank=0, **options)
     assert len(load_latents(made / "dataset", teacher, tiny.train, rank=1, **options)) > 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ip2p.errors import DataError
+from ip2p.errors import DataError, UserError
 from ip2p.model import evaluate
 from ip2p.model.bootstrap import bootstrap
 from ip2p.model.heldout import HeldOut, held_out, of_benchmark, of_world
@@ -17,7 +17,7 @@ from ip2p.model.measure import Meter, Point, judged_by, measure, paired
 from ip2p.model.sdedit import sdedit
 from ip2p.model.seen import NONE, read_seen
 from ip2p.models import EMBEDDED
-from ip2p.params import JudgeParams
+from ip2p.params import EvaluateParams, JudgeParams
 from ip2p.world.truth import truth_of
 from tests.dataset.llm.endpoint import endpoint
 
@@ -225,6 +225,47 @@ def test_a_benchmark_that_is_not_there_or_not_one_is_told(benchmarks):
     (benchmarks / "pie_bench" / "mapping_file.json").write_text('{"0": {"image_path": "../../secret"}}')
     with pytest.raises(DataError, match="0 lacks"):
         of_benchmark("pie_bench", benchmarks / "pie_bench", count=1, size=96)
+
+
+def test_a_benchmark_is_measured_on_what_is_not_for_training(benchmarks, tmp_path):
+    (tmp_path / "mixed").mkdir()
+    (file,) = (benchmarks / "magicbrush").rglob("*.parquet")
+    table = pq.read_table(file)
+    table = table.drop_columns([n for n in ("split", "source_caption", "target_caption") if n in table.column_names])
+    for split in ("train", "dev"):
+        ids = pa.array([f"{split}-{n}" for n in range(len(table))])
+        pq.write_table(
+            table.set_column(table.column_names.index("img_id"), "img_id", ids), tmp_path / "mixed" / f"{split}-00000-of-00001.parquet"
+        )
+    edits = of_benchmark("magicbrush", tmp_path / "mixed", count=10, size=96).edits
+    assert [e.id for e in edits] == [f"dev-{n}" for n in range(len(table))]
+    seen = NONE.with_captions(["dev-0"])  # trained on, and known by its picture alone
+    assert [e.id for e in of_benchmark("magicbrush", tmp_path / "mixed", count=10, size=96, seen=seen).edits] == ["dev-1"]
+    (tmp_path / "mixed" / "dev-00000-of-00001.parquet").unlink()
+    with pytest.raises(DataError, match="its files are all for training"):
+        of_benchmark("magicbrush", tmp_path / "mixed", count=10, size=96)
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"previous": "./nowhere"}, r"evaluate\.previous: nowhere is no editor's folder"),
+        ({"benchmarks": {"magicbrush": "./nowhere"}}, r"evaluate\.benchmarks: no folder nowhere"),
+        ({"judge": JudgeParams(key_env="NOPE_KEY")}, r"judge\.key_env: NOPE_KEY is not set"),
+    ],
+)
+def test_what_is_wanted_at_the_end_is_missed_before_anything_is_sampled(evaluated, tmp_path, section, told):
+    params, paths = evaluated
+    changed = params.model_copy(update={"evaluate": params.evaluate.model_copy(update=section)})
+    with pytest.raises(UserError, match=told):
+        evaluate.run(changed, **{**paths, "work": tmp_path / "work", "out": tmp_path / "out"})
+    assert not list((tmp_path / "work").rglob("rows.json"))
+
+
+@pytest.mark.parametrize("section", [{"guidance_interval": [0.8, 0.2]}, {"sdedit_strengths": [0.0]}])
+def test_what_would_guide_or_change_nothing_is_refused(section):
+    with pytest.raises(ValueError, match=next(iter(section))):
+        EvaluateParams.model_validate(section)
 
 
 def test_pictures_above_the_benchmarks_folder_are_refused(benchmarks):

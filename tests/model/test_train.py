@@ -281,6 +281,9 @@ def test_the_plan_proposes_what_fits_and_the_run_refuses_what_does_not(setup, te
     assert plan.estimate(teacher, proposal, gpu=False).total <= 0.6 * needs
     assert proposal.accumulate > 1 or proposal.gradient_checkpointing
     assert plan.propose(teacher, section, limit_gb=0.001, gpu=False) is None
+    voted = section.model_copy(update={"preferences": "data/preferences", "preference_batch": 8})
+    proposal = plan.propose(teacher, voted, limit_gb=0.6 * needs, gpu=False)
+    assert voted.preference_batch % proposal.accumulate == 0  # else the run would refuse it
     lean = section.model_copy(update={"ema_on_cpu": True})
     assert plan.estimate(teacher, lean, gpu=True).ema == 0 < plan.estimate(teacher, lean, gpu=False).ema
     monkeypatch.setattr(plan, "free_gb", lambda device: 0.9 * plan.estimate(teacher, params.train, gpu=False).total)

@@ -68,8 +68,8 @@ def from_row(row: dict[str, Any], where: str) -> Example:
     for name, text in texts.items():
         if not isinstance(text, str):
             raise DataError(f"{where}: no text in `{name}`; an example needs {', '.join(_TEXTS)} and both images")
-        if any("\ud800" <= c <= "\udfff" for c in text):
-            raise DataError(f"{where}: `{name}` holds half a character (U+{ord(next(c for c in text if c >= chr(0xD800))):X})")
+        if half := next((c for c in text if "\ud800" <= c <= "\udfff"), None):
+            raise DataError(f"{where}: `{name}` holds half a character (U+{ord(half):X})")
     images: dict[str, bytes] = {}
     for name in ("original_image", "edited_image"):
         cell = row.get(name)
@@ -98,19 +98,25 @@ def split_named(file: Path) -> str | None:
     return next((split for word in words for split, names in _NAMES.items() if word in names), None)
 
 
-def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def parquet_rows(path: Path, *, held_out: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of every Parquet file below a folder, and where each stands; a few in memory at a time.
 
-    A row without a split has that of its file's name, if the name tells one.
+    A row without a split has that of its file's name, if the name tells one. With `held_out` only what is not for training is read: the
+    files for testing, else those for validation, else those whose name tells nothing. Raises `DataError` if there are none.
     """
-    files = sorted(path.rglob("*.parquet"))
-    if not files:
+    named = {file: split_named(file.relative_to(path)) for file in sorted(path.rglob("*.parquet"))}
+    if not named:
         raise DataError(f"{path}: no Parquet files; give the folder of a dataset")
-    for file in files:
-        split = split_named(file.relative_to(path))
+    splits = [s for s in ("test", "validation", None) if s in named.values()] if held_out else []
+    if held_out and not splits:
+        raise DataError(f"{path}: its files are all for training; an editor is not measured on those")
+    for file, split in named.items():
+        if held_out and split != splits[0]:
+            continue
         try:
             for batch in pq.ParquetFile(file).iter_batches(batch_size=64):
-                yield from ((str(file), row | {"split": row.get("split") or split}) for row in batch.to_pylist())
+                rows = [row | {"split": row.get("split") or split} for row in batch.to_pylist()]
+                yield from ((str(file), row) for row in rows if not (held_out and row["split"] == "train"))
         except (OSError, pa.ArrowInvalid) as error:
             raise DataError(f"{file}: cannot be read as Parquet ({error})") from error
 

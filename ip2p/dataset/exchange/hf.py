@@ -48,9 +48,9 @@ def write(examples: Iterable[Example], out: Path) -> int:
     return count
 
 
-def read(path: Path) -> Iterator[Example]:
+def read(path: Path, *, held_out: bool = False) -> Iterator[Example]:
     """Examples of every Parquet file below `path`."""
-    yield from (from_row(row, where) for where, row in parquet_rows(path))
+    yield from (from_row(row, where) for where, row in parquet_rows(path, held_out=held_out))
 
 
 def _row(example: Example) -> dict[str, object]:

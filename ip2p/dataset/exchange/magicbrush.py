@@ -52,9 +52,9 @@ def write(examples: Iterable[Example], out: Path) -> int:
     return count
 
 
-def read(path: Path) -> Iterator[Example]:
+def read(path: Path, *, held_out: bool = False) -> Iterator[Example]:
     """Examples of every Parquet file below `path`; captions are empty where there are none."""
-    for where, row in parquet_rows(path):
+    for where, row in parquet_rows(path, held_out=held_out):
         texts = {
             "original_prompt": row.get("source_caption") or "",
             "edit_prompt": row.get("instruction"),
