@@ -163,6 +163,10 @@ def run(
     triplets = known.table["triplet_id"].to_pylist()
     half = np.array([int(fingerprint("calibrate", params.seed, t), 16) % 2 == 0 for t in triplets])  # a triplet's labels stay together
     fit, judged = known.part(half), known.part(~half)
+    if min(n for part in (fit, judged) for n in (part.good.sum(), (~part.good).sum())) < FEWEST // 4:
+        raise DataError(
+            f"{labels or 'labels'}: too few of one kind in either half (thresholds are judged on the other); label more triplets"
+        )
     chosen = choose(fit, params.filter)
     sections = {"paper": FilterParams(), "params.yaml": params.filter, "calibrated": chosen}
     table = {name: measure(judged, section) for name, section in sections.items()}
@@ -208,10 +212,10 @@ def plot_calibration(labels: Labels, chosen: FilterParams) -> bytes:
 
 
 def _best(labels: Labels, section: FilterParams, name: str) -> float:
-    """The value of one threshold with the best F1; the middle one of equals."""
+    """The value of one threshold with the best F1, the middle one of equals; the section's own where the labels do not tell."""
     scored = [(measure(labels, section.model_copy(update={name: value})).f1, value) for value in _GRIDS[name]]
     best = [value for f1, value in scored if f1 == max(scored)[0]]
-    return best[len(best) // 2]
+    return best[len(best) // 2] if len(best) < len(scored) else float(getattr(section, name))
 
 
 def _pictures(caption: str, instruction: str, seed: int, size: int) -> tuple[Tensor, ...]:

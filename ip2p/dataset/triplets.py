@@ -22,8 +22,8 @@ from ip2p.store import fingerprint, write_shard
 from ip2p.world.edits import EDIT_TYPES as WORLD_EDIT_TYPES
 
 Progress = Callable[[int, int], None]
-_SPARE = 2
-"""Captions of the world made for each triplet that a language model is to write."""
+_SPARE, _ENOUGH = 2, 4
+"""Captions for each triplet that a language model is to write: made by the world, at most read from a source, which may be huge."""
 
 
 def plan(params: Params) -> Plan:
@@ -69,7 +69,7 @@ def _captions(params: Params) -> tuple[list[Caption] | None, dict[str, int]]:
     """Captions of the file that is named, and drops by reason; the world's own (for its grammar: none) if none is named."""
     section = params.triplets
     if section.captions is not None:
-        return read_captions(section.captions)
+        return read_captions(section.captions, most=_ENOUGH * section.count + 1000)
     if section.writer == "world":
         return None, {}
     found: dict[str, Caption] = {}

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Set
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,13 @@ def benchmark_keys(files: tuple[str, ...]) -> frozenset[str]:
 
 def facts(dataset: Path, thresholds: FilterParams, benchmarks: frozenset[str] = frozenset()) -> pd.DataFrame:
     """One row an example: its columns without pixels, what its pictures turn out to be, and what it has to spare over its thresholds."""
-    parts, sides = [], []
-    for table in (read_shard(path) for split in _present_splits(dataset) for path in shards(dataset, f"{split}-")):
-        pictures = table.select(["pair_id", *_PICTURES]).to_pylist()  # of one shard at a time: a dataset's do not fit into memory
-        sides += [[_side(row[c], f"{row['pair_id']}.{c}") for c in _PICTURES] for row in pictures]
-        parts.append(table.drop_columns(list(_PICTURES)))
+    parts: list[pa.Table] = []
+    sides: list[list[tuple[int, int]]] = []
+    with ThreadPoolExecutor() as pool:
+        for table in (read_shard(path) for split in _present_splits(dataset) for path in shards(dataset, f"{split}-")):
+            pictures = table.select(["pair_id", *_PICTURES]).to_pylist()  # of one shard at a time: a dataset's do not fit into memory
+            sides += pool.map(lambda row: [_side(row[c], f"{row['pair_id']}.{c}") for c in _PICTURES], pictures)
+            parts.append(table.drop_columns(list(_PICTURES)))
     arrow = pa.concat_tables(parts)
     frame = arrow.to_pandas()
     frame["width"], frame["height"] = [s[0][0] for s in sides], [s[0][1] for s in sides]

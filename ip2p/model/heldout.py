@@ -86,7 +86,7 @@ class HeldOut:
 
     @property
     def by_target(self) -> bool:
-        """Whether the target pictures alone say where the edits should lead, as in data without captions."""
+        """Whether target pictures say where the edits should lead that have no captions."""
         return self.targeted and not self.captioned
 
     @cached_property

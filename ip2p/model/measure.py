@@ -47,10 +47,11 @@ class Meter:
         key = (held.mark, indices.start, indices.stop)
         if key not in self._known:
             image_0 = image_features(self.clip, sources, legacy=self.legacy)
+            asked = [text_features(self.clip, [getattr(e, n) for e in held.edits[some]]) for n in ("caption", "edited_caption")]
             if held.by_target:
-                asked = [image_0, image_features(self.clip, held.targets(some), legacy=self.legacy)]
-            else:
-                asked = [text_features(self.clip, [getattr(e, n) for e in held.edits[some]]) for n in ("caption", "edited_caption")]
+                bare_B1 = torch.tensor([[not e.edited_caption] for e in held.edits[some]], device=image_0.device)
+                shown = (image_0, image_features(self.clip, held.targets(some), legacy=self.legacy))
+                asked = [torch.where(bare_B1, image, text) for image, text in zip(shown, asked, strict=True)]
             self._known[key] = (image_0, *asked)
         image_0, *asked = self._known[key]
         scores = similarities(image_0, image_features(self.clip, edited_BCHW, legacy=self.legacy), *asked)

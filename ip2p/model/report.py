@@ -127,7 +127,10 @@ def _told_of(result: dict[str, Any]) -> str:
             f"The checker reads {right:.1%} of the true edits as done with the rest kept, and {touched:.1%} of the untouched sources as done."
         )
     if result.get("directed_by") == "target":
-        told.append("The edits have no captions: direction similarity is CLIP's of the picture's change to that of the target picture.")
+        told.append(
+            "Of edits without captions direction similarity is CLIP's of the picture's change to that of the target picture, and SDEdit is "
+            "told the instruction."
+        )
     if result["protocol"] == "legacy":
         told.append(
             "CLIP saw images in [-1, 1], the mistake of the reference (protocol legacy): compare its similarities with the paper's only."

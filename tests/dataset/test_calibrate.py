@@ -3,10 +3,11 @@ import json
 import pyarrow as pa
 import pytest
 
+from ip2p.dataset import calibrate
 from ip2p.dataset.calibrate import Labels, choose, measure, read_labels, run, world_labels
 from ip2p.errors import DataError
 from ip2p.params import FilterParams
-from ip2p.store import read_json, read_shards
+from ip2p.store import fingerprint, read_json, read_shards
 
 OPEN = FilterParams(caption=-1, image=-1, direction=-1)
 
@@ -64,3 +65,14 @@ def test_a_bad_label_is_named(made, tmp_path, line, message):
     path.write_text(line)
     with pytest.raises(DataError, match=message):
         read_labels(path, made / "pairs")
+
+
+def test_what_labels_do_not_tell_stays_as_it_is_and_halves_without_both_kinds_are_refused(tiny, made, tmp_path, monkeypatch):
+    assert choose(labels(style=([0.9] * 12, [0.1] * 12)), OPEN).shift == OPEN.shift  # all lie still
+    monkeypatch.setattr(calibrate, "FEWEST", 4)
+    rows = read_shards(made / "pairs").select(["pair_id", "triplet_id"]).to_pylist()
+    told = [{"pair_id": r["pair_id"], "good": int(fingerprint("calibrate", tiny.seed, r["triplet_id"]), 16) % 2 == 0} for r in rows]
+    assert 4 <= sum(x["good"] for x in told) <= len(told) - 4
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(x) + "\n" for x in told))
+    with pytest.raises(DataError, match="too few of one kind in either half"):
+        run(tiny, labels=tmp_path / "labels.jsonl", pairs=made / "pairs", out=tmp_path / "out", progress=lambda *_: None)

@@ -58,3 +58,12 @@ def test_what_cannot_be_read_is_named(tmp_path):
     path.write_bytes(b'{"caption": "fine one"}\n{"caption": "\xff"}\n')
     with pytest.raises(DataError, match=r"c\.jsonl:2: not UTF-8"):
         read_captions(str(path))
+
+
+def test_no_more_is_read_than_is_wanted_and_empty_cells_of_a_hub_dataset_are_counted(tmp_path):
+    texts = ["a red boat", None, "", "a blue boat", *(f"boat {n}" for n in range(50))]
+    pd.DataFrame({"caption": texts}).to_parquet(tmp_path / "train.parquet")
+    captions, dropped = read_captions(f"hf:{tmp_path}", most=3)
+    assert [c.text for c in captions] == ["a red boat", "a blue boat", "boat 0"] and dropped == {"caption too short": 2}
+    with pytest.raises(DataError, match=r"train\.parquet:2: no `caption`"):  # a file of one's own can be mended
+        read_captions(str(tmp_path / "train.parquet"))
