@@ -41,5 +41,7 @@ class ServeParams(Section):
     """Folder of the edited pictures and their sources."""
     keep: Count = 2000
     """Edits kept in the history; those with a vote are always kept."""
+    keep_gb: Positive = 10.0
+    """Disk that their pictures may take, GB; the oldest edits without a vote go first."""
     drain_seconds: Positive = 30.0
     """How long SIGTERM waits for edits under way."""

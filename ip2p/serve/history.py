@@ -26,6 +26,8 @@ from ip2p.store import write_bytes
 
 REASONS = ("instruction", "preservation", "quality", "other")
 """What a vote may be about."""
+_AT_ONCE = 200
+"""Most edits that go for one that comes, for want of room."""
 
 
 class Base(DeclarativeBase):
@@ -71,6 +73,14 @@ class VoteRow(Base):
     voter: Mapped[str]
 
 
+@dataclass
+class Disk:
+    """Bytes that the pictures take, and may take."""
+
+    used: int
+    most: float
+
+
 @dataclass(frozen=True)
 class History:
     """The database and the pictures."""
@@ -78,6 +88,7 @@ class History:
     engine: Engine
     pictures: Path
     keep: int
+    disk: Disk
 
     def picture_path(self, name: str) -> Path:
         """Where a picture of that name lies."""
@@ -88,14 +99,15 @@ class History:
         name = hashlib.sha256(png).hexdigest()
         if not self.picture_path(name).exists():
             write_bytes(self.picture_path(name), png)
+            self.disk.used += len(png)
         return name
 
     def add(self, row: EditRow) -> None:
-        """Store an edit; of those without a vote, all but the newest `keep` go."""
+        """Store an edit; of those without a vote, all but the newest `keep` go, and the oldest for which there is no room."""
         with self.session() as session:
             session.add(row)
             session.flush()
-            gone = self._forgettable(session)
+            gone = self._forgettable(session, row.id)
             try:
                 with session.begin_nested():
                     session.execute(delete(EditRow).where(EditRow.id.in_([r.id for r in gone])))
@@ -104,6 +116,7 @@ class History:
             names = {n for r in gone for n in (r.source, r.mask, r.picture) if n}
             kept = {n for n in names if self._used(session, n)}
         for name in names - kept:
+            self.disk.used -= self._bytes(name)
             self.picture_path(name).unlink(missing_ok=True)
 
     def edit(self, id: str) -> EditRow | None:
@@ -164,11 +177,23 @@ class History:
         with Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
 
-    def _forgettable(self, session: Session) -> list[EditRow]:
-        """Of the edits without a vote, all but the newest `keep`."""
+    def _forgettable(self, session: Session, newest: str) -> list[EditRow]:
+        """Of the edits without a vote, all but the newest `keep`, and the oldest others whose pictures there is no room for."""
         voted = select(VoteRow.edit).union(select(VoteRow.other).where(VoteRow.other.is_not(None)))
-        query = select(EditRow).where(EditRow.id.not_in(voted)).order_by(EditRow.created.desc()).offset(self.keep)
-        return list(session.scalars(query.with_for_update(skip_locked=True)))
+        query = select(EditRow).where(EditRow.id.not_in(voted), EditRow.id != newest).with_for_update(skip_locked=True)
+        gone = list(session.scalars(query.order_by(EditRow.created.desc()).offset(self.keep - 1)))
+        spare = self.disk.most - self.disk.used + sum(self._bytes(n) for r in gone for n in (r.mask, r.picture))
+        for row in session.scalars(query.order_by(EditRow.created).limit(_AT_ONCE)) if spare < 0 else ():
+            if spare >= 0:
+                break
+            if row not in gone:
+                gone.append(row)
+                spare += sum(self._bytes(n) for n in (row.mask, row.picture))  # its source may be another's, too
+        return gone
+
+    def _bytes(self, name: str | None) -> int:
+        path = self.picture_path(name) if name else None
+        return path.stat().st_size if path and path.exists() else 0
 
     def _used(self, session: Session, name: str) -> bool:
         uses = (EditRow.source == name) | (EditRow.mask == name) | (EditRow.picture == name)
@@ -196,7 +221,8 @@ def open_history(section: ServeParams) -> History:
             command.upgrade(config, "head")
     except (SQLAlchemyError, CommandError, ImportError) as error:
         raise DataError(f"serve.database: cannot be opened ({type(error).__name__}); check its URL and that it is up") from error
-    return History(engine, Path(section.pictures), section.keep)
+    used = sum(p.stat().st_size for p in Path(section.pictures).rglob("*.png"))
+    return History(engine, Path(section.pictures), section.keep, Disk(used, section.keep_gb * 1e9))
 
 
 def _durable(connection: Any, _record: object) -> None:

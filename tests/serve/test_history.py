@@ -100,6 +100,21 @@ def test_the_oldest_edits_without_a_vote_are_forgotten_with_their_pictures(histo
     assert history.picture_path(history.edit(f"{0:032x}").source).exists()  # others have the same source
 
 
+def test_the_pictures_keep_within_their_room_and_a_start_knows_what_they_take(tmp_path):
+    section = ServeParams(database=f"sqlite:///{tmp_path}/edits.db", pictures=str(tmp_path / "pictures"), keep_gb=1e-9)
+    room = 5 * len(png()) * 1e-9
+    history = open_history(section.model_copy(update={"keep_gb": room}))
+    for number in range(9):
+        history.add(row(history, number))
+        if number == 0:
+            thumb(history, 0, 1)
+    kept = [int(e.id, 16) for e in history.edits()]
+    assert kept[0] == 8 and kept[-1] == 0 and 3 <= len(kept) <= 6  # the newest ones, and the one with a vote
+    assert history.disk.used <= room * 1e9
+    assert open_history(section).disk.used == history.disk.used == sum(p.stat().st_size for p in (tmp_path / "pictures").rglob("*.png"))
+    history.add(row(open_history(section), 9))  # a picture greater than the room there is stays till the next
+
+
 def test_however_many_edits_have_votes_new_ones_are_kept(history):
     for number in range(5):
         history.add(row(history, number))
