@@ -10,9 +10,12 @@ _SPARE = ("#d9480f", "#1971c2", "#868e96", "#2b8a3e", "#9c36b5", "#0b7285")
 
 
 def plot_curves(points: list[dict[str, Any]]) -> bytes:
-    """CLIP image similarity against direction similarity with 95% intervals, one line a system; PNG bytes."""
-    figure, axes = _axes(6.4, 4.4)
-    points = [p for p in points if "direction_similarity" in p]
+    """CLIP image similarity against direction similarity with 95% intervals, one line a system; PNG bytes.
+
+    The source as it is lies at (0, 1), far from all others, and is left out.
+    """
+    figure, axes = _axes(6.8, 4.8)
+    points = [p for p in points if "direction_similarity" in p and p["system"] != "source"]
     systems = list(dict.fromkeys(p["system"] for p in points))
     colours = _COLOURS if set(systems) <= set(_COLOURS) else dict(zip(systems, _SPARE, strict=False))
     for system in systems:
@@ -23,9 +26,10 @@ def plot_curves(points: list[dict[str, Any]]) -> bytes:
             spans = [[_span(p, n) for p in line] for n in ("direction_similarity", "image_similarity")]
             bars = [[[low for low, _ in s], [high for _, high in s]] for s in spans]
             axes.errorbar(xs, ys, xerr=bars[0], yerr=bars[1], fmt="none", ecolor=colour, alpha=0.35, linewidth=1)
+            side = {"xytext": (6, 4), "ha": "left"} if systems.index(system) % 2 == 0 else {"xytext": (-6, -10), "ha": "right"}
             for p, x, y in zip(line, xs, ys, strict=True):
                 if len(own) > 1:
-                    axes.annotate(_label(p["setting"]), (x, y), textcoords="offset points", xytext=(5, 4), fontsize=7, color=colour)
+                    axes.annotate(_label(p["setting"]), (x, y), textcoords="offset points", fontsize=7, color=colour, **side)
     axes.set_xlabel("CLIP text-image direction similarity")
     axes.set_ylabel("CLIP image similarity")
     axes.legend(frameon=False)
