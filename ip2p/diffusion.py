@@ -39,6 +39,8 @@ class Diffusion:
     tokenizer_2: CLIPTokenizer | None = None
     graphed: Graphed | None = None
     """The UNet's calls as CUDA graphs."""
+    side: int | None = None
+    """Another side of pictures than the UNet says, pixels: what it is trained at."""
 
     @property
     def latent_channels(self) -> int:
@@ -47,8 +49,8 @@ class Diffusion:
 
     @property
     def image_size(self) -> int:
-        """Side of a square picture at the size that the UNet was trained on, pixels."""
-        return int(self.unet.config.sample_size) * self.factor
+        """Side of a square picture at the size that the UNet was trained on, or is trained at, pixels."""
+        return self.side or int(self.unet.config.sample_size) * self.factor
 
     @property
     def factor(self) -> int:

@@ -114,7 +114,8 @@ def load_latents(
     instructions = rows["edit_prompt"].to_pylist()
     distinct = sorted(set(instructions))
     how = fingerprint(
-        model_digest, str(model.dtype), section.views, section.flip, seed, code_mark("model/data.py", "diffusion.py", "pictures.py")
+        *(model_digest, str(model.dtype), model.image_size, section.views, section.flip, seed),
+        code_mark("model/data.py", "diffusion.py", "pictures.py"),
     )
     pictures = {cache / f"latents-{fingerprint(how, digest(p))}.safetensors": p for p in paths}
     texts = {cache / f"texts-{fingerprint(how, c)}.safetensors": c for c in _chunks(distinct, _TEXTS)}

@@ -53,7 +53,7 @@ def preferences_folder(named: str) -> Path:
 def load_preferences(folder: Path, model: Diffusion, *, model_digest: str, cache: Path, rank: int = 0) -> Preferences:
     """Encode what the folder holds, or read what `cache` has of it. Raises `DataError` if nobody preferred anything."""
     code = code_mark("model/preferences.py", "diffusion.py", "pictures.py")
-    path = cache / f"preferences-{fingerprint(digest(folder), model_digest, str(model.dtype), code)}.safetensors"
+    path = cache / f"preferences-{fingerprint(digest(folder), model_digest, str(model.dtype), model.image_size, code)}.safetensors"
     if rank == 0 and not path.exists():
         for old in cache.glob("preferences-*"):
             old.unlink()

@@ -124,6 +124,9 @@ def load_base(params: Params) -> Diffusion:
     name, kind = start_of(params)
     subject = "train.start" if section.start else "models.teacher"
     base = load_diffusion(name, device=device, dtype=resolve_dtype(models.dtype, device), kind=kind, subject=subject, exact=True)
+    if (section.size or 0) % base.factor:
+        raise ParamsError(f"train.size: {section.size} pixels are no multiple of the autoencoder's {base.factor}")
+    base = replace(base, side=section.size)
     if section.prediction is None:
         return base
     return replace(base, scheduler=DDIMScheduler.from_config(base.scheduler.config, prediction_type=section.prediction))

@@ -15,6 +15,9 @@ class TrainParams(Section):
 
     steps: Count = 600
     batch: Count = 32
+    size: Count | None = None
+    """Side of the pictures trained on, pixels; none: what the UNet was made for, at which it edits in any case (reference: trained at
+    256, edits at 512)."""
     start: str | None = None
     """An editor to go on from (`world`: the one that ships; a diffusers folder as `./path`; a Hub id such as
     `timbrooks/instruct-pix2pix`); none: the teacher. The captions that its folder says it was trained on

@@ -15,6 +15,7 @@ from ip2p.checkpoint import trained_state
 from ip2p.errors import DataError, ModelError, ParamsError, UserError
 from ip2p.model import objective, plan, train, trainer
 from ip2p.model.unet import grow_unet, new_editor_unet
+from ip2p.models import load_diffusion
 from ip2p.params import TrainParams
 from ip2p.store import digest
 
@@ -345,6 +346,18 @@ def test_the_plan_proposes_for_a_card_what_a_card_has(setup, teacher):
     assert plan.propose(teacher, section, limit_gb=0.9 * least, gpu=False).lora_rank  # nothing of a GPU's for a CPU
     params, _ = setup
     assert "torch.bfloat16" in plan.advise(params, gpu_gb=24.0)[0]
+
+
+def test_it_may_be_trained_on_smaller_pictures_than_it_edits(setup, teacher):
+    params, paths = setup
+    train.run(with_train(params, size=48), **paths)
+    latents, *_ = paths["work"].glob("latents-*.safetensors")
+    assert load_file(latents)["source_NVCHW"].shape[-2:] == (6, 6)
+    assert load_diffusion(str(paths["out"]), device=teacher.device, kind="editor").image_size == teacher.image_size == 96
+    small, usual = (plan.estimate(train.load_base(with_train(params, size=s)), params.train, gpu=False) for s in (48, None))
+    assert small.activations < usual.activations / 2
+    with pytest.raises(ParamsError, match=r"train\.size: 50 pixels are no multiple of the autoencoder's 8"):
+        train.run(with_train(params, size=50), **paths)
 
 
 def test_what_saves_memory_does_not_begin_anew(setup):
