@@ -81,6 +81,9 @@ def _captions(params: Params) -> tuple[list[Caption] | None, dict[str, int]]:
 
 def _check_types(section: TripletsParams) -> None:
     known = WORLD_EDIT_TYPES if section.writer == "world" else EDIT_TYPES
+    if section.writer == "llm" and section.llm.format == "completion" and (section.edit_types is not None or section.per_caption > 1):
+        named = "edit_types" if section.edit_types is not None else "per_caption"
+        raise ParamsError(f"triplets.{named}: a completion model cannot be asked for a type of edit; leave it out")
     unknown = sorted(set(section.edit_types or ()) - set(known))
     if unknown or section.edit_types == ():
         raise ParamsError(f"triplets.edit_types: {', '.join(unknown) or 'none'} unknown to the writer; choose of {', '.join(known)}")

@@ -6,7 +6,7 @@ from ip2p.dataset.captions import read_captions
 from ip2p.dataset.read import read_triplets
 from ip2p.dataset.triplets import run
 from ip2p.dataset.world_writer import write_triplets
-from ip2p.errors import DataError
+from ip2p.errors import DataError, ParamsError
 from ip2p.params import Params
 from ip2p.records import Caption
 from ip2p.world.edits import EDIT_TYPES, apply_edit
@@ -67,4 +67,11 @@ def test_a_caption_outside_the_world_is_named(tmp_path):
     path.write_text('{"caption": "a zebra in the savannah"}\n')
     params = Params.model_validate({"triplets": {"captions": str(path), "count": 2}})
     with pytest.raises(DataError, match=r"captions\.jsonl:1: .*no setting is named"):
+        run(params, out=tmp_path / "out", work=tmp_path / "work")
+
+
+@pytest.mark.parametrize("asked", [{"edit_types": ["style"]}, {"per_caption": 2}])
+def test_what_a_completion_model_cannot_be_told_is_refused(tmp_path, asked):
+    params = Params.model_validate({"triplets": {"writer": "llm", "llm": {"format": "completion"}, **asked}})
+    with pytest.raises(ParamsError, match=rf"triplets\.{next(iter(asked))}: a completion model cannot be asked"):
         run(params, out=tmp_path / "out", work=tmp_path / "work")
