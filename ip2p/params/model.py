@@ -191,4 +191,4 @@ class PretrainParams(Section):
     workers: Count = 2
     """CPU processes for training and for rendering."""
     compile: bool = False
-    """Whether training steps are compiled (`torch.compile`): a minute or two at the start of each part."""
+    """Whether training steps are compiled (`torch.compile`): minutes at the start of each part (three for the teacher on two CPU cores)."""
