@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from ip2p.diffusion import Diffusion, decode_latents, encode_text, run_unet
 from ip2p.errors import ModelError
 from ip2p.params import ModelsParams
-from ip2p.records import TRAINED
+from ip2p.records import CAPTIONS, TRAINED
 from ip2p.store import digest, fingerprint
 from ip2p.torchvision_cpu import declare_operators
 
@@ -203,7 +203,7 @@ def editor_folder(named: Path | str) -> Path | None:
 
     name, _, commit = named.partition("@")
     try:
-        return Path(hf_hub_download(name, "captions.safetensors", revision=commit or None)).parent
+        return Path(hf_hub_download(name, CAPTIONS, revision=commit or None)).parent
     except LocalEntryNotFoundError:
         print(f"{named}: what it was trained on cannot be had offline, and is not kept out of what it is judged by", flush=True)
     except (EntryNotFoundError, HfHubHTTPError):  # it tells nothing

@@ -80,6 +80,8 @@ TRAINED = "models/editor"
 """Folder of the editor that was trained."""
 RECORD = "training.json"
 """How an editor was trained; lies beside its model_index.json."""
+CAPTIONS = "captions.safetensors"
+"""Marks of the captions that an editor was trained on; lies there, too."""
 UNKNOWN = "other"
 """The type of an edit that nobody named: written by a completion model, or imported without one."""
 SHOWN = ("source", "editor", "sdedit", "truth")

@@ -86,8 +86,13 @@ def shard_mark(path: Path) -> str | None:
 
 def shard_note(path: Path) -> Any:
     """The note a shard carries, or None. Raises `DataError` if it is truncated."""
+    return json.loads((read_schema(path).metadata or {}).get(_NOTE, b"null"))
+
+
+def read_schema(path: Path) -> pa.Schema:
+    """A shard's columns and metadata. Raises `DataError` if it is truncated."""
     try:
-        return json.loads((pq.read_schema(path).metadata or {}).get(_NOTE, b"null"))
+        return pq.read_schema(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: cannot be read ({error}); delete it and run its stage again") from error
 

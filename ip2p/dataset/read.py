@@ -6,11 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ip2p.errors import DataError
 from ip2p.records import Caption, Triplet
-from ip2p.store import read_shard, read_shards, shard_note
+from ip2p.store import read_schema, read_shard, read_shards, shard_note
 
 Drops = dict[str, Counter[str]]
 """Samples that were made and not stored: edit type → reason → how many."""
@@ -33,10 +32,6 @@ def read_drops(folder: Path) -> Drops:
 
 def read_scores(path: Path, columns: list[str]) -> pa.Table:
     """Columns of one shard of pairs. Raises `DataError` naming what it lacks."""
-    try:
-        missing = set(columns) - set(pq.read_schema(path).names)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: cannot be read ({error}); delete it and run its stage again") from error
-    if missing:
+    if missing := set(columns) - set(read_schema(path).names):
         raise DataError(f"{path}: no column {', '.join(sorted(missing))}; make the pairs again, or take the filter out of filter.chain")
     return read_shard(path, columns=columns)

@@ -22,7 +22,7 @@ from ip2p.model.evaluate import editor_curve, open_bench
 from ip2p.model.heldout import HeldOut, held_out
 from ip2p.model.measure import Point, judged_by, paired
 from ip2p.model.plots import plot_curves
-from ip2p.model.seen import NONE, Seen
+from ip2p.model.seen import NONE, Seen, known_by
 from ip2p.models import model_digest, resolve_device, resolve_dtype
 from ip2p.params import Params
 from ip2p.pictures import to_png
@@ -99,7 +99,7 @@ def _seen(params: Params, pairs: Path) -> Seen:
     """The captions that any variant may be trained on: none is judged by one that another was."""
     rows = read_shards(pairs, columns=["original_prompt", "triplet_id"]).to_pylist()
     trained = (r for r in rows if split_of(r["triplet_id"], params.filter.splits) == "train")
-    return NONE.with_captions(r["original_prompt"] or r["triplet_id"] for r in trained)
+    return NONE.with_captions(known_by(r["original_prompt"], r["triplet_id"]) for r in trained)
 
 
 def _is_trained_so(editor: Path, params: Params, dataset: Path) -> bool:

@@ -127,9 +127,7 @@ def load_latents(
         write_tensors(_encode(next(tables), model, section, seed) if path in pictures else _embed(model, texts[path]), path)
         on_part(min(done * workers, len(missing)), len(missing))
     barrier()
-    whole = all(p.exists() for p in (*pictures, *texts))
-    if not (agree(int(whole), model.device) and whole):
-        raise UserError(f"{cache}: what other processes encoded is not there; on several machines it must be one shared folder")
+    _require_all(cache, (*pictures, *texts), model.device)
     if rank == 0:
         for old in {*cache.glob("latents-*"), *cache.glob("texts-*")} - {*pictures, *texts}:
             old.unlink()
@@ -145,6 +143,13 @@ def load_latents(
         text_of_N=tuple(index[t] for t in instructions),
         groups=_groups(list(zip(rows["triplet_id"].to_pylist(), instructions, strict=True))),
     )
+
+
+def _require_all(cache: Path, files: Sequence[Path], device: torch.device) -> None:
+    """Raise `UserError`, in all processes, if one of them does not see what all have encoded."""
+    whole = all(p.exists() for p in files)
+    if not (agree(int(whole), device) and whole):
+        raise UserError(f"{cache}: what other processes encoded is not there; on several machines it must be one shared folder")
 
 
 def _groups(edits: list[tuple[str, str]]) -> tuple[tuple[int, ...], ...]:

@@ -26,7 +26,7 @@ from ip2p.dataset.llm.client import key_of
 from ip2p.dataset.read import read_triplets
 from ip2p.dataset.world_writer import write_triplets
 from ip2p.errors import DataError, ModelError
-from ip2p.model.seen import NONE, Seen, read_seen
+from ip2p.model.seen import NONE, Seen, known_by, read_seen
 from ip2p.models import editor_folder, editor_named
 from ip2p.params import EvaluateParams, Params
 from ip2p.pictures import from_bytes, to_png
@@ -56,8 +56,8 @@ class HeldEdit:
 
     @property
     def known_by(self) -> str:
-        """What tells whether an editor was trained on this source: its caption or, without one, its triplet (`Seen`)."""
-        return self.caption or self.id
+        """What tells whether an editor was trained on this source (`Seen`)."""
+        return known_by(self.caption, self.id)
 
     @property
     def seed(self) -> int:

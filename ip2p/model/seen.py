@@ -19,9 +19,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from ip2p.errors import ModelError
+from ip2p.records import CAPTIONS
 from ip2p.store import write_bytes
 
-CAPTIONS = "captions.safetensors"
+
+def known_by(caption: str, triplet_id: str) -> str:
+    """What tells whether a source was trained on: its caption or, without one, its triplet."""
+    return caption or triplet_id
 
 
 @dataclass(frozen=True, eq=False)

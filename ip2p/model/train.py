@@ -28,7 +28,7 @@ from ip2p.model.lora import merge_lora
 from ip2p.model.objective import learning_rate, require_optimizer
 from ip2p.model.plan import require_memory
 from ip2p.model.preferences import Preferences, load_preferences, preferences_folder
-from ip2p.model.seen import NONE, Seen, read_seen
+from ip2p.model.seen import NONE, Seen, known_by, read_seen
 from ip2p.model.trainer import Job, Trainer
 from ip2p.model.unet import require_start
 from ip2p.models import editor_folder, editor_named, load_diffusion, model_digest, model_label, resolve_device, resolve_dtype
@@ -192,7 +192,7 @@ def _seen(job: Job) -> Seen:
     folder = editor_folder(editor_named(name)) if kind == "editor" else None
     rows = read_shards(job.dataset, "train-", columns=["original_prompt", "triplet_id"]).to_pylist()
     before = NONE if folder is None else read_seen(folder)
-    return before.with_captions(row["original_prompt"] or row["triplet_id"] for row in rows)
+    return before.with_captions(known_by(row["original_prompt"], row["triplet_id"]) for row in rows)
 
 
 def _train(trainer: Trainer, tracked: Run | None) -> None:

@@ -104,10 +104,8 @@ class Guard:
             self._inside -= counted
             metrics.REQUESTS.labels(door, told["status"]).inc()
             spent = round((time.monotonic() - began) * 1000, 1)
-            log.info(
-                "request",
-                extra={"request": request_id, "method": scope["method"], "door": door, "status": told["status"], "ms": spent},
-            )
+            facts = {"request": request_id, "method": scope["method"], "door": door, "status": told["status"], "ms": spent}
+            log.info("request", extra=facts)
 
     def _admit(self, scope: Scope, headers: Headers) -> bool:
         """Whether the request asks for edits. Raises `RefusedError` for one that is not to be answered."""

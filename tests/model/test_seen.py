@@ -6,8 +6,9 @@ from ip2p.dataset.world_writer import write_triplets
 from ip2p.errors import DataError, ModelError
 from ip2p.model import train
 from ip2p.model.heldout import held_out, of_world
-from ip2p.model.seen import CAPTIONS, NONE, read_seen
+from ip2p.model.seen import NONE, read_seen
 from ip2p.models import EMBEDDED
+from ip2p.records import CAPTIONS
 from ip2p.store import digest, read_shards
 
 

@@ -72,7 +72,7 @@ def import_pairs(source: Path, layout: str, out: Path, params: Params, progress:
     for number, some in enumerate(_whole_triplets(_usable(examples, params.filter.splits, dropped))):
         path = staging / f"pairs-{number:05d}.parquet"
         mark = fingerprint("import", layout, models, code_mark(*_CODE), [e.pair_id for e in some])
-        if not (path.exists() and shard_mark(path) == mark):  # else an earlier import got so far
+        if shard_mark(path) != mark:  # else an earlier import got so far
             write_shard(path, _scored(some, clip, safety), mark)
         triplets = {e.triplet_id for e in some}
         scattered += len(triplets & seen)
