@@ -75,7 +75,7 @@ PARTS = {
     ),
     "train-sd15": Part(
         "Training at Stable Diffusion 1.5's true size",
-        ("-m", "benchmarks.train", "--model", "sd15", "--half", "--pairs", "64", "--batch", "32", "--steps", "12"),
+        ("-m", "benchmarks.train", "--model", "sd15", "--half", "--compile", "--pairs", "64", "--steps", "24"),
         "The same loops over a folder of its configuration with random weights, 256 px as in the paper, batches of 32.",
         gpu=True,
     ),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -19,6 +20,13 @@ MAX_RATIO = 32
 MAX_WEBP = 16383
 """Most pixels a side of a WebP file."""
 _VISIBLE = 0.06
+
+
+def resized(image_CHW: Tensor, size: int) -> Tensor:
+    """An image in [0, 1] as a square of that side."""
+    if image_CHW.shape[-2:] == (size, size):
+        return image_CHW
+    return F.interpolate(image_CHW[None], size=(size, size), mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
 def to_png(image_CHW: Tensor) -> bytes:

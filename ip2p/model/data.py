@@ -14,7 +14,7 @@ import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from ip2p.diffusion import Diffusion, encode_images, encode_text
 from ip2p.errors import ParamsError, UserError
 from ip2p.parallel import agree, barrier
 from ip2p.params import TrainParams
-from ip2p.pictures import from_bytes
+from ip2p.pictures import from_bytes, resized
 from ip2p.store import Folder, Shard, code_mark, digest, fingerprint, first_rows, read_shard, read_shards, shards
 
 _ZOOM = 1.125
@@ -45,6 +45,7 @@ _PIXELS = 2**23
 """Pixels of all views that a GPU encodes at once."""
 _TEXTS = 4096
 """Instructions a file."""
+_LATENTS = ("source_NVCHW", "mean_NVCHW", "std_NVCHW")
 
 
 class Mapped:
@@ -68,7 +69,7 @@ class Mapped:
 
 @dataclass(frozen=True)
 class Latents:
-    """Cached training data; `groups` lists the pairs of each triplet."""
+    """Cached training data at one size of pictures; `groups` lists the pairs of each triplet."""
 
     source_NVCHW: Mapped
     mean_NVCHW: Mapped
@@ -104,8 +105,8 @@ def load_latents(
     rank: int = 0,
     workers: int = 1,
     on_part: Callable[[int, int], None] = lambda done, of: None,
-) -> Latents:
-    """Training latents of the dataset; what `cache` lacks is computed, shared by the workers, and what it no longer needs goes.
+) -> tuple[Latents, ...]:
+    """Training latents of the dataset at each of its sizes; what `cache` lacks is computed, shared by the workers, the rest goes.
 
     Raises `ParamsError` if they would take more than `train.cache_gb`, or more than the disk has.
     """
@@ -113,36 +114,36 @@ def load_latents(
     rows = read_shards(dataset, "train-", columns=["triplet_id", "edit_prompt"])
     instructions = rows["edit_prompt"].to_pylist()
     distinct = sorted(set(instructions))
+    sizes = section.sizes or (model.image_size,)
     how = fingerprint(
-        *(model_digest, str(model.dtype), model.image_size, section.views, section.flip, seed),
+        *(model_digest, str(model.dtype), section.views, section.flip, seed),
         code_mark("model/data.py", "diffusion.py", "pictures.py"),
     )
-    pictures = {cache / f"latents-{fingerprint(how, digest(p))}.safetensors": p for p in paths}
+    pictures = {cache / f"latents-{fingerprint(how, size, digest(p))}.safetensors": (p, size) for size in sizes for p in paths}
     texts = {cache / f"texts-{fingerprint(how, c)}.safetensors": c for c in _chunks(distinct, _TEXTS)}
     missing = [p for p in (*pictures, *texts) if not p.exists()]
-    _require_room(model, section, len(instructions), len(distinct), cache, share=len(missing) / (len(pictures) + len(texts)))
+    _require_room(model, section, len(instructions), len(distinct), cache, sizes=sizes, share=len(missing) / (len(pictures) + len(texts)))
     ours = [p for n, p in enumerate((*pictures, *texts)) if n % workers == rank and not p.exists()]  # whatever others have made since
-    tables = _read_ahead([pictures[p] for p in ours if p in pictures])
+    tables = _read_ahead([pictures[p][0] for p in ours if p in pictures])
     for done, path in enumerate(ours, 1):
-        write_tensors(_encode(next(tables), model, section, seed) if path in pictures else _embed(model, texts[path]), path)
+        sized = replace(model, side=pictures[path][1]) if path in pictures else model
+        write_tensors(_encode(next(tables), sized, section, seed) if path in pictures else _embed(model, texts[path]), path)
         on_part(min(done * workers, len(missing)), len(missing))
     barrier()
     _require_all(cache, (*pictures, *texts), model.device)
     if rank == 0:
         for old in {*cache.glob("latents-*"), *cache.glob("texts-*")} - {*pictures, *texts}:
             old.unlink()
-    parts = [load_file(p) for p in pictures]
-    words = [load_file(p) for p in texts]
-    index = {text: i for i, text in enumerate(distinct)}
-    return Latents(
-        source_NVCHW=Mapped([p["source_NVCHW"] for p in parts]),
-        mean_NVCHW=Mapped([p["mean_NVCHW"] for p in parts]),
-        std_NVCHW=Mapped([p["std_NVCHW"] for p in parts]),
-        text_MLD=Mapped([w["text_MLD"] for w in words]),
-        empty_1LD=words[0]["empty_1LD"].float(),
-        text_of_N=tuple(index[t] for t in instructions),
-        groups=_groups(list(zip(rows["triplet_id"].to_pylist(), instructions, strict=True))),
-    )
+    words, index = [load_file(p) for p in texts], {text: i for i, text in enumerate(distinct)}
+    shared: dict[str, Any] = {
+        "text_MLD": Mapped([w["text_MLD"] for w in words]),
+        "empty_1LD": words[0]["empty_1LD"].float(),
+        "text_of_N": tuple(index[t] for t in instructions),
+        "groups": _groups(list(zip(rows["triplet_id"].to_pylist(), instructions, strict=True))),
+    }
+    parts = [[load_file(p) for p, (_, of) in pictures.items() if of == size] for size in sizes]
+    mapped: list[dict[str, Any]] = [{n: Mapped([p[n] for p in some]) for n in _LATENTS} for some in parts]
+    return tuple(Latents(**m, **shared) for m in mapped)
 
 
 def _require_all(cache: Path, files: Sequence[Path], device: torch.device) -> None:
@@ -209,9 +210,10 @@ def _chunks(texts: list[str], size: int) -> list[tuple[str, ...]]:
     return [tuple(texts[i : i + size]) for i in range(0, len(texts), size)]
 
 
-def _require_room(model: Diffusion, section: TrainParams, pairs: int, texts: int, cache: Path, *, share: float) -> None:
-    side = model.image_size // model.factor
-    latents = pairs * section.views * 3 * model.latent_channels * side**2 * 2
+def _require_room(
+    model: Diffusion, section: TrainParams, pairs: int, texts: int, cache: Path, *, sizes: Sequence[int], share: float
+) -> None:
+    latents = pairs * section.views * 3 * model.latent_channels * sum((s // model.factor) ** 2 for s in sizes) * 2
     words = texts * encode_text(model, [""]).numel() * 2
     need, limit = (latents + words) / 1e9, section.cache_gb
     if need > limit:
@@ -244,14 +246,14 @@ def _embed(model: Diffusion, texts: Sequence[str]) -> dict[str, Tensor]:
 def _encode(table: pa.Table, model: Diffusion, section: TrainParams, seed: int) -> dict[str, Tensor]:
     scale = model.vae.config.scaling_factor
     rows = table.select(["pair_id", "edit_prompt", "original_image", "edited_image"]).to_pylist()
-    parts: dict[str, list[Tensor]] = {"source_NVCHW": [], "mean_NVCHW": [], "std_NVCHW": []}
+    parts: dict[str, list[Tensor]] = {n: [] for n in _LATENTS}
     at_once = _PAIRS if model.device.type == "cpu" else max(_PAIRS, _PIXELS // (2 * section.views * model.image_size**2))
     with ThreadPoolExecutor(4) as pool:
         for first in range(0, len(rows), at_once):
             views_NV = list(pool.map(lambda row: _views(row, model.image_size, section, seed), rows[first : first + at_once]))
             pairs_MCHW = torch.stack(views_NV).flatten(0, 1)
             mean, std = (x.unflatten(0, (2, -1, section.views)) for x in encode_images(model, torch.cat(pairs_MCHW.chunk(2, dim=1))))
-            for name, value in (("source_NVCHW", mean[0]), ("mean_NVCHW", mean[1] * scale), ("std_NVCHW", std[1] * scale)):
+            for name, value in zip(_LATENTS, (mean[0], mean[1] * scale, std[1] * scale), strict=True):
                 parts[name].append(value.half().cpu())
     made = {k: torch.cat(v).contiguous() for k, v in parts.items()}
     if not all(bool(x.isfinite().all()) for x in made.values()):  # some autoencoders overflow in float16
@@ -277,13 +279,6 @@ def example_pairs(dataset: Folder, count: int, size: int) -> tuple[list[str], Te
         for c in ("original_image", "edited_image")
     )
     return [r["edit_prompt"] for r in rows], before, after
-
-
-def resized(image_CHW: Tensor, size: int) -> Tensor:
-    """An image in [0, 1] as a square of that side."""
-    if image_CHW.shape[-2:] == (size, size):
-        return image_CHW
-    return F.interpolate(image_CHW[None], size=(size, size), mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
 def _view(pair_CHW: Tensor, view: int, *, mirror: bool, seed: int) -> Tensor:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ip2p.dataset.exchange import hf, magicbrush
@@ -29,7 +28,7 @@ from ip2p.errors import DataError, ModelError
 from ip2p.model.seen import NONE, Seen, known_by, read_seen
 from ip2p.models import editor_folder, editor_named
 from ip2p.params import EvaluateParams, Params
-from ip2p.pictures import from_bytes, to_png
+from ip2p.pictures import from_bytes, resized, to_png
 from ip2p.store import code_mark, fingerprint
 from ip2p.world.truth import truth_of
 
@@ -103,10 +102,7 @@ class HeldOut:
         return torch.stack([self._picture(e.target, e.id) for e in self.edits[some] if e.target is not None])
 
     def _picture(self, data: bytes, where: str) -> Tensor:
-        picture = from_bytes(data, where=where)
-        if picture.shape[-2:] == (self.size, self.size):
-            return picture
-        return F.interpolate(picture[None], size=(self.size, self.size), mode="bicubic", antialias=True)[0].clamp(0, 1)
+        return resized(from_bytes(data, where=where), self.size)
 
 
 def held_out(params: Params, *, triplets: Path, dataset: Path, size: int, seen: Seen = NONE) -> HeldOut:

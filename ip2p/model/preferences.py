@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ip2p.diffusion import Diffusion, encode_images, encode_text
 from ip2p.errors import DataError
-from ip2p.model.data import TIMESTEPS, TrainBatch, resized, write_tensors
+from ip2p.model.data import TIMESTEPS, TrainBatch, write_tensors
 from ip2p.parallel import barrier
-from ip2p.pictures import from_bytes
+from ip2p.pictures import from_bytes, resized
 from ip2p.store import code_mark, digest, fingerprint, read_json, read_shard, shards
 
 _AT_ONCE = 16

@@ -124,15 +124,16 @@ def load_base(params: Params) -> Diffusion:
     name, kind = start_of(params)
     subject = "train.start" if section.start else "models.teacher"
     base = load_diffusion(name, device=device, dtype=resolve_dtype(models.dtype, device), kind=kind, subject=subject, exact=True)
-    if (section.size or 0) % base.factor:
-        raise ParamsError(f"train.size: {section.size} pixels are no multiple of the autoencoder's {base.factor}")
-    base = replace(base, side=section.size)
+    for size in section.sizes:
+        if size % base.factor:
+            raise ParamsError(f"train.sizes: {size} pixels are no multiple of the autoencoder's {base.factor}")
+    base = replace(base, side=max(section.sizes, default=None))
     if section.prediction is None:
         return base
     return replace(base, scheduler=DDIMScheduler.from_config(base.scheduler.config, prediction_type=section.prediction))
 
 
-def _data(job: Job, base: Diffusion, rank: int = 0, workers: int = 1) -> tuple[Latents, Preferences | None]:
+def _data(job: Job, base: Diffusion, rank: int = 0, workers: int = 1) -> tuple[tuple[Latents, ...], Preferences | None]:
     params, cache = job.params, job.work.parent
     mark = model_digest(*start_of(params))
     told = partial(_told, "train: latents, part")
@@ -147,7 +148,7 @@ def _told(what: str, done: int, of: int) -> None:
     print(f"{what} {done} of {of}", flush=True)
 
 
-def _work(rank: int, workers: int, job: Job, loaded: tuple[Diffusion, Latents, Preferences | None] | None = None) -> None:
+def _work(rank: int, workers: int, job: Job, loaded: tuple[Diffusion, tuple[Latents, ...], Preferences | None] | None = None) -> None:
     if loaded is None:
         base = load_base(job.params)
         loaded = base, *_data(job, base)
@@ -175,7 +176,7 @@ def _work(rank: int, workers: int, job: Job, loaded: tuple[Diffusion, Latents, P
             "dataset": job.data_digest,
             "seed": params.seed,
             "dtype": str(trainer.base.dtype),
-            "pairs": len(trainer.latents),
+            "pairs": len(trainer.latents[0]),
             "preferences": len(trainer.preferences or ()),
             "loss": read_json(job.work / "progress.json")["loss"],
             "train": params.train.model_dump() | {"start": params.train.start and Path(params.train.start).name},

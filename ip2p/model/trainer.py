@@ -44,7 +44,8 @@ class Trainer:
     rank: int
     workers: int
     base: Diffusion
-    latents: Latents
+    latents: tuple[Latents, ...]
+    """Of each size of pictures; steps take them in turns."""
     preferences: Preferences | None = None
     unet: Any = field(init=False)
     start: Any = field(init=False, default=None)
@@ -96,9 +97,10 @@ class Trainer:
             group["lr"] = learning_rate(section, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         total, preferred = torch.zeros(2, device=self.base.device)
+        latents = self.latents[self.step % len(self.latents)]
         for number in range(section.accumulate):
             first = self.rank * share + number * part
-            batch = draw_batch(self.latents, section, seed=seed, step=self.step, first=first, count=part)
+            batch = draw_batch(latents, section, seed=seed, step=self.step, first=first, count=part)
             with self.base.arithmetic():
                 loss = loss_of(self.unet, batch, self.base, min_snr=section.min_snr) / section.accumulate
             self.scaler.scale(loss).backward()

@@ -15,9 +15,9 @@ class TrainParams(Section):
 
     steps: Count = 600
     batch: Count = 32
-    size: Count | None = None
-    """Side of the pictures trained on, pixels; none: what the UNet was made for, at which it edits in any case (reference: trained at
-    256, edits at 512)."""
+    sizes: tuple[Count, ...] = ()
+    """Sides of the pictures trained on, pixels, several of which steps take in turns; none: what the UNet was made for, at which it
+    edits in any case (reference: trained at 256, edits at 512)."""
     start: str | None = None
     """An editor to go on from (`world`: the one that ships; a diffusers folder as `./path`; a Hub id such as
     `timbrooks/instruct-pix2pix`); none: the teacher. The captions that its folder says it was trained on
@@ -188,6 +188,10 @@ class PretrainParams(Section):
     autoencoder_crop: Annotated[int, Field(ge=16, multiple_of=8)] = 48
     teacher_batch: Count = 64
     """Samples a step, shared by the processes."""
+    teacher_sizes: tuple[Annotated[int, Field(ge=32, multiple_of=32)], ...] = ()
+    """Sides of the pictures that the teacher learns to draw, pixels; steps take them in turns. None: `size` alone."""
+    teacher_texts: bool = True
+    """Whether the teacher's text encoder learns, too. Editors share it: without, those that there are stay what they are."""
     workers: Count = 2
     """CPU processes for training and for rendering."""
     compile: bool = False

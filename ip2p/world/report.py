@@ -79,7 +79,7 @@ def sample_captions(teacher: Diffusion, captions: list[str], *, steps: int = _ST
     """Teacher samples in [0, 1], one a caption, seeds 0, 1, …"""
     scheduler: Any = teacher.scheduler
     schedule = make_schedule(scheduler.alphas_cumprod, steps=steps, prediction=scheduler.config.prediction_type, solver="dpmpp_2m")
-    empty, parts, side = encode_text(teacher, [""]), [], teacher.unet.config.sample_size
+    empty, parts, side = encode_text(teacher, [""]), [], teacher.image_size // teacher.factor
     for first in range(0, len(captions), _BATCH):
         texts = encode_text(teacher, captions[first : first + _BATCH])
         context = torch.cat([empty.expand(len(texts), -1, -1), texts])

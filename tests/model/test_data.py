@@ -23,7 +23,7 @@ def test_the_four_dropout_ranges_are_the_methods():
 @pytest.fixture(scope="module")
 def latents(tiny, made, teacher, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
-    return load_latents(made / "dataset", teacher, tiny.train, model_digest="t", seed=0, cache=cache)
+    return load_latents(made / "dataset", teacher, tiny.train, model_digest="t", seed=0, cache=cache)[0]
 
 
 @torch.no_grad()
@@ -88,7 +88,7 @@ def test_batches_are_seeded_and_draw_triplets_evenly(tiny, latents):
 
 def test_the_cache_is_reused_and_a_new_dataset_replaces_it(tiny, made, teacher, tmp_path, monkeypatch):
     options = {"model_digest": "t", "seed": 0, "cache": tmp_path}
-    latents = load_latents(made / "dataset", teacher, tiny.train, **options)
+    (latents,) = load_latents(made / "dataset", teacher, tiny.train, **options)
     before = sorted(tmp_path.iterdir())
     monkeypatch.setattr("ip2p.model.data._encode", lambda *a: pytest.fail("encoded again"))
     load_latents(made / "dataset", teacher, tiny.train, **options)
@@ -101,7 +101,7 @@ def test_the_cache_is_reused_and_a_new_dataset_replaces_it(tiny, made, teacher, 
     pq.write_table(rows, shard.with_name("train-99999.parquet"))
     seen = []
     monkeypatch.setattr("ip2p.model.data._encode", lambda table, *a: seen.append(len(table)) or _encode(table, *a))
-    more = load_latents(grown, teacher, tiny.train, **options)
+    (more,) = load_latents(grown, teacher, tiny.train, **options)
     assert seen == [2]
     assert len(more) == len(latents) + 2
 
@@ -128,4 +128,4 @@ def test_processes_that_begin_one_after_the_other_leave_no_part_out(tiny, made, 
     options = {"model_digest": "t", "seed": 0, "cache": tmp_path, "workers": 2}
     with pytest.raises(UserError, match="one shared folder"):  # the first has made its share before the second looks what is missing
         load_latents(made / "dataset", teacher, tiny.train, rank=0, **options)
-    assert len(load_latents(made / "dataset", teacher, tiny.train, rank=1, **options)) > 0
+    assert len(load_latents(made / "dataset", teacher, tiny.train, rank=1, **options)[0]) > 0

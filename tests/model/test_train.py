@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from ip2p.checkpoint import trained_state
 from ip2p.errors import DataError, ModelError, ParamsError, UserError
 from ip2p.model import objective, plan, train, trainer
+from ip2p.model.data import draw_batch
 from ip2p.model.unet import grow_unet, new_editor_unet
 from ip2p.models import load_diffusion
 from ip2p.params import TrainParams
@@ -350,14 +351,27 @@ def test_the_plan_proposes_for_a_card_what_a_card_has(setup, teacher):
 
 def test_it_may_be_trained_on_smaller_pictures_than_it_edits(setup, teacher):
     params, paths = setup
-    train.run(with_train(params, size=48), **paths)
+    train.run(with_train(params, sizes=(48,)), **paths)
     latents, *_ = paths["work"].glob("latents-*.safetensors")
     assert load_file(latents)["source_NVCHW"].shape[-2:] == (6, 6)
     assert load_diffusion(str(paths["out"]), device=teacher.device, kind="editor").image_size == teacher.image_size == 96
-    small, usual = (plan.estimate(train.load_base(with_train(params, size=s)), params.train, gpu=False) for s in (48, None))
+    small, usual = (plan.estimate(train.load_base(with_train(params, sizes=s)), params.train, gpu=False) for s in ((48,), ()))
     assert small.activations < usual.activations
-    with pytest.raises(ParamsError, match=r"train\.size: 50 pixels are no multiple of the autoencoder's 8"):
-        train.run(with_train(params, size=50), **paths)
+    with pytest.raises(ParamsError, match=r"train\.sizes: 50 pixels are no multiple of the autoencoder's 8"):
+        train.run(with_train(params, sizes=(48, 50)), **paths)
+
+
+def test_steps_take_the_sizes_in_turns(setup, teacher, monkeypatch):
+    params, paths = setup
+    seen = []
+    monkeypatch.setattr(trainer, "draw_batch", lambda *a, **k: seen.append(x := draw_batch(*a, **k)) or x)
+    train.run(with_train(params, sizes=(48, 96), steps=3), **paths)
+    assert [x.clean_BCHW.shape[-1] for x in seen] == [6, 12, 6]
+    assert all(x.source_BCHW.shape == x.noise_BCHW.shape == x.clean_BCHW.shape for x in seen)
+    kept = set(paths["work"].glob("latents-*"))
+    train.run(with_train(params, sizes=(96,), steps=4), **paths)  # encodes nothing, and what it does not need goes
+    left = set(paths["work"].glob("latents-*"))
+    assert left < kept and 2 * len(left) == len(kept)
 
 
 def test_what_saves_memory_does_not_begin_anew(setup):

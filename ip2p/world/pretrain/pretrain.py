@@ -130,11 +130,11 @@ def _run_autoencoder(rank: int, workers: int, section: PretrainParams, work: Pat
 
 
 def _teacher(section: PretrainParams, work: Path, device: str) -> None:
-    path = _latents(section, work, device)
-    launch(_processes(section, device), _run_teacher, section, work, path, _leg(section, section.teacher_steps), device)
+    paths = [_latents(section, work, device, size) for size in section.teacher_sizes or (section.size,)]
+    launch(_processes(section, device), _run_teacher, section, work, paths, _leg(section, section.teacher_steps), device)
 
 
-def _run_teacher(rank: int, workers: int, section: PretrainParams, work: Path, latents: Path, leg: Leg, device: str) -> None:
+def _run_teacher(rank: int, workers: int, section: PretrainParams, work: Path, latents: list[Path], leg: Leg, device: str) -> None:
     tokenizer, corpus = read_tokenizer(work), open_corpus(section, work)
     vae, _ = _trained_vae(section, work, device)
     export.standardise(vae, *latent_statistics(vae, corpus))
@@ -144,25 +144,26 @@ def _run_teacher(rank: int, workers: int, section: PretrainParams, work: Path, l
         scenes = [corpus.scene(i) for i in range(8)]
         captions = [write_caption(s, random.Random(0)) for s in scenes]
         scheduler = DDIMScheduler(**teacher.SCHEDULE, prediction_type="v_prediction")
-        drawn = Diffusion(vae, model.unet, model.text_encoder, tokenizer, scheduler, torch.device(device))
-        renders = [Image.fromarray(corpus.picture(i)) for i in range(8)]
-        grid([renders, [to_pillow(x) for x in sample_captions(drawn, captions, steps=16)]]).save(work / "unet" / f"grid-{step:06d}.png")
+        rows = [[Image.fromarray(corpus.picture(i)) for i in range(8)]]
+        for size in section.teacher_sizes or (section.size,):
+            drawn = Diffusion(vae, model.unet, model.text_encoder, tokenizer, scheduler, torch.device(device), side=size)
+            rows.append([to_pillow(x).resize(rows[0][0].size) for x in sample_captions(drawn, captions, steps=16)])
+        grid(rows).save(work / "unet" / f"grid-{step:06d}.png")
 
     from diffusers import DDIMScheduler
 
-    options = {"batch": section.teacher_batch // workers, "device": device, "compiled": section.compile, "on_save": on_save}
-    teacher.train_teacher(rank, workers, latents, _CORPUS_SEED, tokenizer, work / "unet", leg, **options)  # type: ignore[arg-type]
+    options = {"batch": section.teacher_batch // workers, "compiled": section.compile, "texts": section.teacher_texts}
+    teacher.train_teacher(rank, workers, latents, _CORPUS_SEED, tokenizer, work / "unet", leg, device=device, on_save=on_save, **options)  # type: ignore[arg-type]
 
 
-def _latents(section: PretrainParams, work: Path, device: str) -> Path:
-    """Standardised latents of the corpus as float16, computed once for each state of the autoencoder."""
+def _latents(section: PretrainParams, work: Path, device: str, size: int) -> Path:
+    """Standardised latents of the corpus at a size as float16, computed once for each state of the autoencoder."""
     vae, mark = _trained_vae(section, work, device)
-    path = work / f"latents-{mark}.npy"
+    path = work / f"latents-{mark}-{size}.npy"
     if path.exists():
         return path
-    corpus = open_corpus(section, work)
-    mean, std = latent_statistics(vae, corpus)
-    export.standardise(vae, mean, std)
+    export.standardise(vae, *latent_statistics(vae, open_corpus(section, work)))
+    corpus = open_corpus(section.model_copy(update={"size": size}), work)
     rows = []
     with torch.inference_mode():
         for first in range(0, len(corpus), 64):

@@ -8,7 +8,7 @@ mean something before the editor is grown.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,7 +86,7 @@ def new_teacher(*, latent_channels: int, latent_size: int, vocabulary: int, end:
 def train_teacher(
     rank: int,
     workers: int,
-    latents_path: Path,
+    latents_paths: Sequence[Path],
     seed: int,
     tokenizer: CLIPTokenizer,
     folder: Path,
@@ -95,28 +95,35 @@ def train_teacher(
     batch: int,
     device: str = "cpu",
     compiled: bool = False,
+    texts: bool = True,
     on_save: Callable[[int, Teacher], None] | None = None,
 ) -> None:
-    """Train to the end of the leg on precomputed latents `N,C,H,W` (float16, standardised), which a GPU holds in its memory."""
-    latents = torch.from_numpy(np.load(latents_path, mmap_mode="c")).to(device)
+    """Train to the end of the leg on precomputed latents `N,C,H,W` (float16, standardised), which a GPU holds in its memory.
+
+    Of several files, the same scenes at other sizes, steps take one after the other; without `texts` the UNet learns alone.
+    """
+    sizes = [torch.from_numpy(np.load(path, mmap_mode="c")).to(device) for path in latents_paths]
+    of_side, count = {x.shape[-1]: x for x in sizes}, len(sizes[0])
     torch.manual_seed(leg.seed)
     end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    model = new_teacher(latent_channels=latents.shape[1], latent_size=latents.shape[2], vocabulary=len(tokenizer), end=int(end)).to(device)
+    shape = {"latent_channels": sizes[0].shape[1], "latent_size": sizes[0].shape[2]}
+    model = new_teacher(**shape, vocabulary=len(tokenizer), end=int(end)).to(device)
+    model.text_encoder.requires_grad_(texts)
     model.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device == "cpu":
         model.unet.set_attn_processor(Float32Attention())
     alphas_T, predict = alphas_cumprod().to(device), torch.compile(model) if compiled else model
 
     def draw(step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        picks = torch.randint(HELD_OUT, len(latents), (batch,), generator=generator)
+        picks = torch.randint(HELD_OUT, count, (batch,), generator=generator)
         rng = random.Random(int(torch.randint(0, 2**62, (1,), generator=generator)))
         texts = [draw_text(scene_of(seed, i), rng) for i in picks.tolist()]
-        noise = torch.randn((batch, *latents.shape[1:]), generator=generator)
+        noise = torch.randn((batch, *sizes[step % len(sizes)].shape[1:]), generator=generator)
         return picks, encode(tokenizer, texts), noise, torch.randint(0, 1000, (batch,), generator=generator)
 
     def loss(drawn: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         picks, tokens, noise, timesteps = drawn
-        clean, alpha = latents[picks].float(), alphas_T[timesteps].view(-1, 1, 1, 1)
+        clean, alpha = of_side[noise.shape[-1]][picks].float(), alphas_T[timesteps].view(-1, 1, 1, 1)
         noisy, target = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
             v = predict(noisy.contiguous(memory_format=torch.channels_last), timesteps, tokens)
