@@ -19,7 +19,7 @@ from ip2p.torchvision_cpu import declare_operators
 
 
 def build(folder: Path, *, small: bool, sample_size: int = 64, editor: bool = False) -> Path:
-    """A diffusers folder of Stable Diffusion 1.5's configuration (runwayml/stable-diffusion-v1-5's), its weights random."""
+    """A diffusers folder of Stable Diffusion 1.5's configuration (runwayml/stable-diffusion-v1-5's), random weights, the world's words."""
     declare_operators()
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -46,7 +46,7 @@ def build(folder: Path, *, small: bool, sample_size: int = 64, editor: bool = Fa
     ).save_pretrained(folder / "vae")
     layers = 2 if small else 12
     config = CLIPTextConfig(
-        vocab_size=max(len(tokenizer), 1000 if small else 49408),
+        vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=4 * width,
         num_hidden_layers=layers,

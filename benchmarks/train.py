@@ -97,7 +97,7 @@ def make_dataset(folder: Path, count: int, *, size: int) -> None:
     for number, t in enumerate(write_triplets(count=count, stream="benchmark-train")):
         truth = truth_of(t.caption.text, t.instruction, seed=number, size=size)
         images = {n: {"bytes": to_png(x), "path": f"{n}.png"} for n, x in (("original", truth.source_CHW), ("edited", truth.target_CHW))}
-        row = {"pair_id": f"{t.id}-0", "triplet_id": t.id, "edit_prompt": t.instruction}
+        row = {"pair_id": f"{t.id}-0", "triplet_id": t.id, "original_prompt": t.caption.text, "edit_prompt": t.instruction}
         rows.append(row | {f"{n}_image": x for n, x in images.items()})
     write_shard(folder / "train-00000.parquet", pa.Table.from_pylist(rows), "benchmark")
 

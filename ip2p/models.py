@@ -1,7 +1,7 @@
 """Load a text-to-image teacher, a CLIP or an editor from a folder or the Hub: one way for the world and for SD 1.5.
 
-A name is `world` (the embedded models), a local folder written as a path (`./vae`, `/models/sd15`), or a Hub id, which may be pinned
-to a commit (`owner/name@commit`). Weights are read from safetensors only.
+A name is `world` (the embedded models; `world-128`: the teacher at 128 pixels, not 96), a local folder written as a path (`./vae`,
+`/models/sd15`), or a Hub id, which may be pinned to a commit (`owner/name@commit`). Weights are read from safetensors only.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from ip2p.store import digest, fingerprint
 from ip2p.torchvision_cpu import declare_operators
 
 EMBEDDED = Path(__file__).parent / "world" / "weights"
+_LARGE, _LARGE_SIDE = "world-128", 128
+"""The embedded teacher by the same weights on larger pictures, whose side is in pixels; the editor has not learned them."""
 _SHIPPED = str(EMBEDDED / "editor")
 """A UNet alone, and what is told of it: its other parts are the embedded teacher's."""
 
@@ -98,6 +100,8 @@ def load_diffusion(
         parts["text_encoder_2"] = _part(CLIPTextModelWithProjection, source, "text_encoder_2", subject, **options)
     for model in parts.values():
         model.to(device).eval().requires_grad_(False)
+    if name == _LARGE:
+        parts["unet"].register_to_config(sample_size=_LARGE_SIDE // 8)
     if "text_encoder_2" in parts:
         parts["tokenizer_2"] = _tokenizer(CLIPTokenizer, source, "tokenizer_2", subject, parts["text_encoder_2"])
     cpu = device.type == "cpu"
@@ -170,7 +174,9 @@ def free_pairs(models: ModelsParams) -> int:
 
 def model_source(name: str, *, kind: str, subject: str) -> str:
     """Folder or Hub id that a name stands for. Raises `ModelError` if a local folder is missing."""
-    if name == "world":
+    if name == _LARGE and kind != "teacher":
+        raise ModelError(f"{subject}: {name} is a teacher; the embedded {kind} is of 96 pixels: write `world`")
+    if name in ("world", _LARGE):
         name = str(EMBEDDED / kind)
     if not _is_path(name):
         return name
@@ -222,6 +228,8 @@ def model_label(name: str, kind: str = "teacher") -> str:
 def model_digest(name: str, kind: str) -> str:
     """What identifies a model in a fingerprint: the bytes of a local folder, the name of a remote one, and its commit if that is pinned."""
     source = model_source(name, kind=kind, subject=f"models.{kind}")
+    if name == _LARGE:
+        return fingerprint(model_digest("world", kind), _LARGE_SIDE)
     if source == _SHIPPED:
         return fingerprint(digest(Path(source) / "unet"), model_digest("world", "teacher"))
     return digest(Path(source)) if Path(source).is_dir() else fingerprint(source)

@@ -1,4 +1,5 @@
 import json
+import random
 import shutil
 
 import pytest
@@ -6,10 +7,14 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
+from ip2p.clip import image_features
 from ip2p.diffusion import decode_latents, encode_images, run_unet
 from ip2p.errors import ModelError
 from ip2p.model.seen import read_seen
 from ip2p.models import EMBEDDED, editor_folder, editor_named, load_diffusion, model_digest, resolve_device
+from ip2p.world.language import write_caption
+from ip2p.world.reading import read_attribute
+from ip2p.world.report import held_out_scenes, sample_captions
 
 
 @pytest.fixture
@@ -125,3 +130,15 @@ def test_what_a_schedule_does_not_say_is_not_clipped(tmp_path, cpu):
     assert not load_diffusion(str(tmp_path / "teacher"), device=cpu).scheduler.config.clip_sample
     path.write_text(json.dumps(said | {"clip_sample": True}))
     assert load_diffusion(str(tmp_path / "teacher"), device=cpu).scheduler.config.clip_sample
+
+
+def test_the_embedded_teacher_draws_larger_pictures_too(cpu, clip):
+    teacher = load_diffusion("world-128", device=cpu)
+    assert teacher.image_size == 128 and load_diffusion("world", device=cpu).image_size == 96
+    assert model_digest("world-128", "teacher") != model_digest("world", "teacher")
+    scenes = held_out_scenes(8)
+    drawn = sample_captions(teacher, [write_caption(s, random.Random(0)) for s in scenes])
+    assert drawn.shape == (8, 3, 128, 128)
+    assert all(read_attribute(clip, image_features(clip, drawn), scenes, a).share >= 0.75 for a in ("setting", "time", "kind"))
+    with pytest.raises(ModelError, match="the embedded editor is of 96 pixels: write `world`"):  # the editor has not learned them
+        load_diffusion("world-128", device=cpu, kind="editor")

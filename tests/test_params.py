@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
         ("filter: {splits: [0.5, 0.5]}", "leave nothing to train on"),
         ("train: {drop_text: 0.5, drop_image: 0.6}", "their sum must be at most 1"),
         ("train: {lr: -1}", "train.lr: .*greater than 0"),
+        ("pretrain: {teacher_sizes: [128]}", "pretrain.teacher_sizes: .*pretrain.size must be one of them"),
         ("pairs: [1, 2", "not valid YAML"),
         ("just words", "needs sections"),
     ],

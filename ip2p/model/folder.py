@@ -71,6 +71,7 @@ def model_card(record: dict[str, Any], evaluation: dict[str, Any] | None = None,
     """The card of an editor: what it is, how it came to be, how to use it and, if it was evaluated, how good it is."""
     section = record["train"]
     how = f"LoRA of rank {section['lora_rank']}, merged" if section["lora_rank"] else "all weights of the UNet"
+    sizes = f", pictures of {' and '.join(map(str, section['sizes']))} pixels" if section.get("sizes") else ""
     lines = [
         "---",
         "library_name: diffusers",
@@ -85,7 +86,7 @@ def model_card(record: dict[str, Any], evaluation: dict[str, Any] | None = None,
         f"- From `{record['start']}`, {how}.",
         f"- {record['pairs']} image pairs that the filters kept; dataset `{record['dataset'][:16]}`.",
         *([f"- {n} preferences among served edits ({_LOSSES[section['preference_loss']]})."] if (n := record.get("preferences")) else []),
-        f"- {section['steps']} steps of {section['batch']}, {section['optimizer']} at {section['lr']:g}, EMA {section['ema']}.",
+        f"- {section['steps']} steps of {section['batch']}, {section['optimizer']} at {section['lr']:g}, EMA {section['ema']}{sizes}.",
         f"- Conditioning dropped: text {section['drop_text']}, both {section['drop_both']}, picture {section['drop_image']}.",
         f"- Loss at the end {record['loss']:.4f}. `{RECORD}` has every parameter.",
         "",

@@ -33,7 +33,8 @@ class ModelsParams(Section):
     """Which models, and where they run."""
 
     teacher: str = "world"
-    """`world` (embedded), a diffusers text-to-image folder (`./path`), or a Hub id, which `@commit` pins (`owner/name@commit`)."""
+    """`world` (embedded, 96 pixels; `world-128`: it draws 128), a diffusers text-to-image folder (`./path`), or a Hub id, which `@commit`
+    pins (`owner/name@commit`)."""
     clip: str = "world"
     """`world`, an OpenCLIP folder (`./path`), or `ARCHITECTURE:PRETRAINED`, such as `ViT-L-14-quickgelu:openai`."""
     safety: str | None = None

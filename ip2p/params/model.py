@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ip2p.params.base import Count, Positive, Section, Share
 from ip2p.params.dataset import JudgeParams
@@ -189,10 +189,17 @@ class PretrainParams(Section):
     teacher_batch: Count = 64
     """Samples a step, shared by the processes."""
     teacher_sizes: tuple[Annotated[int, Field(ge=32, multiple_of=32)], ...] = ()
-    """Sides of the pictures that the teacher learns to draw, pixels; steps take them in turns. None: `size` alone."""
+    """Sides of the pictures that the teacher learns to draw, pixels, `size` among them; steps take them in turns. None: `size` alone."""
     teacher_texts: bool = True
     """Whether the teacher's text encoder learns, too. Editors share it: without, those that there are stay what they are."""
     workers: Count = 2
     """CPU processes for training and for rendering."""
     compile: bool = False
     """Whether training steps are compiled (`torch.compile`): minutes at the start of each part (three for the teacher on two CPU cores)."""
+
+    @field_validator("teacher_sizes")
+    @classmethod
+    def _with_its_own(cls, sizes: tuple[int, ...], told: ValidationInfo) -> tuple[int, ...]:
+        if sizes and told.data.get("size") not in sizes:
+            raise ValueError("pretrain.size must be one of them: the exported models are said to be of that size")
+        return sizes

@@ -200,6 +200,7 @@ def _world_options(parser: argparse.ArgumentParser) -> None:
         each.set_defaults(run=_world_picture)
     report.add_argument("-o", "--output", type=Path, default=Path("docs/world.md"), help="page to write (default: %(default)s)")
     report.add_argument("--count", type=int, default=256, help="held-out scenes (default: %(default)s)")
+    report.add_argument("--model", choices=("world", "world-128"), default="world", help="at 96 or at 128 pixels (default: %(default)s)")
     report.set_defaults(run=_world_report)
 
 
@@ -224,7 +225,7 @@ def _world_report(options: argparse.Namespace) -> int:
 
     if options.count < 1:
         raise UserError(f"--count: {options.count} scenes cannot be measured, give at least 1")
-    print(write_report(options.output, count=options.count))
+    print(write_report(options.output, count=options.count, model=options.model))
     return 0
 
 

@@ -40,12 +40,14 @@ LONG = "# The editor that ships"
 PREFERENCES = "# What votes are worth"
 """Heading of the part of the page that docs/preferences.py writes."""
 _FIRST = "# The illustrated world: what its models can do"
+_LARGER = "# The same models at 128 pixels"
 
 
-def write_report(path: Path, *, count: int) -> Path:
-    """Measure on `count` held-out scenes and write Markdown to `path`, pictures to `img/` beside it; the page's other parts stay."""
+def write_report(path: Path, *, count: int, model: str = "world") -> Path:
+    """Measure `model` on `count` held-out scenes and write its part of the Markdown page, pictures to `img/` beside it."""
     device = resolve_device("auto")
-    clip, teacher = load_clip("world", device=device), load_diffusion("world", device=device)
+    clip, teacher = load_clip("world", device=device), load_diffusion(model, device=device)
+    suffix = model.removeprefix("world")
     scenes = held_out_scenes(count)
     captions = [write_caption(s, random.Random(f"caption/{i}")) for i, s in enumerate(scenes)]
     renders = torch.stack([from_pillow(render(s, seed=10**9 + i, size=teacher.image_size)) for i, s in enumerate(scenes)])
@@ -53,10 +55,10 @@ def write_report(path: Path, *, count: int) -> Path:
     samples = sample_captions(teacher, captions)
     sheets = {"autoencoder": [renders, decoded], "teacher": [renders, samples]}
     for name, (left, right) in sheets.items():
-        _save_sheet(path.parent / "img" / f"{name}.png", left, right)
+        _save_sheet(path.parent / "img" / f"{name}{suffix}.png", left, right)
     table = {n: _readings(clip, x, scenes) for n, x in (("renders", renders), ("reconstructions", decoded), ("samples", samples))}
     facts = {"retrieval": retrieval(clip, renders, captions), "psnr": psnr(renders, decoded)}
-    write_part(path, _FIRST, _markdown(table, facts, count))
+    write_part(path, _LARGER if suffix else _FIRST, _markdown(table, facts, count, model))
     return path
 
 
@@ -113,8 +115,9 @@ def _save_sheet(path: Path, left: Tensor, right: Tensor) -> None:
     grid(rows).save(path)
 
 
-def _markdown(table: dict[str, dict[str, Accuracy]], facts: dict[str, float], count: int) -> str:
-    rows = []
+def _markdown(table: dict[str, dict[str, Accuracy]], facts: dict[str, float], count: int, model: str) -> str:
+    rows, suffix = [], model.removeprefix("world")
+    option = f" --model {model}" if suffix else ""
     for name in ATTRIBUTES:
         read, drawn = _GATES.get(name, _USUAL_GATE)
         cells = [table[n][name].share for n in ("renders", "reconstructions", "samples")]
@@ -122,7 +125,7 @@ def _markdown(table: dict[str, dict[str, Accuracy]], facts: dict[str, float], co
         marks = [_mark(cells[0], read), f"{cells[1]:.3f}", _mark(cells[2], drawn)]
         rows.append(f"| {name} | {chance:.2f} | {marks[0]} | {marks[1]} | {marks[2]} |")
     lines = "\n".join(rows)
-    return f"""Written by `ip2p world report --count {count}`; run it to reproduce every figure. {count} scenes that no model
+    return f"""Written by `ip2p world report --count {count}{option}`; run it to reproduce every figure. {count} scenes that no model
 was trained on.
 
 - Autoencoder: **{facts["psnr"]:.2f} dB** PSNR (gate 28).
@@ -138,11 +141,11 @@ A figure below its gate carries the gate.
 
 Renders (odd rows) and what the autoencoder makes of them (even rows):
 
-![renders and reconstructions](img/autoencoder.png)
+![renders and reconstructions](img/autoencoder{suffix}.png)
 
 Renders (odd rows) and teacher samples from the same captions (even rows):
 
-![renders and teacher samples](img/teacher.png)
+![renders and teacher samples](img/teacher{suffix}.png)
 """
 
 

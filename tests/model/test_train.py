@@ -1,3 +1,4 @@
+import argparse
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks import train as benchmark
 from ip2p.checkpoint import trained_state
 from ip2p.errors import DataError, ModelError, ParamsError, UserError
 from ip2p.model import objective, plan, train, trainer
@@ -397,3 +399,12 @@ def test_grids_and_checks_take_pairs_of_any_size(setup, made, tmp_path):
     write_shard(folder / "train-00000.parquet", pa.Table.from_pylist(rows), "x")
     instructions, before, after = example_pairs(folder, 3, 96)
     assert (len(instructions), before.shape, after.shape) == (3, (3, 3, 96, 96), (3, 3, 96, 96))
+
+
+def test_the_benchmark_trains(tmp_path, track_in):
+    options = argparse.Namespace(batch=2, steps=2)
+    params = benchmark.parameters(tmp_path, "world", options).model_copy(update={"track": track_in(tmp_path)})
+    benchmark.make_dataset(tmp_path / "dataset", 4, size=96)
+    (tmp_path / "validated.json").write_text(json.dumps({"dataset": digest(tmp_path / "dataset")}))
+    rate, losses = benchmark.run_ours(params, tmp_path)
+    assert rate > 0 and len(losses) == 2

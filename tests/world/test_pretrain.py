@@ -2,6 +2,7 @@ import random
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -10,6 +11,8 @@ from torch import nn
 from ip2p.checkpoint import checkpoints, save_checkpoint
 from ip2p.errors import ModelError
 from ip2p.models import EMBEDDED
+from ip2p.params.model import HELD_OUT
+from ip2p.torchvision_cpu import declare_operators
 from ip2p.world.edits import apply_edit
 from ip2p.world.language import read_instruction, write_instruction
 from ip2p.world.pretrain import export, pretrain, teacher
@@ -101,3 +104,20 @@ def test_means_in_the_log_are_of_the_steps_since_the_last_line(tmp_path):
     lines = (tmp_path / "log.txt").read_text().splitlines()
     assert [line.split()[2] for line in lines] == ["13/13", "20/30", "30/30"]
     assert all("loss 2.0000" in line for line in lines)
+
+
+def test_a_teacher_learns_several_sizes_in_turns_and_may_leave_its_texts_alone(tmp_path):
+    declare_operators()
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED / "teacher" / "tokenizer")
+    paths = [tmp_path / f"{side}.npy" for side in (4, 8)]
+    for path, side in zip(paths, (4, 8), strict=True):
+        np.save(path, np.random.default_rng(side).standard_normal((HELD_OUT + 2, 12, side, side)).astype(np.float16))
+    first = teacher.new_teacher(latent_channels=12, latent_size=4, vocabulary=len(tokenizer), end=len(tokenizer) - 1)
+    save_checkpoint(tmp_path / "unet", 1, first, ema=first.state_dict())
+    teacher.train_teacher(0, 1, paths, 1, tokenizer, tmp_path / "unet", Leg(steps=3, lr=0.01, warmup=1), batch=2, texts=False)
+    trained = load_file(checkpoints(tmp_path / "unet")[-1])
+    before = first.state_dict()
+    moved = {k for k, v in before.items() if not torch.equal(trained[f"ema.{k}"], v)}
+    assert moved and all(k.startswith("unet.") for k in moved)
