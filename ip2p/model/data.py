@@ -14,7 +14,7 @@ import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -126,8 +126,8 @@ def load_latents(
     ours = [p for n, p in enumerate((*pictures, *texts)) if n % workers == rank and not p.exists()]  # whatever others have made since
     tables = _read_ahead([pictures[p][0] for p in ours if p in pictures])
     for done, path in enumerate(ours, 1):
-        sized = replace(model, side=pictures[path][1]) if path in pictures else model
-        write_tensors(_encode(next(tables), sized, section, seed) if path in pictures else _embed(model, texts[path]), path)
+        size = pictures[path][1] if path in pictures else None
+        write_tensors(_embed(model, texts[path]) if size is None else _encode(next(tables), model, section, seed, size), path)
         on_part(min(done * workers, len(missing)), len(missing))
     barrier()
     _require_all(cache, (*pictures, *texts), model.device)
@@ -243,14 +243,14 @@ def _embed(model: Diffusion, texts: Sequence[str]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _encode(table: pa.Table, model: Diffusion, section: TrainParams, seed: int) -> dict[str, Tensor]:
+def _encode(table: pa.Table, model: Diffusion, section: TrainParams, seed: int, size: int) -> dict[str, Tensor]:
     scale = model.vae.config.scaling_factor
     rows = table.select(["pair_id", "edit_prompt", "original_image", "edited_image"]).to_pylist()
     parts: dict[str, list[Tensor]] = {n: [] for n in _LATENTS}
-    at_once = _PAIRS if model.device.type == "cpu" else max(_PAIRS, _PIXELS // (2 * section.views * model.image_size**2))
+    at_once = _PAIRS if model.device.type == "cpu" else max(_PAIRS, _PIXELS // (2 * section.views * size**2))
     with ThreadPoolExecutor(4) as pool:
         for first in range(0, len(rows), at_once):
-            views_NV = list(pool.map(lambda row: _views(row, model.image_size, section, seed), rows[first : first + at_once]))
+            views_NV = list(pool.map(lambda row: _views(row, size, section, seed), rows[first : first + at_once]))
             pairs_MCHW = torch.stack(views_NV).flatten(0, 1)
             mean, std = (x.unflatten(0, (2, -1, section.views)) for x in encode_images(model, torch.cat(pairs_MCHW.chunk(2, dim=1))))
             for name, value in zip(_LATENTS, (mean[0], mean[1] * scale, std[1] * scale), strict=True):

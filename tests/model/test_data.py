@@ -41,7 +41,7 @@ def test_the_source_is_the_unscaled_mode_and_the_edit_the_scaled_sample(latents,
 def test_views_of_a_pair_are_cropped_alike(teacher):
     picture = {"bytes": to_png(torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(0)))}
     row = {"pair_id": "a", "original_image": picture, "edited_image": picture, "edit_prompt": "make it winter"}
-    encoded = _encode(pa.Table.from_pylist([row]), teacher, TrainParams(views=2), 0)
+    encoded = _encode(pa.Table.from_pylist([row]), teacher, TrainParams(views=2), 0, 96)
     source, edited = encoded["source_NVCHW"][0].float(), encoded["mean_NVCHW"][0].float() / teacher.vae.config.scaling_factor
     assert torch.allclose(source, edited, atol=5e-3)
     assert (source[0] - source[1]).abs().mean() > 0.1
@@ -59,7 +59,7 @@ def test_latents_and_edits_are_those_of_diffusers_whatever_the_scaling_factor(tm
     image = torch.rand(3, editor.image_size, editor.image_size, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
     picture = {"bytes": to_png(image)}
     row = {"pair_id": "a", "original_image": picture, "edited_image": picture, "edit_prompt": "make it winter"}
-    encoded = _encode(pa.Table.from_pylist([row]), editor, TrainParams(views=1), 0)
+    encoded = _encode(pa.Table.from_pylist([row]), editor, TrainParams(views=1), 0, editor.image_size)
     with torch.no_grad():
         posterior = editor.vae.encode(image[None] * 2 - 1).latent_dist
     assert torch.allclose(encoded["source_NVCHW"][0].float(), posterior.mode(), atol=1e-3)
@@ -111,7 +111,7 @@ def test_views_are_mirrored_unless_the_instruction_names_a_side(teacher):
     picture = {"bytes": to_png(ramp)}
     sides = {"make it winter": True, "move the cat to the Left": False, "brighten it": True}
     rows = [{"pair_id": t, "original_image": picture, "edited_image": picture, "edit_prompt": t} for t in sides]
-    encoded = _encode(pa.Table.from_pylist(rows), teacher, TrainParams(views=2), 0)
+    encoded = _encode(pa.Table.from_pylist(rows), teacher, TrainParams(views=2), 0, 96)
     plain, other = encode_images(teacher, torch.stack([ramp, ramp.flip(-1)]))[0]
     for view, mirrored in zip(encoded["source_NVCHW"][:, 1].float(), sides.values(), strict=True):
         assert ((view - other).abs().mean() < (view - plain).abs().mean()) == mirrored
