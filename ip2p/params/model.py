@@ -197,6 +197,11 @@ class PretrainParams(Section):
     compile: bool = False
     """Whether training steps are compiled (`torch.compile`): minutes at the start of each part (three for the teacher on two CPU cores)."""
 
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """All sizes of pictures that the teacher learns."""
+        return self.teacher_sizes or (self.size,)
+
     @field_validator("teacher_sizes")
     @classmethod
     def _with_its_own(cls, sizes: tuple[int, ...], told: ValidationInfo) -> tuple[int, ...]:

@@ -58,7 +58,7 @@ def write_report(path: Path, *, count: int, model: str = "world") -> Path:
         _save_sheet(path.parent / "img" / f"{name}{suffix}.png", left, right)
     table = {n: _readings(clip, x, scenes) for n, x in (("renders", renders), ("reconstructions", decoded), ("samples", samples))}
     facts = {"retrieval": retrieval(clip, renders, captions), "psnr": psnr(renders, decoded)}
-    write_part(path, _LARGER if suffix else _FIRST, _markdown(table, facts, count, model))
+    write_part(path, _LARGER if suffix else _FIRST, _markdown(table, facts, count, suffix))
     return path
 
 
@@ -115,9 +115,8 @@ def _save_sheet(path: Path, left: Tensor, right: Tensor) -> None:
     grid(rows).save(path)
 
 
-def _markdown(table: dict[str, dict[str, Accuracy]], facts: dict[str, float], count: int, model: str) -> str:
-    rows, suffix = [], model.removeprefix("world")
-    option = f" --model {model}" if suffix else ""
+def _markdown(table: dict[str, dict[str, Accuracy]], facts: dict[str, float], count: int, suffix: str) -> str:
+    rows, option = [], f" --model world{suffix}" if suffix else ""
     for name in ATTRIBUTES:
         read, drawn = _GATES.get(name, _USUAL_GATE)
         cells = [table[n][name].share for n in ("renders", "reconstructions", "samples")]

@@ -130,7 +130,7 @@ def _run_autoencoder(rank: int, workers: int, section: PretrainParams, work: Pat
 
 
 def _teacher(section: PretrainParams, work: Path, device: str) -> None:
-    paths = [_latents(section, work, device, size) for size in section.teacher_sizes or (section.size,)]
+    paths = [_latents(section, work, device, size) for size in section.sides]
     launch(_processes(section, device), _run_teacher, section, work, paths, _leg(section, section.teacher_steps), device)
 
 
@@ -145,7 +145,7 @@ def _run_teacher(rank: int, workers: int, section: PretrainParams, work: Path, l
         captions = [write_caption(s, random.Random(0)) for s in scenes]
         scheduler = DDIMScheduler(**teacher.SCHEDULE, prediction_type="v_prediction")
         rows = [[Image.fromarray(corpus.picture(i)) for i in range(8)]]
-        for size in section.teacher_sizes or (section.size,):
+        for size in section.sides:
             drawn = Diffusion(vae, model.unet, model.text_encoder, tokenizer, scheduler, torch.device(device), side=size)
             rows.append([to_pillow(x).resize(rows[0][0].size) for x in sample_captions(drawn, captions, steps=16)])
         grid(rows).save(work / "unet" / f"grid-{step:06d}.png")
