@@ -38,6 +38,7 @@ WIDER = {
     "sdedit_strengths": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
 }
 NAMES = {"shipped": "the shipped editor", "laptop": "the editor of `make run`"}
+COLOURS = {"the shipped editor": "#d9480f", "the editor of make run": "#2b8a3e", "sdedit": "#1971c2"}
 
 
 def main() -> None:
@@ -50,7 +51,7 @@ def main() -> None:
         evaluate.run(told(params, **WIDER), editor=editor, progress=progress(name), **paths)
     reports = {name: read_json(OUT / name / "report.json") for name in NAMES}
     IMAGES.mkdir(parents=True, exist_ok=True)
-    (IMAGES / "long-curve.png").write_bytes(plot_curves(points(reports)))
+    (IMAGES / "long-curve.png").write_bytes(plot_curves(points(reports), COLOURS))
     shutil.copyfile(OUT / "shipped/extremes.png", IMAGES / "long-extremes.png")
     write_part(PAGE, LONG, markdown(reports))
     card = model_card(read_json(EMBEDDED / "editor" / RECORD), reports["shipped"], embedded=True)
@@ -101,7 +102,7 @@ SDEdit's by {difference(shipped["paired"]["sdedit"]["success"])}.
 |---|---|---|---|---|---|---|
 {types(shipped, laptop)}
 
-Best (first row), median and worst edits of the shipped editor, each with its source at the left:
+Its best, median and worst edits, by success and then by distance from the truth (which a dark picture has little of):
 
 ![best, median and worst edits](img/long-extremes.png)
 

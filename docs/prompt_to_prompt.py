@@ -24,12 +24,15 @@ from ip2p.model.measure import paired
 from ip2p.model.plots import plot_shares
 from ip2p.models import Clip, load_clip
 from ip2p.params import Params, load_params
-from ip2p.pictures import from_bytes, grid, to_pillow
+from ip2p.pictures import from_bytes, to_pillow
 from ip2p.records import Triplet
+from ip2p.sheets import sheet as pictures_sheet
 from ip2p.store import read_shards
 from ip2p.world.edits import EDIT_TYPES
+from ip2p.world.language import read_caption
 from ip2p.world.reading import read_choices
 from ip2p.world.report import P2P, write_part
+from ip2p.world.scenes import STYLES
 from ip2p.world.truth import truth_of
 
 WORK = Path("work/p2p")
@@ -37,7 +40,7 @@ COUNT = 24 * len(EDIT_TYPES)
 SHARES = (0.2, 0.4, 0.6, 0.8, 0.9)
 METHODS = ("self_attention", "cross_attention", "both")
 ALONE = ("none", 0.0)
-SHOWN = ("recolour", "replace", "add", "season", "style")
+SHOWN = ("replace", "add", "season")
 
 
 @dataclass(frozen=True)
@@ -113,12 +116,17 @@ def plot(results: dict[tuple[str, float], Result]) -> bytes:
 def sheet(asked: list[Triplet], sheets: dict[tuple[str, float], tuple[Tensor, Tensor]]) -> Image.Image:
     """A block of rows an edit, a row a method: source without sharing, then the edited image at each p2p."""
     rows = []
-    for edit_type in SHOWN:
-        number = next(i for i, t in enumerate(asked) if t.edit_type == edit_type)
+    for number in map(shown(asked).__getitem__, SHOWN):
         for method in METHODS:
             images = [sheets[ALONE][0][number], sheets[ALONE][1][number], *(sheets[method, s][1][number] for s in SHARES)]
-            rows.append([to_pillow(x) for x in images])
-    return grid(rows)
+            rows.append([(f"{asked[number].instruction}: {method.replace('_', '-')}", [to_pillow(x) for x in images])])
+    return pictures_sheet(rows, heads=["source", "p2p 0", *(f"{s:g}" for s in SHARES)])
+
+
+def shown(asked: list[Triplet]) -> dict[str, int]:
+    """The first triplet of each edit type whose scene is drawn in the plain style, which is the easiest to see."""
+    plain = [i for i, t in enumerate(asked) if read_caption(t.caption.text).style == STYLES[0]]
+    return {asked[i].edit_type: i for i in reversed(plain)}
 
 
 def markdown(asked: list[Triplet], results: dict[tuple[str, float], Result], bound: Result) -> str:
@@ -136,7 +144,6 @@ def markdown(asked: list[Triplet], results: dict[tuple[str, float], Result], bou
         + "."
         for m in METHODS
     )
-    shown = ", ".join(f"“{next(t.instruction for t in asked if t.edit_type == k)}”" for k in SHOWN)
     return f"""Written by `python docs/prompt_to_prompt.py`, with the teacher `{teacher()}`.
 {len(asked)} triplets, {len(asked) // len(types)} an edit type, one pair each with the same noise and guidance in every row; 0 is
 shared noise alone. *Edit made*: CLIP, whose own error is in the
@@ -154,8 +161,7 @@ Over shared noise alone (difference over the same triplets, 95% interval):
 
 ![the measures over p2p](img/p2p.png)
 
-Three rows (self-attention, cross-attention, both) for each of {shown}:
-source, shared noise alone, then p2p {", ".join(f"{s:g}" for s in SHARES)}.
+The first triplet of three edit types in the plain style; p2p 0 is shared noise alone:
 
 ![edited images over p2p](img/p2p-pairs.png)
 """

@@ -29,7 +29,7 @@ WIDER = {
     "previous": None,  # docs/embedded.py compares with the editor that ships
     "image_guidance_sweep": (1.0, 1.2, 1.4, 1.6, 2.0),
     "text_guidance_sweep": (1.0, 3.0, 5.0),
-    "sdedit_strengths": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
+    "sdedit_strengths": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
 }
 MEASURES = ("success", "done", "stayed", "l1", "direction_similarity", "image_similarity")
 
@@ -69,7 +69,8 @@ def markdown(params: Params, report: dict[str, Any]) -> str:
     return f"""Written by `python docs/quality.py` after `make run`. {report["count"]} held-out edits, seeds fixed. The editor went
 on from `{own["start"]}` (below) by {training.steps} steps of {training.batch} on {own["pairs"]:,} new pairs of the teacher `{teacher()}`.
 An edit is *done* if where it belongs the picture is nearer the truth than the source, and at least 30% of the way; the rest *stayed* if its
-structure did (of an edit that leaves less than a tenth of the picture, as most of style, time and weather do, nothing is asked);
+structure did (of an edit that leaves less than a tenth of the picture, as most of style, time and weather do, its edges must lie where the
+source's or the truth's do);
 *success* is both, read in pixels by a checker whose own error is in ARCHITECTURE.md. Square brackets: 95% bootstrap intervals.
 Scales: s_T {section.text_guidance:g}, s_I {section.image_guidance:g}.
 
@@ -88,7 +89,7 @@ Counting and moving are what the method is known to be bad at; moving is easy he
 |---|---|---|---|
 {types(report)}
 
-Best (first row), median and worst edits, each with its source at the left:
+Best, median and worst edits, by success and then by distance from the truth (which a dark picture has little of):
 
 ![best, median and worst edits](img/extremes.png)
 

@@ -29,12 +29,13 @@ class Similarities:
 
 @torch.no_grad()
 def image_features(clip: Clip, images_BCHW: Tensor, *, legacy: bool = False) -> Tensor:
-    """Unit features `BD` of images in [0, 1] of any size; `legacy` feeds them as [-1, 1], as the reference's evaluation does."""
+    """Unit features `BD` of images in [0, 1] of any size; `legacy` as the reference's evaluation: fed as [-1, 1], resized unfiltered."""
     x = images_BCHW.to(clip.device)
-    if x.shape[-2:] != (clip.size, clip.size):
-        x = F.interpolate(x, size=(clip.size, clip.size), mode="bicubic", align_corners=False, antialias=True).clamp(0, 1)
     if legacy:
         x = x * 2 - 1
+    if x.shape[-2:] != (clip.size, clip.size):
+        x = F.interpolate(x, size=(clip.size, clip.size), mode="bicubic", align_corners=False, antialias=not legacy)
+        x = x if legacy else x.clamp(0, 1)
     mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (clip.mean, clip.std))
     return F.normalize(clip.model.encode_image((x - mean) / std).float(), dim=-1)
 

@@ -31,6 +31,7 @@ from ip2p.models import editor_named, load_clip, load_diffusion, model_digest, m
 from ip2p.params import EvaluateParams, JudgeParams, Params
 from ip2p.pictures import from_bytes, grid, to_pillow
 from ip2p.records import SHOWN, StageReport
+from ip2p.sheets import Panel, sheet
 from ip2p.store import code_mark, digest, fingerprint, read_json, write_bytes, write_json
 from ip2p.track import track
 
@@ -83,7 +84,7 @@ def run(
     seen = seen_in(editor, section)
     held = held_out(params, triplets=triplets, dataset=dataset, size=model.image_size, seen=seen)
     identity = digest(editor)
-    require_rest(params, size=model.image_size, seen=seen)
+    require_rest(params, seen=seen)
     points = _points(bench, model, identity, held, progress)
     headline = next(p for p in points if p.system == "editor" and p.setting == _scales(section))
     baselines = best_baselines(points, headline)
@@ -252,18 +253,25 @@ def _write_examples(bench: Bench, headline: Point, baselines: dict[str, Point], 
     write_bytes(out / "grid.png", _png(grid([a + b for a, b in zip(rows[::2], rows[1::2], strict=False)] or rows)))
     edits = [{"instruction": e.instruction, "edit_type": e.edit_type} for e in held.edits[: len(shown)]]
     write_json(out / "examples.json", edits)
-    extremes = {}
+    _write_extremes(headline, held, out)
+
+
+def _write_extremes(headline: Point, held: HeldOut, out: Path) -> None:
+    """The editor's best, median and worst edits, each beside its source and its target, if it has one."""
+    views: dict[str, Edit] = {"source": held.sources, "editor": partial(_kept, headline)}
+    if held.targeted:
+        views["truth"] = held.targets
+    extremes: dict[str, list[str]] = {}
+    rows: list[list[Panel]] = []
     for name, indices in ranked(headline).items():
-        trio = []
-        for i in indices:
-            one = slice(i, i + 1)
-            trio.append([to_pillow(x[0]) for x in (held.sources(one), _kept(headline, one))])
         extremes[name] = [held.edits[i].instruction for i in indices]
-        for place, (before, after) in enumerate(trio):
-            write_bytes(out / "extremes" / f"{name}-{place}-source.png", _png(before))
-            write_bytes(out / "extremes" / f"{name}-{place}-editor.png", _png(after))
-    pairs = {n: [out / "extremes" / f"{n}-{i}-{s}.png" for i in range(len(v)) for s in ("source", "editor")] for n, v in extremes.items()}
-    write_bytes(out / "extremes.png", _png(grid([[Image.open(p) for p in paths] for paths in pairs.values()])))
+        rows.append([])
+        for place, i in enumerate(indices):
+            images = {view: to_pillow(of(slice(i, i + 1))[0]) for view, of in views.items()}
+            for view, image in images.items():
+                write_bytes(out / "extremes" / f"{name}-{place}-{view}.png", _png(image))
+            rows[-1].append((f"{name}: {held.edits[i].instruction}", list(images.values())))
+    write_bytes(out / "extremes.png", _png(sheet(rows, heads=list(views))))
     write_json(out / "extremes.json", extremes)
 
 

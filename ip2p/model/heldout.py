@@ -9,7 +9,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -85,7 +85,7 @@ class HeldOut:
 
     @property
     def by_target(self) -> bool:
-        """Whether target pictures say where the edits should lead that have no captions."""
+        """Whether target pictures say where the edits should lead, for want of a caption."""
         return self.targeted and not self.captioned
 
     @cached_property
@@ -131,7 +131,22 @@ def of_world(*, count: int, stream: str, triplets: Path, size: int, seen: Seen =
 
 
 def of_benchmark(layout: str, path: Path, *, count: int, size: int, seen: Seen = NONE) -> HeldOut:
-    """Edits of a benchmark's folder that are for testing, none that was `seen` in training. Raises `DataError` naming what is missing."""
+    """Edits of a benchmark's folder that are for testing, none that was `seen` in training: all, or `count` drawn evenly.
+
+    Raises `DataError` naming what is missing.
+    """
+    edits = _drawn(_read_benchmark(layout, path, seen), count)
+    if not all(e.target for e in edits) and any(e.edited_caption for e in edits):  # nothing else says where the others should lead
+        captioned = tuple(e for e in edits if e.edited_caption)
+        if bare := len(edits) - len(captioned):
+            print(f"evaluate: {bare} edits of {path} have neither caption nor target picture and are left out", flush=True)
+        edits = captioned
+    if not edits:
+        raise DataError(f"{path}: holds no edits in the layout {layout} that the editor was not trained on")
+    return HeldOut(f"{layout}: {path.name}", edits, size)
+
+
+def _read_benchmark(layout: str, path: Path, seen: Seen) -> Iterator[HeldEdit]:
     if not path.is_dir():
         raise DataError(f"evaluate.benchmarks: no folder {path}; download the benchmark and name its folder")
     readers: dict[str, Callable[[Path], Iterator[HeldEdit]]] = {
@@ -140,10 +155,18 @@ def of_benchmark(layout: str, path: Path, *, count: int, size: int, seen: Seen =
         "emu_edit": _read_emu_edit,
         "pie_bench": _read_pie_bench,
     }
-    edits = tuple(islice((e for e in readers[layout](path) if e.known_by not in seen), count))
-    if not edits:
-        raise DataError(f"{path}: holds no edits in the layout {layout} that the editor was not trained on")
-    return HeldOut(f"{layout}: {path.name}", edits, size)
+    return (e for e in readers[layout](path) if e.known_by not in seen)
+
+
+def _drawn(edits: Iterable[HeldEdit], count: int) -> tuple[HeldEdit, ...]:
+    """Of a benchmark, which may be sorted by kind, so many edits, each as likely, the same each time; no more are held at once."""
+    rng, kept = random.Random("benchmark"), []
+    for number, edit in enumerate(edits):
+        if number < count:
+            kept.append((number, edit))
+        elif (place := rng.randrange(number + 1)) < count:
+            kept[place] = (number, edit)
+    return tuple(edit for _, edit in sorted(kept, key=lambda x: x[0]))
 
 
 def seen_in(editor: Path, section: EvaluateParams) -> Seen:
@@ -153,7 +176,7 @@ def seen_in(editor: Path, section: EvaluateParams) -> Seen:
     return seen | read_seen(previous) if previous else seen
 
 
-def require_rest(params: Params, *, size: int, seen: Seen) -> None:
+def require_rest(params: Params, *, seen: Seen) -> None:
     """Raise for what is wanted only after hours of sampling, and is not there."""
     section = params.evaluate
     if section.previous is not None:
@@ -161,7 +184,8 @@ def require_rest(params: Params, *, size: int, seen: Seen) -> None:
         if isinstance(named, Path) and not (named / "unet").is_dir():
             raise ModelError(f"evaluate.previous: {named} is no editor's folder; give one, a Hub id, or `world`")
     for layout, path in section.benchmarks.items():
-        of_benchmark(layout, Path(path), count=1, size=size, seen=seen)
+        if next(_read_benchmark(layout, Path(path), seen), None) is None:
+            raise DataError(f"{path}: holds no edits in the layout {layout} that the editor was not trained on")
     if section.judge is not None:
         key_of(section.judge)
 

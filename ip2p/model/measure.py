@@ -1,8 +1,9 @@
 """What is measured of an edited picture, and what the numbers say of a system: means, intervals, paired differences.
 
-CLIP image, direction and text similarity (edits without captions: the direction of their target picture); `l1`, `l2` against the
-target; `outside`, `shift`, `zoom` against the source; DINO similarity to the source by parameter; and where the truth is known: was
-the edit done, did the rest stay.
+CLIP image, direction and text similarity (where any edit lacks captions: the direction of the target picture, of all); `l1`, `l2`
+against the target; `outside`, `shift`, `zoom` (how far from 1) against the source; DINO similarity to the source by parameter; and where
+the truth is known: was the edit done, did the rest stay. `outside` is the mean change where the truth has none; where no truth is known,
+that beyond the region that changed most (`ip2p.dataset.alignment`), which says little of a picture that changed all over.
 """
 
 from __future__ import annotations
@@ -47,11 +48,10 @@ class Meter:
         key = (held.mark, indices.start, indices.stop)
         if key not in self._known:
             image_0 = image_features(self.clip, sources, legacy=self.legacy)
-            asked = [text_features(self.clip, [getattr(e, n) for e in held.edits[some]]) for n in ("caption", "edited_caption")]
             if held.by_target:
-                bare_B1 = torch.tensor([[not e.edited_caption] for e in held.edits[some]], device=image_0.device)
-                shown = (image_0, image_features(self.clip, held.targets(some), legacy=self.legacy))
-                asked = [torch.where(bare_B1, image, text) for image, text in zip(shown, asked, strict=True)]
+                asked = [image_0, image_features(self.clip, held.targets(some), legacy=self.legacy)]
+            else:
+                asked = [text_features(self.clip, [getattr(e, n) for e in held.edits[some]]) for n in ("caption", "edited_caption")]
             self._known[key] = (image_0, *asked)
         image_0, *asked = self._known[key]
         scores = similarities(image_0, image_features(self.clip, edited_BCHW, legacy=self.legacy), *asked)
@@ -61,7 +61,7 @@ class Meter:
         if held.captioned:
             rows["text_similarity"] = scores.caption_1.tolist()
         aligned = align(sources, edited_BCHW)
-        rows |= {"outside": aligned.outside.tolist(), "shift": aligned.shift.tolist(), "zoom": aligned.zoom.tolist()}
+        rows |= {"outside": aligned.outside.tolist(), "shift": aligned.shift.tolist(), "zoom": (aligned.zoom - 1).abs().tolist()}
         if self.dino is not None:
             rows["dino_similarity"] = (self.dino.features(sources) * self.dino.features(edited_BCHW)).sum(-1).tolist()
         if held.targeted:
@@ -72,7 +72,7 @@ class Meter:
             truths = [Truth.of(*pictures) for pictures in zip(sources, targets, strict=True)]
             readings = [read_edit(x, truth) for x, truth in zip(edited_BCHW, truths, strict=True)]
             rows |= {"done": [float(r.done) for r in readings], "stayed": [float(r.stayed) for r in readings]}
-            rows["success"] = [float(r.done and r.stayed) for r in readings]
+            rows |= {"success": [float(r.done and r.stayed) for r in readings], "outside": [r.outside for r in readings]}
         return rows
 
 

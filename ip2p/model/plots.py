@@ -7,19 +7,21 @@ from typing import Any
 
 _COLOURS = {"editor": "#d9480f", "previous": "#f59f00", "sdedit": "#1971c2", "source": "#868e96", "truth": "#2b8a3e"}
 _SPARE = ("#d9480f", "#1971c2", "#868e96", "#2b8a3e", "#9c36b5", "#0b7285")
+_SCALES = {"image_guidance": "s_I", "text_guidance": "s_T"}
 
 
-def plot_curves(points: list[dict[str, Any]]) -> bytes:
+def plot_curves(points: list[dict[str, Any]], colours: dict[str, str] = _COLOURS) -> bytes:
     """CLIP image similarity against direction similarity with 95% intervals, one line a system; PNG bytes.
 
+    Of an editor a solid line over the image guidance and a dashed one over the text guidance; the ends of lines tell the scale there.
     The source as it is lies at (0, 1), far from all others, and is left out.
     """
     figure, axes = _axes(6.8, 4.8)
     points = [p for p in points if "direction_similarity" in p and p["system"] != "source"]
     systems = list(dict.fromkeys(p["system"] for p in points))
-    colours = _COLOURS if set(systems) <= set(_COLOURS) else dict(zip(systems, _SPARE, strict=False))
+    spare = iter([c for c in _SPARE if c not in {colours.get(s) for s in systems}])
     for system in systems:
-        own, colour = [p for p in points if p["system"] == system], colours[system]
+        own, colour = [p for p in points if p["system"] == system], colours.get(system) or next(spare)
         for line, label in zip(_lines(own), (system, None), strict=False):
             xs, ys = [p["direction_similarity"] for p in line], [p["image_similarity"] for p in line]
             axes.plot(xs, ys, "o-" if label else "o--", color=colour, label=label, linewidth=1.6, markersize=5)
@@ -27,12 +29,12 @@ def plot_curves(points: list[dict[str, Any]]) -> bytes:
             bars = [[[low for low, _ in s], [high for _, high in s]] for s in spans]
             axes.errorbar(xs, ys, xerr=bars[0], yerr=bars[1], fmt="none", ecolor=colour, alpha=0.35, linewidth=1)
             side = {"xytext": (6, 4), "ha": "left"} if systems.index(system) % 2 == 0 else {"xytext": (-6, -10), "ha": "right"}
-            for p, x, y in zip(line, xs, ys, strict=True):
-                if len(own) > 1:
-                    axes.annotate(_label(p["setting"]), (x, y), textcoords="offset points", fontsize=7, color=colour, **side)
+            for p, x, y in [(line[i], xs[i], ys[i]) for i in (0, -1) if len(line) > 1]:
+                axes.annotate(_label(p, line), (x, y), textcoords="offset points", fontsize=8, color=colour, **side)
     axes.set_xlabel("CLIP text-image direction similarity")
     axes.set_ylabel("CLIP image similarity")
-    axes.legend(frameon=False)
+    scaled = any("text_guidance" in p["setting"] for p in points)
+    axes.legend(frameon=False, fontsize=8, title="solid: over s_I, dashed: over s_T" if scaled else None, title_fontsize=8)
     return _png(figure)
 
 
@@ -58,9 +60,9 @@ def plot_shares(panels: dict[str, dict[str, list[tuple[float, float, float, floa
     """A panel a measure, a line a method, of points (x, mean, low, high); PNG bytes."""
     figure, axes = _axes(2.9 * len(panels), 3.0, panels=len(panels))
     for ax, (title, lines) in zip(axes, panels.items(), strict=True):
-        for (name, points), colour in zip(lines.items(), _SPARE, strict=False):
+        for (name, points), colour, style in zip(lines.items(), _SPARE, ("o-", "s-", "^--") * 2, strict=False):
             xs, ys, lows, highs = zip(*points, strict=True)
-            ax.plot(xs, ys, "o-", color=colour, label=name, linewidth=1.6, markersize=4)
+            ax.plot(xs, ys, style, color=colour, label=name, linewidth=1.6, markersize=4)
             ax.fill_between(xs, lows, highs, color=colour, alpha=0.1, linewidth=0)
         ax.set_title(title, fontsize=9)
     axes[0].legend(frameon=False, fontsize=8)
@@ -99,8 +101,10 @@ def _lines(points: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     return lines + ([sorted(others + shared, key=lambda p: float(p["setting"]["text_guidance"]))] if others else [])
 
 
-def _label(setting: dict[str, float]) -> str:
-    return " ".join(f"{k.split('_')[0][0]}{v:g}" for k, v in setting.items())
+def _label(point: dict[str, Any], line: list[dict[str, Any]]) -> str:
+    """The scale that varies along the line, as it is at the point."""
+    varied = next((k for k, v in point["setting"].items() if any(p["setting"].get(k) != v for p in line)), "")
+    return f"{_SCALES.get(varied, varied)} {point['setting'][varied]:g}" if varied else ""
 
 
 def _png(figure: Any) -> bytes:

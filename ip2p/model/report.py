@@ -150,22 +150,30 @@ def _extremes(evaluation: Path) -> str:
     parts = []
     for name, instructions in read_json(evaluation / "extremes.json").items():
         figures = "".join(
-            f"<figure><div>{_picture(evaluation / 'extremes' / f'{name}-{i}-source.png', 'source')}"
-            f"{_picture(evaluation / 'extremes' / f'{name}-{i}-editor.png', 'edit')}</div><figcaption>{html.escape(text)}</figcaption></figure>"
+            f"<figure><div>{_views(evaluation / 'extremes', f'{name}-{i}')}</div><figcaption>{html.escape(text)}</figcaption></figure>"
             for i, text in enumerate(instructions)
         )
         parts.append(f"<h3>{name}</h3><div class=edits>{figures}</div>")
     return "".join(parts)
 
 
+def _views(folder: Path, name: str) -> str:
+    """Source, edit and, where there is one, the truth."""
+    views = ((s, folder / f"{name}-{s}.png") for s in ("source", "editor", "truth"))
+    return "".join(_picture(path, view) for view, path in views if path.exists())
+
+
 def _benchmarks(result: dict[str, Any]) -> str:
     if not result["benchmarks"]:
         return ""
-    rows = []
+    parts = []
     for name, told in result["benchmarks"].items():
-        numbers = [n for n in _MEASURES if n in told["editor"]]
-        rows += [[name, str(told["count"]), n.replace("_", " "), f"{told['editor'][n]:.3f}", f"{told['source'][n]:.3f}"] for n in numbers]
-    return "<h2>Benchmarks</h2>" + _table(["benchmark", "edits", "measure", "editor", "source as it is"], rows)
+        ours, source = told["editor"], told["source"]
+        spans = {n: "{:.3f} to {:.3f}".format(*ours["intervals"][n]) for n in _MEASURES if n in ours}
+        rows = [[n.replace("_", " "), f"{ours[n]:.3f}", span, f"{source[n]:.3f}"] for n, span in spans.items()]
+        table = _table(["measure", "editor", "95% interval", "source as it is"], rows)
+        parts.append(f"<h3>{html.escape(name)}, {told['count']} edits</h3>{table}{_types(ours['by_type'])}")
+    return "<h2>Benchmarks</h2>" + "".join(parts)
 
 
 def _types(by_type: dict[str, dict[str, float]]) -> str:

@@ -102,7 +102,7 @@ class EvaluateParams(Section):
     dino: str | None = None
     """A self-supervised vision model (transformers folder or Hub id, such as `facebook/dino-vits16`); none: not measured."""
     protocol: Literal["correct", "legacy"] = "correct"
-    """`legacy` feeds CLIP images in [-1, 1], as the reference does by mistake: only to compare with its figures."""
+    """`legacy` feeds CLIP images in [-1, 1], as the reference does by mistake, and resized unfiltered: only to compare with its figures."""
     judge: JudgeParams | None = None
     """A vision language model that judges the headline's edits; none: not asked."""
     steps: Annotated[int, Field(ge=2, le=1000)] = 20

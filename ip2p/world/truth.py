@@ -18,9 +18,9 @@ from ip2p.world.render import render
 
 _VISIBLE = 0.06
 _CLOSED = 0.3
-_STRUCTURE = 0.75  # benchmarks/calibrate_checker.py
+_STRUCTURE, _LAYOUT = 0.75, 0.45  # benchmarks/calibrate_checker.py
 _REST = 0.1
-_WINDOW = 7
+_WINDOW, _AROUND = 7, 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,12 @@ class Truth:
     source_CHW: Tensor
     target_CHW: Tensor
     mask_HW: Tensor
+
+    @property
+    def beyond_HW(self) -> Tensor:  # noqa: N802
+        """Where nothing was asked: pixels whose windows are clear of the edit. Nowhere if that is less than 10% of the picture."""
+        beyond = F.max_pool2d(self.mask_HW.float()[None], _WINDOW, stride=1, padding=_WINDOW // 2)[0] == 0
+        return beyond if beyond.float().mean() >= _REST else torch.zeros_like(beyond)
 
     @classmethod
     def of(cls, source_CHW: Tensor, target_CHW: Tensor) -> Truth:
@@ -42,14 +48,16 @@ class Reading:
     """Of one edited picture, measured where the edit belongs and elsewhere.
 
     `done`: there it is nearer the truth than the source and closes at least 30% of the way between them. `stayed`:
-    `structure`, the similarity to the source elsewhere (mean SSIM of the colour channels), is at least 0.75; true if
-    elsewhere is less than 10% of the picture. `distance`: mean absolute difference from the truth, 0 to 1.
+    `structure`, the similarity to the source elsewhere (mean SSIM of the colour channels), is at least 0.75. Of an edit of the
+    whole picture, as of a style, `structure` is the similarity of its edges to the source's or the truth's, and must be 0.45.
+    `distance`: mean absolute difference from the truth, 0 to 1; `outside`: from the source elsewhere, 0 where there is no elsewhere.
     """
 
     done: bool
     stayed: bool
     structure: float
     distance: float
+    outside: float
 
 
 def truth_of(caption: str, instruction: str, *, seed: int, size: int) -> Truth:
@@ -68,21 +76,37 @@ def read_edit(edited_CHW: Tensor, truth: Truth) -> Reading:
     left = to_target[inside].mean()
     way = (truth.source_CHW - truth.target_CHW).abs().mean(0)[inside].mean()
     done = bool(inside.any()) and bool(left < to_source[inside].mean()) and bool(left <= (1 - _CLOSED) * way)
-    beyond = F.max_pool2d(inside.float()[None], _WINDOW, stride=1, padding=_WINDOW // 2)[0] == 0  # windows clear of the edit
-    structure = float(structural_similarity(edited_CHW, truth.source_CHW)[beyond].mean()) if beyond.any() else 1.0
-    stayed = bool(beyond.float().mean() < _REST) or structure >= _STRUCTURE
-    return Reading(done, stayed, structure, float(torch.mean(to_target)))
+    beyond = truth.beyond_HW
+    if beyond.any():
+        structure, least = float(structural_similarity(edited_CHW, truth.source_CHW)[beyond].mean()), _STRUCTURE
+        outside = float(to_source[beyond].mean())
+    else:
+        structure = max(layout_similarity(edited_CHW, x) for x in (truth.source_CHW, truth.target_CHW))
+        least, outside = _LAYOUT, 0.0
+    return Reading(done, structure >= least, structure, float(torch.mean(to_target)), outside)
+
+
+def layout_similarity(image_CHW: Tensor, other_CHW: Tensor) -> float:
+    """Correlation, -1 to 1, of where two images in [0, 1] have edges: faint ones count where there are no others, colours do not."""
+    a, b = (x - x.mean() for x in map(_edges, (image_CHW, other_CHW)))
+    return float((a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-6))
+
+
+def _edges(image_CHW: Tensor) -> Tensor:
+    """Strength of edges `HW`, relative to that around them, spread over some pixels."""
+    dy, dx = torch.gradient(image_CHW.mean(0))
+    edges = (dx**2 + dy**2).sqrt()[None]
+    return _mean(_mean(edges / (_mean(edges, _AROUND) + 0.01), 3), 3)[0]
 
 
 def structural_similarity(image_CHW: Tensor, other_CHW: Tensor) -> Tensor:
     """SSIM `HW` of two images in [0, 1], mean over channels, windows of 7 pixels (Wang et al. 2004, K1 0.01, K2 0.03)."""
-
-    def mean(x: Tensor) -> Tensor:
-        edge = _WINDOW // 2
-        return F.avg_pool2d(F.pad(x[None], (edge,) * 4, mode="reflect"), _WINDOW, stride=1)[0]
-
-    a, b = mean(image_CHW), mean(other_CHW)
-    var_a, var_b = mean(image_CHW**2) - a**2, mean(other_CHW**2) - b**2
-    covariance = mean(image_CHW * other_CHW) - a * b
+    a, b = _mean(image_CHW), _mean(other_CHW)
+    var_a, var_b = _mean(image_CHW**2) - a**2, _mean(other_CHW**2) - b**2
+    covariance = _mean(image_CHW * other_CHW) - a * b
     luminance = (2 * a * b + 0.01**2) / (a**2 + b**2 + 0.01**2)
     return (luminance * (2 * covariance + 0.03**2) / (var_a + var_b + 0.03**2)).mean(0)
+
+
+def _mean(image_CHW: Tensor, window: int = _WINDOW) -> Tensor:
+    return F.avg_pool2d(F.pad(image_CHW[None], (window // 2,) * 4, mode="reflect"), window, stride=1)[0]

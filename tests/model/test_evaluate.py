@@ -217,6 +217,27 @@ def test_benchmarks_of_others_are_read_by_their_layout(benchmarks, layout, has, 
         assert held.edits[0].edited_caption == "a blue wall"
 
 
+def test_of_a_benchmark_that_is_sorted_by_kind_all_kinds_are_drawn(benchmarks):
+    pie = benchmarks / "pie_bench"
+    (row,) = list(json.loads((pie / "mapping_file.json").read_text()).values())[:1]
+    rows = {f"{i:03d}": row | {"editing_type_id": str(i // 10)} for i in range(100)}
+    (pie / "mapping_file.json").write_text(json.dumps(rows))
+    edits = of_benchmark("pie_bench", pie, count=40, size=96).edits
+    assert len({e.edit_type for e in edits}) > 7 and [e.id for e in edits] == sorted(e.id for e in edits)
+    assert edits == of_benchmark("pie_bench", pie, count=40, size=96).edits
+
+
+def test_edits_of_a_benchmark_that_nothing_says_the_aim_of_are_left_out(benchmarks, meter, capsys):
+    (file,) = (benchmarks / "emu_edit").rglob("*.parquet")
+    rows = pq.read_table(file).to_pylist()
+    rows[1]["output_caption"] = ""
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    held = of_benchmark("emu_edit", benchmarks / "emu_edit", count=10, size=96)
+    assert [e.instruction for e in held.edits] == ["edit 0"]
+    assert "1 edits of" in capsys.readouterr().out
+    assert "direction_similarity" in measured(held, meter, held.sources, batch=2).rows
+
+
 def test_a_benchmark_that_is_not_there_or_not_one_is_told(benchmarks):
     with pytest.raises(DataError, match="no folder"):
         of_benchmark("emu_edit", benchmarks / "nowhere", count=1, size=96)
