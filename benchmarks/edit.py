@@ -1,7 +1,8 @@
 """Edits a second: ours against diffusers' pipeline on the same weights, with what each saving costs in quality.
 
-`python -m benchmarks.edit` after `make run`: the same picture first (*differs*: largest difference of a pixel from the pipeline's),
-then savings that change the picture, each with its edit success on held-out edits. `--model sd15` builds a folder of Stable
+`python -m benchmarks.edit`, with the editor that ships: the same picture first (*differs*: largest difference of a pixel from the
+pipeline's), then savings that change the picture, each with its success on edits whose captions the editor was not trained on, and the
+difference of that from the pipeline's, edit by edit. `--model sd15` builds a folder of Stable
 Diffusion 1.5's true size with random weights (512 px; quality says nothing there) and wants a GPU; `sd15-small` checks that
 command anywhere. Latency is the median over pictures edited one by one, throughput that of batches. *peak* and *bandwidth* are the
 shares of what the device was measured to do; bytes are those of the operators one by one, unfused.
@@ -24,10 +25,12 @@ from benchmarks.card import cost_of, seconds
 from benchmarks.sd15 import build
 from ip2p.dataset.world_writer import write_triplets
 from ip2p.diffusion import Diffusion
-from ip2p.model.bootstrap import share_interval
+from ip2p.model.bootstrap import bootstrap, share_interval
 from ip2p.model.edit import edit_batch, load_editor
+from ip2p.model.folder import save_editor
 from ip2p.model.guidance import EditOptions, EditRequest
-from ip2p.models import resolve_device
+from ip2p.model.seen import read_seen
+from ip2p.models import editor_folder, editor_named, resolve_device
 from ip2p.params import load_params
 from ip2p.torchvision_cpu import declare_operators
 from ip2p.world.truth import Truth, read_edit, truth_of
@@ -53,7 +56,7 @@ class Work:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="models/editor", help="editor folder, sd15 or sd15-small (default: %(default)s)")
+    parser.add_argument("--model", default="world", help="`world`, an editor folder, sd15 or sd15-small (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=16, help="of the editing that others are compared with (default: %(default)s)")
     parser.add_argument("--edits", type=int, default=264, help="edits (default: %(default)s)")
     parser.add_argument("--timed", type=int, default=12, help="edits timed one by one (default: %(default)s)")
@@ -63,12 +66,23 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         made = options.model in ("sd15", "sd15-small")
-        path = build(Path(folder) / "sd15", small=options.model != "sd15", editor=True) if made else Path(options.model).resolve()
+        path = build(Path(folder) / "sd15", small=options.model != "sd15", editor=True) if made else whole(options.model, Path(folder))
         work = prepare(path, options, made=made)
-        head = ("", "ms alone", "×", "ms in batches", "×", "differs", *(() if made else ("success", "done", "stayed")), "peak", "bandwidth")
+        head = (
+            "",
+            "ms alone",
+            "×",
+            "ms in batches",
+            "×",
+            "differs",
+            *(() if made else ("success", "− the first row's")),
+            "peak",
+            "bandwidth",
+        )
         print(f"| {' | '.join(head)} |\n{'|---' * len(head)}|", flush=True)
         first: tuple[float, float] | None = None
         reference: Tensor | None = None
+        usual: list[float] = []
         for name, dtype, edit, counted in ways(work, compiled=options.compile, half=options.half):
             for size in (1, work.batch):  # warms up
                 edit(slice(0, size))
@@ -79,16 +93,31 @@ def main() -> None:
             first, reference = first or (alone, together), pictures if reference is None else reference
             differs = (pictures - reference).abs().max()
             speed = f"{alone * 1e3:.0f} | {first[0] / alone:.1f} | {together * 1e3:.0f} | {first[1] / together:.1f}"
-            told = [name, speed, f"{differs:.1e}", *([] if made else [quality(pictures, work)])]
+            told = [name, speed, f"{differs:.1e}"]
+            if not made:
+                success = [float(r.done and r.stayed) for r in map(read_edit, pictures, work.truths)]
+                usual = usual or success
+                told.append(quality(success, usual))
             print(f"| {' | '.join(told)} | {cost.shares(together * work.batch, work.device, dtype)} |", flush=True)
+
+
+def whole(name: str, work: Path) -> Path:
+    """The folder of an editor with all its parts, as diffusers' pipeline wants it."""
+    named = editor_named(name)
+    if isinstance(named, Path):
+        return named.resolve()
+    editor = load_editor(named, device=torch.device("cpu"))
+    save_editor(editor.unet, editor, work / "editor", seen=read_seen(editor_folder(named)))
+    return work / "editor"
 
 
 def prepare(folder: Path, options: argparse.Namespace, *, made: bool) -> Work:
     """The world's edits, drawn at the editor's size."""
-    section = load_params(Path("params/sd15.yaml" if made else "params/teacher.yaml")).evaluate
+    section = load_params(Path("params/sd15.yaml" if made else "params.yaml")).evaluate
     device = resolve_device("auto")
     size = load_editor(folder, device=device).image_size
-    triplets = list(write_triplets(count=options.edits // options.batch * options.batch, stream="benchmark-edit"))
+    count = options.edits // options.batch * options.batch
+    triplets = list(write_triplets(count=count, stream="benchmark-edit", avoid=read_seen(folder)))
     truths = [truth_of(t.caption.text, t.instruction, seed=i, size=size) for i, t in enumerate(triplets)]
     requests = [EditRequest(t.instruction, section.text_guidance, section.image_guidance, i) for i, t in enumerate(triplets)]
     return Work(folder, requests, truths, options.steps, options.batch, device)
@@ -126,7 +155,7 @@ def ways(work: Work, *, compiled: bool, half: bool) -> Iterator[tuple[str, torch
         f"DPM-Solver++(2M), {third} steps": EditOptions(third, "dpmpp_2m"),
     }
     for name, how in approximations.items():
-        yield name, bfloat16, ours(editor, work, how), ours(plain, work, how)
+        yield f"{name}{', compiled' * compiled}", bfloat16, ours(editor, work, how), ours(plain, work, how)
 
 
 def ours(editor: Diffusion, work: Work, how: EditOptions) -> Edit:
@@ -174,13 +203,12 @@ def in_batches(edit: Edit, work: Work) -> tuple[Tensor, list[float]]:
     return torch.cat(pictures), spent
 
 
-def quality(pictures: Tensor, work: Work) -> str:
-    """Edit success with its interval, edits done, rest kept."""
-    readings = [read_edit(x, t) for x, t in zip(pictures, work.truths, strict=True)]
-    success = [float(r.done and r.stayed) for r in readings]
-    low, high = share_interval(success)
-    done, stayed = (statistics.mean(float(getattr(r, n)) for r in readings) for n in ("done", "stayed"))
-    return f"{statistics.mean(success):.3f} [{low:.2f}, {high:.2f}] | {done:.3f} | {stayed:.3f}"
+def quality(success: list[float], usual: list[float]) -> str:
+    """Edit success with its interval, and its difference from the usual way's over the same edits."""
+    (low, high), differences = share_interval(success), [a - b for a, b in zip(success, usual, strict=True)]
+    least, most = bootstrap(differences)
+    mean, less = statistics.mean(success), statistics.mean(differences)
+    return f"{mean:.3f} [{low:.2f}, {high:.2f}] | {less:+.3f} [{least:+.3f}, {most:+.3f}]"
 
 
 def told(dtype: torch.dtype) -> str:

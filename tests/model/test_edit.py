@@ -80,6 +80,13 @@ def test_edits_are_those_of_diffusers_pipeline(editor, images, seed):
     assert (ours - by_pipeline(editor, images[:1], request, steps=6)).abs().max() <= 1e-4
 
 
+@pytest.mark.parametrize("steps", [8, 15])  # 15: timesteps that are no whole numbers
+def test_edits_of_the_shipped_editor_are_those_of_diffusers_pipeline(images, steps):
+    shipped, request = load_editor("world", device=torch.device("cpu")), EditRequest("make it winter", 1.5, 1.2, 3)
+    ours = edit_batch(shipped, images[:1], [request], EditOptions(steps=steps))
+    assert (ours - by_pipeline(shipped, images[:1], request, steps=steps)).abs().max() <= 1e-4
+
+
 @pytest.mark.parametrize(("s_text", "s_image", "branches"), [(4.0, 1.3, 3), (4.0, 1.0, 2), (1.5, 1.5, 2), (0.0, 1.3, 2), (1.0, 1.0, 1)])
 def test_a_branch_without_weight_is_not_computed_and_the_result_is_the_formulas(editor, images, rows, s_text, s_image, branches):
     request = EditRequest("make it winter", s_text, s_image, 3)
