@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from ip2p.errors import ModelError
 from ip2p.graphs import Graphed
 
 if TYPE_CHECKING:
@@ -118,11 +119,13 @@ def encode_images(model: Diffusion, images_BCHW: Tensor) -> tuple[Tensor, Tensor
 
 @torch.no_grad()
 def decode_latents(model: Diffusion, latents_BCHW: Tensor) -> Tensor:
-    """Images in [0, 1] of scaled latents."""
+    """Images in [0, 1] of scaled latents. Raises `ModelError` if they are no numbers, as some autoencoders' are in float16."""
     with model.arithmetic():
         latents = (latents_BCHW / model.vae.config.scaling_factor).to(model.held, memory_format=model.layout)
         images = model.vae.decode(of_any_batch(latents)).sample
     pictures: Tensor = ((images.float() + 1) / 2).clamp(0, 1)
+    if not pictures.isfinite().all():
+        raise ModelError(f"models.dtype: the model's pictures are no numbers in {model.dtype}; set it to bfloat16 or float32")
     return pictures
 
 

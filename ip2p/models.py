@@ -226,13 +226,27 @@ def model_label(name: str, kind: str = "teacher") -> str:
 
 @lru_cache(maxsize=8)
 def model_digest(name: str, kind: str) -> str:
-    """What identifies a model in a fingerprint: the bytes of a local folder, the name of a remote one, and its commit if that is pinned."""
+    """What identifies a model in a fingerprint: the bytes of a local folder, or the name of a remote one and the commit it stands at."""
     source = model_source(name, kind=kind, subject=f"models.{kind}")
     if name == _LARGE:
         return fingerprint(model_digest("world", kind), _LARGE_SIDE)
     if source == _SHIPPED:
         return fingerprint(digest(Path(source) / "unet"), model_digest("world", "teacher"))
-    return digest(Path(source)) if Path(source).is_dir() else fingerprint(source)
+    return digest(Path(source)) if Path(source).is_dir() else fingerprint(_at_commit(source))
+
+
+def _at_commit(source: str) -> str:
+    """A Hub id with the commit that it stands at now; as it is where none can be told."""
+    if "@" in source:
+        return source
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        index = Path(hf_hub_download(source, "model_index.json"))  # in the cache, at snapshots/COMMIT
+    except (LocalEntryNotFoundError, EntryNotFoundError, HfHubHTTPError, HFValidationError):
+        return source
+    return f"{source}@{index.parent.name}"
 
 
 def _is_path(name: str) -> bool:

@@ -6,6 +6,7 @@ read is whole; a rerun skips shards that carry the right fingerprint and makes t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,12 +20,13 @@ from typing import Any, overload
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ip2p.errors import DataError
+from ip2p.errors import DataError, UserError
 from ip2p.remote import RemoteFile, RemoteFolder
 
 Folder = Path | RemoteFolder
 Shard = Path | RemoteFile
 _FINGERPRINT, _NOTE = b"ip2p.fingerprint", b"ip2p.note"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def fingerprint(*parts: Any) -> str:
@@ -34,13 +36,19 @@ def fingerprint(*parts: Any) -> str:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that it is either there whole or not at all."""
+    """Write a file so that it is either there whole or not at all. Raises `UserError` if the disk takes no more."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno not in _FULL:
+            raise
+        raise UserError(f"{path}: cannot be written ({error.strerror}); make room and run again, what was made is kept") from error
     temporary.replace(path)
 
 

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 MADE = "ip2p.editor"
 """Tag of the run that made an editor: the editor's digest."""
 _VARIABLE = "MLFLOW_TRACKING_URI"
+_AT_ONCE = 1000
+"""Numbers that MLflow takes at once."""
 
 
 def tracking_uri(section: TrackParams) -> str:
@@ -49,18 +51,33 @@ class Run:
 
     client: Any
     id: str
+    unsent: list[Any] = field(default_factory=list)
+    """Numbers that a server out of reach did not take, the latest; they go with the next."""
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log numbers at a step."""
+        """Log numbers at a step. If the server cannot be reached, says so and keeps them: what runs for days does not end for that."""
         from mlflow.entities import Metric
         from mlflow.utils.time import get_current_time_millis
 
         now = get_current_time_millis()
-        self.client.log_batch(self.id, metrics=[Metric(k, float(v), now, step) for k, v in values.items()])
+        self.unsent.extend(Metric(k, float(v), now, step) for k, v in values.items())
+        del self.unsent[:-_AT_ONCE]
+        if self._sent("numbers are kept and sent with the next", lambda: self.client.log_batch(self.id, metrics=list(self.unsent))):
+            self.unsent.clear()
 
     def picture(self, image: Image.Image, name: str) -> None:
-        """Keep a picture under `name` (such as `grids/0100.png`)."""
-        self.client.log_image(self.id, image, artifact_file=name)
+        """Keep a picture under `name` (such as `grids/0100.png`). If the server cannot be reached, says so and does not."""
+        self._sent(f"{name} is lost", lambda: self.client.log_image(self.id, image, artifact_file=name))
+
+    def _sent(self, otherwise: str, send: Callable[[], None]) -> bool:
+        from mlflow import MlflowException
+
+        try:
+            send()
+        except (MlflowException, OSError) as error:
+            print(f"track: MLflow cannot be reached, {otherwise} ({(str(error).splitlines() or ['?'])[0][:200]})", flush=True)
+            return False
+        return True
 
     def tag(self, name: str, value: str) -> None:
         """Say something of the run by which it can be found."""

@@ -28,6 +28,9 @@ def hub(tmp_path, monkeypatch):
         config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": eps}))
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("b" * 40)
+    model_digest.cache_clear()
+    yield tmp_path
+    model_digest.cache_clear()
 
 
 def test_a_hub_model_may_be_pinned_to_a_commit(hub, cpu):
@@ -37,6 +40,10 @@ def test_a_hub_model_may_be_pinned_to_a_commit(hub, cpu):
     assert prediction("acme/teacher") == "v_prediction"
     assert prediction("acme/teacher@" + "a" * 40) == "epsilon"
     assert model_digest("acme/teacher", "teacher") != model_digest("acme/teacher@" + "a" * 40, "teacher")
+    assert model_digest("acme/teacher", "teacher") == model_digest("acme/teacher@" + "b" * 40, "teacher")
+    (hub / "models--acme--teacher" / "refs" / "main").write_text("a" * 40)  # who owns it puts another in its place
+    model_digest.cache_clear()
+    assert model_digest("acme/teacher", "teacher") == model_digest("acme/teacher@" + "a" * 40, "teacher")
     assert editor_named("acme/teacher@" + "a" * 40) == "acme/teacher@" + "a" * 40
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_diffusion("acme/teacher@" + "c" * 40, device=cpu)

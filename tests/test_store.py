@@ -1,7 +1,10 @@
+import resource
+import signal
+
 import pyarrow as pa
 import pytest
 
-from ip2p.errors import DataError
+from ip2p.errors import DataError, UserError
 from ip2p.store import assemble, digest, fingerprint, read_json, read_shards, replace_folder, shard_mark, write_bytes, write_shard
 
 
@@ -60,3 +63,16 @@ def test_a_folder_is_replaced_whole_even_where_a_kill_left_the_old_one_aside(tmp
         (out.parent / ".out.old").mkdir()
     assert [p.name for p in out.iterdir()] == ["second"]
     assert not (tmp_path / "new").exists()
+
+
+def test_a_disk_that_takes_no_more_is_told_in_one_line_and_the_old_file_stays(tmp_path):
+    write_bytes(tmp_path / "report.json", b"old")
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))  # the kernel refuses the write, as a full disk does
+    try:
+        with pytest.raises(UserError, match=r"report\.json: cannot be written .* make room"):
+            write_bytes(tmp_path / "report.json", b"x" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"old"]

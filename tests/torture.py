@@ -1,7 +1,7 @@
 """Kill the dataset stages and training at random instants and go on, until all is done: as if nothing had happened.
 
 `python -m tests.torture --kills 100 --train-kills 50` (`make torture`). Data and editor must be those of an undisturbed run,
-bit for bit, and so must the losses of all steps (without `train_kills` nothing is trained). The writer is a language model on
+bit for bit, and so must the losses of all steps. The writer is a language model on
 a local endpoint with a quarter of all requests failing; no reply may be paid twice but those whose answers
 nobody was left to hear. `tests/e2e/test_torture.py` is the short version.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,8 @@ from tests.dataset.llm.endpoint import endpoint
 
 DATA = ("triplets", "pairs", "filter", "validate")
 STAGES = (*DATA, "train")
+ANEW = {"pairs": ("data/pairs", "work/pairs"), "train": ("models/editor", "work/train")}
+"""What a stage that ended before it was killed makes again, so that kills are of work."""
 MADE = ("data/triplets", "data/pairs", "data/dataset", "data/validated.json", "models/editor")
 
 
@@ -39,7 +42,7 @@ def parameters(url: str, root: Path) -> dict:
         "pairs": {"samples": 3, "strategy": "adaptive", "patience": 2, "steps": 4, "unit": 4, "batch": 4, "workers": 1, "abandon_at": 0.5},
         "filter": {"caption": -1, "image": -1, "direction": 0.1, "keep": 1},
         "validate": {"min_pairs": 3},
-        "train": {"steps": 12, "batch": 4, "checkpoint_every": 1, "log_every": 3, "grid_every": 5, "workers": 1},
+        "train": {"steps": 12, "batch": 4, "optimizer": "muon", "checkpoint_every": 1, "log_every": 3, "grid_every": 5, "workers": 2},
         "evaluate": {"steps": 2},
         "track": {"uri": f"sqlite:///{root.resolve()}/mlflow.db"},  # made once, so that training is what is killed
     }
@@ -92,6 +95,10 @@ def torture(root: Path, *, kills: int, train_kills: int, seed: int = 0, say=prin
                     child.wait()
                     killed += 1
                     say(f"{killed} of {kills + train_kills}: killed {stage}")
+                    continue
+                assert child.returncode == 0, f"{stage} failed:\n{(folder / 'log.txt').read_text()[-3000:]}"
+                for made in ANEW.get(stage, ()):
+                    shutil.rmtree(folder / made)
             finish(stage, folder)
         with Journal(folder / "work/triplets/journal.jsonl") as journal:
             lost = journal.lost

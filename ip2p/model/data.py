@@ -8,7 +8,6 @@ by a shard encodes that shard alone. Shapes: N pairs, V views, M distinct instru
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 from bisect import bisect_right
@@ -22,12 +21,11 @@ from typing import Any
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ip2p.diffusion import Diffusion, encode_images, encode_text
 from ip2p.errors import ParamsError, UserError
+from ip2p.model.tensors import read_tensors, write_tensors
 from ip2p.parallel import agree, barrier
 from ip2p.params import TrainParams
 from ip2p.pictures import from_bytes, resized
@@ -40,7 +38,7 @@ TIMESTEPS = 1000
 _SEEDS = 2**63
 """Numbers that a generator takes as its seed."""
 _PAIRS = 8
-"""Pairs encoded at once on a CPU, and at least on a GPU."""
+"""Pairs encoded at once on a CPU."""
 _PIXELS = 2**23
 """Pixels of all views that a GPU encodes at once."""
 _TEXTS = 4096
@@ -125,6 +123,9 @@ def load_latents(
     _require_room(model, section, len(instructions), len(distinct), cache, sizes=sizes, share=len(missing) / (len(pictures) + len(texts)))
     ours = [p for n, p in enumerate((*pictures, *texts)) if n % workers == rank and not p.exists()]  # whatever others have made since
     tables = _read_ahead([pictures[p][0] for p in ours if p in pictures])
+    if rank == 0:  # what nobody wants goes first, so that the cache keeps its bound
+        for old in {*cache.glob("latents-*.safetensors"), *cache.glob("texts-*.safetensors")} - {*pictures, *texts}:
+            old.unlink()
     for done, path in enumerate(ours, 1):
         size = pictures[path][1] if path in pictures else None
         write_tensors(_embed(model, texts[path]) if size is None else _encode(next(tables), model, section, seed, size), path)
@@ -132,16 +133,16 @@ def load_latents(
     barrier()
     _require_all(cache, (*pictures, *texts), model.device)
     if rank == 0:
-        for old in {*cache.glob("latents-*"), *cache.glob("texts-*")} - {*pictures, *texts}:
-            old.unlink()
-    words, index = [load_file(p) for p in texts], {text: i for i, text in enumerate(distinct)}
+        for unfinished in {*cache.glob("latents-*.tmp"), *cache.glob("texts-*.tmp")}:
+            unfinished.unlink()
+    words, index = [read_tensors(p) for p in texts], {text: i for i, text in enumerate(distinct)}
     shared: dict[str, Any] = {
         "text_MLD": Mapped([w["text_MLD"] for w in words]),
         "empty_1LD": words[0]["empty_1LD"].float(),
         "text_of_N": tuple(index[t] for t in instructions),
         "groups": _groups(list(zip(rows["triplet_id"].to_pylist(), instructions, strict=True))),
     }
-    parts = [[load_file(p) for p, (_, of) in pictures.items() if of == size] for size in sizes]
+    parts = [[read_tensors(p) for p, (_, of) in pictures.items() if of == size] for size in sizes]
     mapped: list[dict[str, Any]] = [{n: Mapped([p[n] for p in some]) for n in _LATENTS} for some in parts]
     return tuple(Latents(**m, **shared) for m in mapped)
 
@@ -226,17 +227,6 @@ def _require_room(
         raise UserError(f"{cache}: {need * share:.1f} GB of latents are still to be written, {free:.1f} GB are free; make room")
 
 
-def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a file of the cache, whole or not at all. Raises `UserError` if the disk does not take it."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        save_file(tensors, temporary)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error}); make room on the disk and run again, what is encoded is kept") from error
-    temporary.replace(path)
-
-
 def _embed(model: Diffusion, texts: Sequence[str]) -> dict[str, Tensor]:
     parts = [encode_text(model, list(texts[i : i + 64])).half().cpu() for i in range(0, len(texts), 64)]
     return {"text_MLD": torch.cat(parts), "empty_1LD": encode_text(model, [""]).half().cpu()}
@@ -247,7 +237,7 @@ def _encode(table: pa.Table, model: Diffusion, section: TrainParams, seed: int, 
     scale = model.vae.config.scaling_factor
     rows = table.select(["pair_id", "edit_prompt", "original_image", "edited_image"]).to_pylist()
     parts: dict[str, list[Tensor]] = {n: [] for n in _LATENTS}
-    at_once = _PAIRS if model.device.type == "cpu" else max(_PAIRS, _PIXELS // (2 * section.views * size**2))
+    at_once = _PAIRS if model.device.type == "cpu" else max(1, _PIXELS // (2 * section.views * size**2))
     with ThreadPoolExecutor(4) as pool:
         for first in range(0, len(rows), at_once):
             views_NV = list(pool.map(lambda row: _views(row, size, section, seed), rows[first : first + at_once]))

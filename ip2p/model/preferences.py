@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ip2p.diffusion import Diffusion, encode_images, encode_text
 from ip2p.errors import DataError
-from ip2p.model.data import TIMESTEPS, TrainBatch, write_tensors
+from ip2p.model.data import TIMESTEPS, TrainBatch
+from ip2p.model.tensors import read_tensors, write_tensors
 from ip2p.parallel import barrier
 from ip2p.pictures import from_bytes, resized
 from ip2p.store import code_mark, digest, fingerprint, read_json, read_shard, shards
@@ -62,7 +62,7 @@ def load_preferences(folder: Path, model: Diffusion, *, model_digest: str, cache
             raise DataError(f"{folder}: no edit was preferred to another there; gather votes first, or leave train.preferences out")
         write_tensors(_encoded(rows, model), path)
     barrier()
-    return Preferences(**load_file(path))
+    return Preferences(**read_tensors(path))
 
 
 def draw_preferences(known: Preferences, *, batch: int, seed: int, step: int, first: int, count: int, both: bool = True) -> TrainBatch:

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from ip2p.diffusion import Diffusion
-from ip2p.errors import DataError, ParamsError, UserError
+from ip2p.errors import DataError, ModelError, ParamsError, UserError
 from ip2p.model.data import Latents, example_pairs, load_latents
 from ip2p.model.edit import edit_batch
 from ip2p.model.folder import save_editor
@@ -40,7 +40,8 @@ from ip2p.startup import expect_processes
 from ip2p.store import Folder, code_mark, digest, fingerprint, read_json, read_shards, write_json
 from ip2p.track import MADE, Run, track
 
-_GRID = 6
+_GRID, _GRID_PIXELS = 6, 2**21
+"""Examples of a sample grid, and pixels of them that are edited at once."""
 _MEMORY = {"accumulate", "gradient_checkpointing", "compile", "ema_on_cpu"}
 _WITHOUT_EFFECT = {"workers", "log_every", "grid_every", "checkpoint_every", "keep", "cache_gb", *_MEMORY}
 """Parameters that do not change what is learned, up to the order of sums."""
@@ -128,6 +129,9 @@ def load_base(params: Params) -> Diffusion:
         if size % base.factor:
             raise ParamsError(f"train.sizes: {size} pixels are no multiple of the autoencoder's {base.factor}")
     base = replace(base, side=max(section.sizes, default=None))
+    known, own = ("epsilon", "v_prediction"), base.scheduler.config.prediction_type  # type: ignore[attr-defined]
+    if section.prediction is None and own not in known:
+        raise ModelError(f"{subject}: {name} predicts `{own}`, which is not known here; set train.prediction to one of {', '.join(known)}")
     if section.prediction is None:
         return base
     return replace(base, scheduler=DDIMScheduler.from_config(base.scheduler.config, prediction_type=section.prediction))
@@ -209,17 +213,21 @@ def _train(trainer: Trainer, tracked: Run | None) -> None:
             raise DivergedError(f"train: {found} at step {trainer.step}; lower train.lr in params.yaml, which begins anew")
         if tracked is None:
             continue
+        told = None
         if last or trainer.step % section.log_every == 0:
             speed = (trainer.step - since) * section.batch / (time.monotonic() - began)
-            _log(trainer, tracked, speed)
+            told = _tell(trainer, speed)
             began, since = time.monotonic(), trainer.step
         if keep:
             trainer.save()
+        if told is not None:  # after what is kept, for it may wait for a server
+            tracked.metrics(told, trainer.step)
         if not last and trainer.step % section.grid_every == 0:
             _log_grid(trainer, tracked)
 
 
-def _log(trainer: Trainer, tracked: Run, speed: float) -> None:
+def _tell(trainer: Trainer, speed: float) -> dict[str, float]:
+    """How training goes: printed, written beside its checkpoints and returned."""
     section = trainer.job.params.train
     recent = trainer.losses[-((trainer.step - 1) % section.log_every + 1) :]
     values = {
@@ -229,10 +237,10 @@ def _log(trainer: Trainer, tracked: Run, speed: float) -> None:
         "gradient_norm": trainer.gradient_norm.item(),
         "memory_gb": memory_gb(trainer.base.device),
     } | ({} if trainer.preferences is None else {"preference_loss": trainer.preference_loss})
-    tracked.metrics(values, trainer.step)
     write_json(trainer.job.work / "progress.json", {"step": trainer.step, **values})
     preferred = f"  of preferences {trainer.preference_loss:.4f}" if trainer.preferences else ""
     print(f"train {trainer.step}/{section.steps}  loss {values['loss']:.4f}{preferred}  {speed:.1f} samples/s", flush=True)
+    return values
 
 
 def memory_gb(device: torch.device) -> float:
@@ -250,6 +258,7 @@ def _log_grid(trainer: Trainer, tracked: Run) -> None:
     averaged.load_state_dict(trainer.ema, strict=False)
     editor = replace(base, unet=averaged.eval())
     requests = [EditRequest(x, section.text_guidance, section.image_guidance, i) for i, x in enumerate(instructions)]
-    edited = edit_batch(editor, before, requests, edit_options(section))
+    some, options = max(1, _GRID_PIXELS // base.image_size**2), edit_options(section)
+    edited = torch.cat([edit_batch(editor, before[i : i + some], requests[i : i + some], options) for i in range(0, len(before), some)])
     sheet = grid([[to_pillow(x) for x in trio] for trio in zip(before, after, edited, strict=True)])
     tracked.picture(sheet, f"grids/{trainer.step:06d}.png")

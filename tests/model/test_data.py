@@ -26,6 +26,17 @@ def latents(tiny, made, teacher, tmp_path_factory):
     return load_latents(made / "dataset", teacher, tiny.train, model_digest="t", seed=0, cache=cache)[0]
 
 
+def test_latents_that_were_cut_off_are_named_and_old_ones_go_before_new_are_made(tiny, made, teacher, tmp_path):
+    old = tmp_path / "latents-0.safetensors"
+    old.write_bytes(b"of other parameters")
+    made_of = {"model_digest": "t", "seed": 0, "cache": tmp_path}
+    load_latents(made / "dataset", teacher, tiny.train, **made_of, on_part=lambda done, of: old.exists() and pytest.fail("still there"))
+    whole = next(tmp_path.glob("latents-*"))
+    whole.write_bytes(whole.read_bytes()[:-100])
+    with pytest.raises(UserError, match=rf"{whole.name}: is damaged .* delete it and run again"):
+        load_latents(made / "dataset", teacher, tiny.train, **made_of)
+
+
 @torch.no_grad()
 def test_the_source_is_the_unscaled_mode_and_the_edit_the_scaled_sample(latents, made, teacher):
     from ip2p.pictures import from_bytes

@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -85,6 +86,14 @@ def test_edits_of_the_shipped_editor_are_those_of_diffusers_pipeline(images, ste
     shipped, request = load_editor("world", device=torch.device("cpu")), EditRequest("make it winter", 1.5, 1.2, 3)
     ours = edit_batch(shipped, images[:1], [request], EditOptions(steps=steps))
     assert (ours - by_pipeline(shipped, images[:1], request, steps=steps)).abs().max() <= 1e-4
+
+
+def test_pictures_that_are_no_numbers_are_an_error_and_not_black(editor, images):
+    vae = copy.deepcopy(editor.vae)
+    with torch.no_grad():
+        vae.decoder.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(ModelError, match=r"models\.dtype: .* no numbers in torch\.float32"):
+        edit_batch(replace(editor, vae=vae), images[:1], REQUESTS[:1], THREE)
 
 
 @pytest.mark.parametrize(("s_text", "s_image", "branches"), [(4.0, 1.3, 3), (4.0, 1.0, 2), (1.5, 1.5, 2), (0.0, 1.3, 2), (1.0, 1.0, 1)])

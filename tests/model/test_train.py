@@ -18,7 +18,7 @@ from ip2p.errors import DataError, ModelError, ParamsError, UserError
 from ip2p.model import objective, plan, train, trainer
 from ip2p.model.data import draw_batch
 from ip2p.model.unet import grow_unet, new_editor_unet
-from ip2p.models import load_diffusion
+from ip2p.models import EMBEDDED, load_diffusion
 from ip2p.params import TrainParams
 from ip2p.store import digest
 
@@ -134,6 +134,16 @@ def test_a_dataset_changed_since_it_was_validated_is_refused(setup):
     paths["marker"].write_text('{"dataset": "another"}')
     with pytest.raises(DataError, match="changed since it was validated"):
         train.run(params, **paths)
+
+
+def test_a_teacher_that_predicts_what_is_not_known_is_refused(setup, tmp_path):
+    params, paths = setup
+    shutil.copytree(EMBEDDED / "teacher", tmp_path / "teacher")
+    config = tmp_path / "teacher/scheduler/scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "sample"}))
+    told = params.model_copy(update={"models": params.models.model_copy(update={"teacher": str(tmp_path / "teacher")})})
+    with pytest.raises(ModelError, match=r"models\.teacher: .* predicts `sample`.*set train\.prediction"):
+        train.run(told, **paths)
 
 
 def test_a_loss_that_is_no_number_ends_the_run(setup):

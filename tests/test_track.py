@@ -1,0 +1,17 @@
+from mlflow import MlflowClient
+from PIL import Image
+
+from ip2p.track import Run, track
+
+
+def test_numbers_wait_while_mlflow_cannot_be_reached_and_nothing_ends(track_in, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with track(track_in(tmp_path), "train", {}) as run:
+        away = Run(MlflowClient("http://127.0.0.1:9"), run.id, run.unsent)
+        away.metrics({"loss": 1.0}, 1)
+        away.picture(Image.new("RGB", (4, 4)), "grids/000001.png")
+        run.metrics({"loss": 0.5}, 2)
+    assert [(m.step, m.value) for m in run.client.get_metric_history(run.id, "loss")] == [(1, 1.0), (2, 0.5)]
+    told = capsys.readouterr().out.splitlines()
+    assert "numbers are kept and sent with the next" in told[0] and "grids/000001.png is lost" in told[1]
+    assert run.client.get_run(run.id).info.status == "FINISHED"
