@@ -57,17 +57,17 @@ PARTS = {
         ("-m", "benchmarks.train"),
         "Against a plain loop that does what diffusers' `train_instruct_pix2pix.py` does: decode, crop and encode in every step. Same "
         "start, data, loss, optimizer and batch, one run. Ours encodes the pictures once, before its steps are timed; the plain loop pays "
-        "for it in each. × is against the first row, as the script runs unless told otherwise; rows of one arithmetic show the method alone. "
-        "*Loss*: mean over the later half of the steps, with its standard error.",
+        "for it in each. × is against the first row, as the script runs unless told otherwise; rows of one arithmetic show the method "
+        "alone. *Loss*: mean over the later half of the steps, with its standard error.",
     ),
     "edit": Part(
         "Editing",
         ("-m", "benchmarks.edit", "--compile"),
-        "Against diffusers' `StableDiffusionInstructPix2PixPipeline` on the same weights (the editor that ships), noise and scheduler. First "
-        "the same picture (*differs*: the largest difference of a pixel from the first row's), then savings that change it, compiled, in "
-        "bfloat16, with their success on edits of captions that the editor was not trained on, and its difference from the first row's, edit by "
-        "edit. At the scales of params.yaml, at which all make three passes of the UNet a step. Latency is the median over pictures edited one "
-        "by one; batches are of 12.",
+        "Against diffusers' `StableDiffusionInstructPix2PixPipeline` on the same weights (the editor that ships), noise and scheduler. "
+        "First the same picture (*differs*: the largest difference of a pixel from the first row's), then savings that change it, "
+        "compiled, in bfloat16, with their success on edits of captions that the editor was not trained on, and its difference from the "
+        "first row's, edit by edit. At the scales of params.yaml, at which all make three passes of the UNet a step. Latency is the "
+        "median over pictures edited one by one; batches are of 12.",
     ),
     "serve": Part(
         "Serving",

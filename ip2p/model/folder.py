@@ -91,6 +91,7 @@ def model_card(record: dict[str, Any], evaluation: dict[str, Any] | None = None,
         f"- Loss at the end {record['loss']:.4f}. `{RECORD}` has every parameter.",
         "",
     ]
+    weak = "Counting and spatial relations are weak, as of most editors of this kind."
     if evaluation is not None:
         head = evaluation["headline"]
         scales = ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in head["setting"].items())
@@ -100,10 +101,13 @@ def model_card(record: dict[str, Any], evaluation: dict[str, Any] | None = None,
             if name in head
         ]
         lines += [f"## How good it is\nOn {evaluation['count']} held-out edits ({scales}):", *measured, ""]
+        if by_type := {t: v["success"] for t, v in head.get("by_type", {}).items() if "success" in v}:
+            worst = sorted(by_type, key=by_type.__getitem__)[:3]
+            weak = f"Least often done right: {', '.join(f'{t} ({by_type[t]:.2f})' for t in worst)}."
     lines += [
         "## Limits",
-        "Counting and spatial relations are weak, as of most editors of this kind. It learned from image pairs, most often synthetic,",
-        "and repeats the biases of what made them.",
+        weak,
+        "It learned from image pairs, most often synthetic, and repeats the biases of what made them.",
         "",
     ]
     return "\n".join(lines)
