@@ -12,24 +12,24 @@ Panel = tuple[str, Sequence[Image.Image]]
 """A title, and pictures of one size."""
 
 
-def sheet(rows: Sequence[Sequence[Panel]], *, heads: Sequence[str] = (), gap: int = _GAP) -> Image.Image:
+def sheet(rows: Sequence[Sequence[Panel]], *, heads: Sequence[str] = ()) -> Image.Image:
     """Rows of panels, all of as many pictures; `heads` name the pictures of a panel, once over each column of panels."""
     font = ImageFont.load_default(_SIZE)
     side_x, side_y = rows[0][0][1][0].size
-    width = len(rows[0][0][1]) * (side_x + gap) - gap
+    width = len(rows[0][0][1]) * (side_x + _GAP) - _GAP
     top, height = (_LINE if heads else 0), _LINE + side_y
     columns = max(map(len, rows))
-    page = Image.new("RGB", (columns * (width + _APART) + _APART, top + len(rows) * (height + gap) + _APART), "white")
+    page = Image.new("RGB", (columns * (width + _APART) + _APART, top + len(rows) * (height + _GAP) + _APART), "white")
     draw = ImageDraw.Draw(page)
     for column in range(columns):
         for number, head in enumerate(heads):
-            draw.text((_APART + column * (width + _APART) + number * (side_x + gap), 4), head, fill="#868e96", font=font)
+            draw.text((_APART + column * (width + _APART) + number * (side_x + _GAP), 4), head, fill="#868e96", font=font)
     for y, row in enumerate(rows):
         for x, (title, images) in enumerate(row):
-            left, upper = _APART + x * (width + _APART), top + y * (height + gap)
+            left, upper = _APART + x * (width + _APART), top + y * (height + _GAP)
             draw.text((left, upper + 3), _fitting(title, width, font), fill="black", font=font)
             for number, image in enumerate(images):
-                page.paste(image, (left + number * (side_x + gap), upper + _LINE))
+                page.paste(image, (left + number * (side_x + _GAP), upper + _LINE))
     return page
 
 

@@ -55,7 +55,7 @@ class Run:
     """Numbers that a server out of reach did not take, the latest; they go with the next."""
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log numbers at a step. If the server cannot be reached, says so and keeps them: what runs for days does not end for that."""
+        """Log numbers at a step. If the server cannot be reached, says so and keeps them for the next call or the end of the run."""
         from mlflow.entities import Metric
         from mlflow.utils.time import get_current_time_millis
 
@@ -114,9 +114,12 @@ def track(section: TrackParams, name: str, parameters: Mapping[str, object], *, 
         client.log_batch(run_id, params=[Param(k, str(v)[:500]) for k, v in parameters.items()])
         if resume is not None:
             write_bytes(resume, run_id.encode())
+    run = Run(client, run_id)
     try:
-        yield Run(client, run_id)
+        yield run
     except BaseException:
         client.set_terminated(run_id, "FAILED")
         raise
+    if run.unsent:  # now or never, so this one may fail
+        client.log_batch(run_id, metrics=run.unsent)
     client.set_terminated(run_id, "FINISHED")

@@ -11,7 +11,8 @@ def test_numbers_wait_while_mlflow_cannot_be_reached_and_nothing_ends(track_in, 
         away.metrics({"loss": 1.0}, 1)
         away.picture(Image.new("RGB", (4, 4)), "grids/000001.png")
         run.metrics({"loss": 0.5}, 2)
-    assert [(m.step, m.value) for m in run.client.get_metric_history(run.id, "loss")] == [(1, 1.0), (2, 0.5)]
+        away.metrics({"loss": 0.25}, 3)
+    assert [(m.step, m.value) for m in run.client.get_metric_history(run.id, "loss")] == [(1, 1.0), (2, 0.5), (3, 0.25)]
     told = capsys.readouterr().out.splitlines()
     assert "numbers are kept and sent with the next" in told[0] and "grids/000001.png is lost" in told[1]
     assert run.client.get_run(run.id).info.status == "FINISHED"

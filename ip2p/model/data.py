@@ -134,7 +134,7 @@ def load_latents(
     _require_all(cache, (*pictures, *texts), model.device)
     if rank == 0:
         for unfinished in {*cache.glob("latents-*.tmp"), *cache.glob("texts-*.tmp")}:
-            unfinished.unlink()
+            unfinished.unlink(missing_ok=True)
     words, index = [read_tensors(p) for p in texts], {text: i for i, text in enumerate(distinct)}
     shared: dict[str, Any] = {
         "text_MLD": Mapped([w["text_MLD"] for w in words]),
