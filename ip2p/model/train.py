@@ -7,11 +7,14 @@ losses. The global batch is drawn alike by all and split over workers, so it doe
 from __future__ import annotations
 
 import copy
+import fcntl
 import math
 import resource
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -82,10 +85,31 @@ def run(params: Params, *, dataset: Folder, marker: Path, out: Path, work: Path)
     )
     job = Job(params, dataset, data, work / mark, out, preferences)
     job.work.mkdir(parents=True, exist_ok=True)
-    base = load_base(params)
+    with _alone(work) if rank == 0 else nullcontext():
+        _all(rank, launched, workers, job)
+    progress = read_json(job.work / "progress.json")
+    seen = section.steps * section.batch
+    extra = {"loss": progress["loss"], "samples_per_second": progress["samples_per_second"], "dataset": data[:16], "run": mark}
+    return StageReport(stage="train", seen=seen, kept=seen, seconds=time.monotonic() - began, extra=extra)
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """Hold the folder of checkpoints; who dies lets go. Raises `UserError` if another training holds it."""
+    with (work / ".lock").open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{work}: another training is under way there; wait for it, or end it and run again") from error
+        yield
+
+
+def _all(rank: int, launched: int, workers: int, job: Job) -> None:
+    """Train, in this process or in several, and drop what earlier trainings left."""
+    base = load_base(job.params)
     require_start(base.unet, base.latent_channels)
-    require_optimizer(section)
-    require_memory(params, base, workers=workers)
+    require_optimizer(job.params.train)
+    require_memory(job.params, base, workers=workers)
     loaded = base, *_data(job, base, rank, launched)  # encoded once, before several processes want it
     if launched > 1 or workers == 1:
         _work(rank, workers, job, loaded)
@@ -94,13 +118,9 @@ def run(params: Params, *, dataset: Folder, marker: Path, out: Path, work: Path)
         launch(workers, _work, job)
     barrier()
     if rank == 0:
-        for old in work.iterdir():
+        for old in job.work.parent.iterdir():
             if old.is_dir() and old != job.work:
                 shutil.rmtree(old)
-    progress = read_json(job.work / "progress.json")
-    seen = section.steps * section.batch
-    extra = {"loss": progress["loss"], "samples_per_second": progress["samples_per_second"], "dataset": data[:16], "run": mark}
-    return StageReport(stage="train", seen=seen, kept=seen, seconds=time.monotonic() - began, extra=extra)
 
 
 def _require_shares(section: TrainParams, workers: int) -> None:

@@ -1,4 +1,5 @@
 import argparse
+import fcntl
 import io
 import json
 import os
@@ -144,6 +145,16 @@ def test_a_teacher_that_predicts_what_is_not_known_is_refused(setup, tmp_path):
     told = params.model_copy(update={"models": params.models.model_copy(update={"teacher": str(tmp_path / "teacher")})})
     with pytest.raises(ModelError, match=r"models\.teacher: .* predicts `sample`.*set train\.prediction"):
         train.run(told, **paths)
+
+
+def test_two_trainings_do_not_share_a_folder_of_checkpoints(setup):
+    params, paths = setup
+    paths["work"].mkdir()
+    with (paths["work"] / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another training is under way there"):
+            train.run(params, **paths)
+    train.run(params, **paths)
 
 
 def test_a_loss_that_is_no_number_ends_the_run(setup):
