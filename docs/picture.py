@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from embedded import OUT, WIDER
 from PIL import Image
-from quality import told
+from quality import plain_firsts, told
 from torch import Tensor
 
 from ip2p.model.edit import edit_batch, open_editor
@@ -21,8 +21,6 @@ from ip2p.pictures import to_pillow
 from ip2p.sheets import sheet
 from ip2p.stages import DATASET, TRIPLETS
 from ip2p.store import read_json
-from ip2p.world.language import read_caption
-from ip2p.world.scenes import STYLES
 
 PICTURE = Path("docs/img/edits.png")
 SIDE, COLUMNS = 120, 2
@@ -35,8 +33,7 @@ def main() -> None:
     editor = open_editor("world", params.models)
     seen = seen_in(EMBEDDED / "editor", section)
     held = held_out(params, triplets=TRIPLETS, dataset=DATASET, size=editor.image_size, seen=seen)
-    plain = [i for i, e in enumerate(held.edits) if read_caption(e.caption).style == STYLES[0]]
-    first = sorted({held.edits[i].edit_type: i for i in reversed(plain)}.values())
+    first = sorted(plain_firsts((e.edit_type, e.caption) for e in held.edits).values())
     edits = [held.edits[i] for i in first]
     sources, targets = (torch.cat([of(slice(i, i + 1)) for i in first]) for of in (held.sources, held.targets))
     requests = [EditRequest(e.instruction, section.text_guidance, section.image_guidance, e.seed) for e in edits]

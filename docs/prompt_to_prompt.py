@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from quality import IMAGES, PAGE, difference, progress, teacher
+from quality import IMAGES, PAGE, difference, plain_firsts, progress, teacher
 from torch import Tensor
 
 from ip2p.clip import image_features
@@ -29,10 +29,8 @@ from ip2p.records import Triplet
 from ip2p.sheets import sheet as pictures_sheet
 from ip2p.store import read_shards
 from ip2p.world.edits import EDIT_TYPES
-from ip2p.world.language import read_caption
 from ip2p.world.reading import read_choices
 from ip2p.world.report import P2P, write_part
-from ip2p.world.scenes import STYLES
 from ip2p.world.truth import truth_of
 
 WORK = Path("work/p2p")
@@ -116,17 +114,12 @@ def plot(results: dict[tuple[str, float], Result]) -> bytes:
 def sheet(asked: list[Triplet], sheets: dict[tuple[str, float], tuple[Tensor, Tensor]]) -> Image.Image:
     """A block of rows an edit, a row a method: source without sharing, then the edited image at each p2p."""
     rows = []
-    for number in map(shown(asked).__getitem__, SHOWN):
+    firsts = plain_firsts((t.edit_type, t.caption.text) for t in asked)
+    for number in map(firsts.__getitem__, SHOWN):
         for method in METHODS:
             images = [sheets[ALONE][0][number], sheets[ALONE][1][number], *(sheets[method, s][1][number] for s in SHARES)]
             rows.append([(f"{asked[number].instruction}: {method.replace('_', '-')}", [to_pillow(x) for x in images])])
     return pictures_sheet(rows, heads=["source", "p2p 0", *(f"{s:g}" for s in SHARES)])
-
-
-def shown(asked: list[Triplet]) -> dict[str, int]:
-    """The first triplet of each edit type whose scene is drawn in the plain style, which is the easiest to see."""
-    plain = [i for i, t in enumerate(asked) if read_caption(t.caption.text).style == STYLES[0]]
-    return {asked[i].edit_type: i for i in reversed(plain)}
 
 
 def markdown(asked: list[Triplet], results: dict[tuple[str, float], Result], bound: Result) -> str:

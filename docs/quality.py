@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from ip2p.params import Params, load_params
 from ip2p.records import RECORD
 from ip2p.stages import DATASET, EDITOR, TRIPLETS, WORK
 from ip2p.store import read_json
+from ip2p.world.language import read_caption
 from ip2p.world.report import QUALITY, write_part
+from ip2p.world.scenes import STYLES
 
 PAGE, IMAGES, OUT = Path("docs/world.md"), Path("docs/img"), Path("reports/quality")
 POINTS = WORK / "quality"
@@ -98,6 +101,12 @@ Best, median and worst edits, by success and then by distance from the truth (wh
 
 ![CLIP image similarity against direction similarity](img/curve.png)
 """
+
+
+def plain_firsts(edits: Iterable[tuple[str, str]]) -> dict[str, int]:
+    """Of edits by type and caption, the first of each type in the plain style, which shows best: their numbers."""
+    plain = [(i, kind) for i, (kind, caption) in enumerate(edits) if read_caption(caption).style == STYLES[0]]
+    return {kind: i for i, kind in reversed(plain)}
 
 
 def rows(systems: dict[str, dict[str, Any]]) -> str:

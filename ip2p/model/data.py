@@ -123,18 +123,15 @@ def load_latents(
     _require_room(model, section, len(instructions), len(distinct), cache, sizes=sizes, share=len(missing) / (len(pictures) + len(texts)))
     ours = [p for n, p in enumerate((*pictures, *texts)) if n % workers == rank and not p.exists()]  # whatever others have made since
     tables = _read_ahead([pictures[p][0] for p in ours if p in pictures])
-    if rank == 0:  # what nobody wants goes first, so that the cache keeps its bound
-        for old in {*cache.glob("latents-*.safetensors"), *cache.glob("texts-*.safetensors")} - {*pictures, *texts}:
-            old.unlink()
+    if rank == 0:
+        _drop_others(cache, {*pictures, *texts})
+    barrier()
     for done, path in enumerate(ours, 1):
         size = pictures[path][1] if path in pictures else None
         write_tensors(_embed(model, texts[path]) if size is None else _encode(next(tables), model, section, seed, size), path)
         on_part(min(done * workers, len(missing)), len(missing))
     barrier()
     _require_all(cache, (*pictures, *texts), model.device)
-    if rank == 0:
-        for unfinished in {*cache.glob("latents-*.tmp"), *cache.glob("texts-*.tmp")}:
-            unfinished.unlink(missing_ok=True)
     words, index = [read_tensors(p) for p in texts], {text: i for i, text in enumerate(distinct)}
     shared: dict[str, Any] = {
         "text_MLD": Mapped([w["text_MLD"] for w in words]),
@@ -145,6 +142,12 @@ def load_latents(
     parts = [[read_tensors(p) for p, (_, of) in pictures.items() if of == size] for size in sizes]
     mapped: list[dict[str, Any]] = [{n: Mapped([p[n] for p in some]) for n in _LATENTS} for some in parts]
     return tuple(Latents(**m, **shared) for m in mapped)
+
+
+def _drop_others(cache: Path, wanted: set[Path]) -> None:
+    """Remove what nobody wants, and what was never finished, before anything is written: so the cache keeps its bound."""
+    for old in {*cache.glob("latents-*"), *cache.glob("texts-*")} - wanted:
+        old.unlink(missing_ok=True)
 
 
 def _require_all(cache: Path, files: Sequence[Path], device: torch.device) -> None:

@@ -142,8 +142,12 @@ def of_benchmark(layout: str, path: Path, *, count: int, size: int, seen: Seen =
             print(f"evaluate: {bare} edits of {path} have neither caption nor target picture and are left out", flush=True)
         edits = captioned
     if not edits:
-        raise DataError(f"{path}: holds no edits in the layout {layout} that the editor was not trained on")
+        raise _no_edits(layout, path)
     return HeldOut(f"{layout}: {path.name}", edits, size)
+
+
+def _no_edits(layout: str, path: Path | str) -> DataError:
+    return DataError(f"{path}: holds no edits in the layout {layout} that the editor was not trained on")
 
 
 def _read_benchmark(layout: str, path: Path, seen: Seen) -> Iterator[HeldEdit]:
@@ -185,7 +189,7 @@ def require_rest(params: Params, *, seen: Seen) -> None:
             raise ModelError(f"evaluate.previous: {named} is no editor's folder; give one, a Hub id, or `world`")
     for layout, path in section.benchmarks.items():
         if next(_read_benchmark(layout, Path(path), seen), None) is None:
-            raise DataError(f"{path}: holds no edits in the layout {layout} that the editor was not trained on")
+            raise _no_edits(layout, path)
     if section.judge is not None:
         key_of(section.judge)
 

@@ -149,12 +149,12 @@ def load_base(params: Params) -> Diffusion:
         if size % base.factor:
             raise ParamsError(f"train.sizes: {size} pixels are no multiple of the autoencoder's {base.factor}")
     base = replace(base, side=max(section.sizes, default=None))
+    if section.prediction is not None:
+        return replace(base, scheduler=DDIMScheduler.from_config(base.scheduler.config, prediction_type=section.prediction))
     known, own = ("epsilon", "v_prediction"), base.scheduler.config.prediction_type  # type: ignore[attr-defined]
-    if section.prediction is None and own not in known:
+    if own not in known:
         raise ModelError(f"{subject}: {name} predicts `{own}`, which is not known here; set train.prediction to one of {', '.join(known)}")
-    if section.prediction is None:
-        return base
-    return replace(base, scheduler=DDIMScheduler.from_config(base.scheduler.config, prediction_type=section.prediction))
+    return base
 
 
 def _data(job: Job, base: Diffusion, rank: int = 0, workers: int = 1) -> tuple[tuple[Latents, ...], Preferences | None]:
