@@ -1,7 +1,7 @@
 """How good the editor is that ships, beside the one that `make run` trains: `python docs/embedded.py` after `make run` (ten minutes).
 
-Both make the same held-out edits, of captions that neither was trained on. Writes a part of docs/world.md and its pictures;
-`python docs/picture.py` then makes the README's of the same edits. Resumes.
+Both make the same held-out edits, of captions that neither was trained on; the shipped one at 128 pixels, too. Writes a part of
+docs/world.md and its pictures; `python docs/picture.py` then makes the README's of the same edits. Resumes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from ip2p.model.measure import paired
 from ip2p.model.plots import plot_curves
 from ip2p.model.seen import NONE
 from ip2p.models import EMBEDDED
-from ip2p.params import load_params
+from ip2p.params import Params, load_params
 from ip2p.records import RECORD
+from ip2p.release.export import export_editor
 from ip2p.stages import DATASET, EDITOR, TRIPLETS, WORK
 from ip2p.store import read_json
 from ip2p.world.report import LONG, write_part
 
 OUT = Path("reports/embedded")
-LEGS = (Path("params/long.yaml"), Path("params/longer.yaml"), Path("params/gpu.yaml"))
+LEGS = (Path("params/long.yaml"), Path("params/longer.yaml"), Path("params/gpu.yaml"), Path("params/sizes.yaml"))
 """What the shipped editor was trained by, one after the other."""
 WIDER = {
     "previous": None,
@@ -38,6 +39,8 @@ WIDER = {
     "sdedit_strengths": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
 }
 NAMES = {"shipped": "the shipped editor", "laptop": "the editor of `make run`"}
+LARGE = "world-128"
+FEW = {"previous": None, "count": COUNT, "image_guidance_sweep": (), "text_guidance_sweep": (), "sdedit_strengths": (0.2, 0.3, 0.4)}
 COLOURS = {"the shipped editor": "#d9480f", "the editor of make run": "#2b8a3e", "sdedit": "#1971c2"}
 
 
@@ -49,10 +52,12 @@ def main() -> None:
     for name, editor in (("shipped", EMBEDDED / "editor"), ("laptop", EDITOR)):
         paths = {"triplets": TRIPLETS, "dataset": DATASET, "out": OUT / name, "work": POINTS}
         evaluate.run(told(params, **WIDER), editor=editor, progress=progress(name), **paths)
-    reports = {name: read_json(OUT / name / "report.json") for name in NAMES}
+    measure_larger(params, work / LARGE)
+    reports = {name: read_json(OUT / name / "report.json") for name in (*NAMES, LARGE)}
     IMAGES.mkdir(parents=True, exist_ok=True)
     (IMAGES / "long-curve.png").write_bytes(plot_curves(points(reports), COLOURS))
     shutil.copyfile(OUT / "shipped/extremes.png", IMAGES / "long-extremes.png")
+    shutil.copyfile(OUT / LARGE / "extremes.png", IMAGES / "long-extremes-128.png")
     write_part(PAGE, LONG, markdown(reports))
     card = model_card(read_json(EMBEDDED / "editor" / RECORD), reports["shipped"], embedded=True)
     (EMBEDDED / "editor/README.md").write_text(card, encoding="utf-8")
@@ -67,9 +72,19 @@ def know_captions(work: Path) -> None:
     seen.write(EMBEDDED / "editor")
 
 
+def measure_larger(params: Params, folder: Path) -> None:
+    """The same edits by the shipped editor at 128 pixels, and by its teacher there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    export_editor(LARGE, "diffusers", str(folder))
+    params = told(params, **FEW).model_copy(update={"models": params.models.model_copy(update={"teacher": LARGE})})
+    paths = {"triplets": TRIPLETS, "dataset": DATASET, "out": OUT / LARGE, "work": POINTS}
+    evaluate.run(params, editor=folder, progress=progress(LARGE), **paths)
+
+
 def points(reports: dict[str, Any]) -> list[dict[str, Any]]:
     """The curves of both editors and SDEdit's."""
-    ours = [p | {"system": NAMES[n].replace("`", "")} for n, r in reports.items() for p in r["points"] if p["system"] == "editor"]
+    curves = {told.replace("`", ""): reports[name]["points"] for name, told in NAMES.items()}
+    ours = [p | {"system": name} for name, curve in curves.items() for p in curve if p["system"] == "editor"]
     return ours + [p for p in reports["shipped"]["points"] if p["system"] == "sdedit"]
 
 
@@ -77,9 +92,14 @@ def markdown(reports: dict[str, Any]) -> str:
     """That part of the page."""
     shipped, laptop = reports["shipped"], reports["laptop"]
     record, own = read_json(EMBEDDED / "editor" / RECORD), read_json(EDITOR / RECORD)
-    systems = {NAMES[n]: r["headline"] for n, r in reports.items()}
+    systems = {told: reports[name]["headline"] for name, told in NAMES.items()}
     systems |= {f"{n} (baseline)": p for n, p in shipped["baselines"].items()} | {"the truth, as rendered": shipped["truth"]}
-    lines = "\n".join(f"| {name} | {cells(point)} |" for name, point in systems.items())
+    larger = reports[LARGE]
+    at_128 = {
+        "the shipped editor": larger["headline"],
+        "sdedit (baseline)": larger["baselines"]["sdedit"],
+        "the truth, as rendered": larger["truth"],
+    }
     scales = shipped["headline"]["setting"]
     legs = [(leg, load_params(leg).train) for leg in LEGS]
     trained = ",\nthen ".join(f"[{leg}](../{leg}) ({section.steps:,} steps of {section.batch})" for leg, section in legs)
@@ -91,9 +111,7 @@ The same {shipped["count"]} held-out edits, of captions that neither was trained
 scales s_T {scales["text_guidance"]:g}, s_I {scales["image_guidance"]:g}.
 docs/log.md has the training's log and cost, [its card](../ip2p/world/weights/editor/README.md) what it is.
 
-| | {" | ".join(n.replace("_", " ") for n in MEASURES)} |
-{"|---" * (len(MEASURES) + 1)}|
-{lines}
+{table(systems)}
 
 Edit by edit the shipped editor's success exceeds that of `make run`'s by {difference(paired(shipped["rows"], laptop["rows"])["success"])},
 SDEdit's by {difference(shipped["paired"]["sdedit"]["success"])}.
@@ -110,17 +128,42 @@ Its best, median and worst edits, by success and then by distance from the truth
 {comparison(shipped)}
 
 ![CLIP image similarity against direction similarity](img/long-curve.png)
+
+## At 128 pixels
+By the same weights (`--model {LARGE}`), the same edits on pictures of 128 pixels; SDEdit by the teacher there.
+
+{table(at_128)}
+
+Edit by edit success exceeds that at 96 pixels by {difference(paired(larger["rows"], shipped["rows"])["success"])}, SDEdit's by
+{difference(larger["paired"]["sdedit"]["success"])}.
+By edit type: {", ".join(f"{t} {point['success']:.2f}" for t, point in by_type(larger))}.
+
+![best, median and worst edits at 128 pixels](img/long-extremes-128.png)
 """
+
+
+def table(systems: dict[str, dict[str, Any]]) -> str:
+    """A line a system."""
+    lines = "\n".join(f"| {name} | {cells(point)} |" for name, point in systems.items())
+    return f"""| | {" | ".join(n.replace("_", " ") for n in MEASURES)} |
+{"|---" * (len(MEASURES) + 1)}|
+{lines}"""
+
+
+def by_type(report: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    """Each edit type's figures, the most often done first."""
+    told = report["headline"]["by_type"]
+    return [(t, told[t]) for t in ranked(told)]
 
 
 def types(shipped: dict[str, Any], laptop: dict[str, Any]) -> str:
     """A line an edit type, the most often done first."""
-    ours, theirs = shipped["headline"]["by_type"], laptop["headline"]["by_type"]
+    theirs = laptop["headline"]["by_type"]
 
     def three(told: dict[str, float]) -> str:
         return f"{told['done']:.2f} | {told['stayed']:.2f} | {told['success']:.2f} [{told['success_low']:.2f}, {told['success_high']:.2f}]"
 
-    return "\n".join(f"| {t} | {three(ours[t])} | {three(theirs[t])} |" for t in ranked(ours))
+    return "\n".join(f"| {t} | {three(ours)} | {three(theirs[t])} |" for t, ours in by_type(shipped))
 
 
 if __name__ == "__main__":

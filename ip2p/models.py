@@ -1,6 +1,6 @@
 """Load a text-to-image teacher, a CLIP or an editor from a folder or the Hub: one way for the world and for SD 1.5.
 
-A name is `world` (the embedded models; `world-128`: the teacher at 128 pixels, not 96), a local folder written as a path (`./vae`,
+A name is `world` (the embedded models; `world-128`: teacher and editor at 128 pixels, not 96), a local folder written as a path (`./vae`,
 `/models/sd15`), or a Hub id, which may be pinned to a commit (`owner/name@commit`). Weights are read from safetensors only.
 """
 
@@ -25,7 +25,8 @@ from ip2p.torchvision_cpu import declare_operators
 
 EMBEDDED = Path(__file__).parent / "world" / "weights"
 _LARGE, _LARGE_SIDE = "world-128", 128
-"""The embedded teacher by the same weights on larger pictures, whose side is in pixels; the editor has not learned them."""
+"""The embedded teacher and editor by the same weights on larger pictures, whose side is in pixels."""
+_WORLD = ("world", _LARGE)
 _SHIPPED = str(EMBEDDED / "editor")
 """A UNet alone, and what is told of it: its other parts are the embedded teacher's."""
 
@@ -174,9 +175,9 @@ def free_pairs(models: ModelsParams) -> int:
 
 def model_source(name: str, *, kind: str, subject: str) -> str:
     """Folder or Hub id that a name stands for. Raises `ModelError` if a local folder is missing."""
-    if name == _LARGE and kind != "teacher":
-        raise ModelError(f"{subject}: {name} is a teacher; the embedded {kind} is of 96 pixels: write `world`")
-    if name in ("world", _LARGE):
+    if name == _LARGE and kind not in ("teacher", "editor"):
+        raise ModelError(f"{subject}: {name} is a teacher or an editor; the embedded {kind} is of 96 pixels: write `world`")
+    if name in _WORLD:
         name = str(EMBEDDED / kind)
     if not _is_path(name):
         return name
@@ -193,14 +194,14 @@ def pinned(source: str) -> dict[str, str]:
 
 
 def editor_named(name: str) -> Path | str:
-    """The editor that a person names: a folder here; or, as they are, `world` (the embedded one) and a Hub id (`owner/model`)."""
+    """The editor that a person names: a folder here; or, as they are, `world` and `world-128` (the embedded one) and a Hub id."""
     on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w.-]+)?", name) and not Path(name).is_dir() and name != TRAINED
-    return name if name == "world" or on_hub else Path(name)
+    return name if name in _WORLD or on_hub else Path(name)
 
 
 def editor_folder(named: Path | str) -> Path | None:
     """The folder here that tells what an editor was trained on, of one on the Hub as far as it tells it; None if it does not."""
-    if named == "world":
+    if named in _WORLD:
         return EMBEDDED / "editor"
     if isinstance(named, Path):
         return named
@@ -219,8 +220,8 @@ def editor_folder(named: Path | str) -> Path | None:
 
 def model_label(name: str, kind: str = "teacher") -> str:
     """A model's name for records that leave this machine: of a local folder its last part alone."""
-    if name == "world" and kind == "editor":
-        return "world/editor"
+    if name in _WORLD and kind == "editor":
+        return f"{name}/editor"
     return Path(name).name if _is_path(name) else name
 
 

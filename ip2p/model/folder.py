@@ -62,9 +62,9 @@ def save_editor(
 
 _LOSSES = {"better": "the preferred edits learned from as pairs are", "dpo": "Diffusion-DPO"}
 _USE = """Loads with diffusers' `StableDiffusionInstructPix2PixPipeline`, or `ip2p edit --model FOLDER PICTURE INSTRUCTION -o OUT`."""
-_USE_EMBEDDED = """Ships with ip2p: `ip2p edit --model world PICTURE INSTRUCTION -o OUT`. Here is its UNet, in fp16; the other
-parts are the embedded teacher's, and `ip2p model export world --to diffusers -o FOLDER` writes them all. It knows the
-illustrated world, and no photograph."""
+_USE_EMBEDDED = """Ships with ip2p: `ip2p edit --model world PICTURE INSTRUCTION -o OUT` (`world-128`: at 128 pixels, not 96). Here is its
+UNet, in fp16; the other parts are the embedded teacher's, and `ip2p model export world --to diffusers -o FOLDER` writes them all.
+It knows the illustrated world, and no photograph."""
 
 
 def model_card(record: dict[str, Any], evaluation: dict[str, Any] | None = None, *, embedded: bool = False) -> str:

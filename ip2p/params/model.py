@@ -19,7 +19,7 @@ class TrainParams(Section):
     """Sides of the pictures trained on, pixels, several of which steps take in turns; none: what the UNet was made for, at which it
     edits in any case (reference: trained at 256, edits at 512)."""
     start: str | None = None
-    """An editor to go on from (`world`: the one that ships; a diffusers folder as `./path`; a Hub id such as
+    """An editor to go on from (`world`: the one that ships, `world-128`: at 128 pixels; a diffusers folder as `./path`; a Hub id such as
     `timbrooks/instruct-pix2pix`); none: the teacher. The captions that its folder says it was trained on
     are not held out."""
     preferences: str | None = None

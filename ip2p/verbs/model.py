@@ -63,7 +63,9 @@ def _edit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("instruction", help='what to change, such as "make it winter"')
     parser.add_argument("-o", "--output", type=Path, required=True, help="where to write the edited picture")
     parser.add_argument("--mask", type=Path, help="picture of the same size, white where to edit; the rest stays bit for bit")
-    parser.add_argument("--model", help="editor folder, Hub id, or `world`, the embedded editor (default: models/editor, else world)")
+    parser.add_argument(
+        "--model", help="folder, Hub id, or the embedded editor: `world` (96 pixels), `world-128` (default: models/editor, else world)"
+    )
     parser.add_argument("--text-guidance", type=float, help="how strongly to follow the instruction, s_T (default: params)")
     parser.add_argument("--image-guidance", type=float, help="how strongly to keep the picture, s_I (default: params)")
     parser.add_argument("--steps", type=int, help="sampling steps (default: params)")
@@ -128,7 +130,7 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
     export = whats.add_parser("export", help="save it for other programs", description="Save an editor for other programs.")
     export.set_defaults(run=_export)
     for each in (check, export):
-        what = "editor folder, Hub id, or `world`: the embedded editor (default: %(default)s)"
+        what = "editor folder, Hub id, or `world` or `world-128`: the embedded editor (default: %(default)s)"
         each.add_argument("folder", nargs="?", default="models/editor", help=what)
     check.add_argument("--dataset", type=Path, default=Path("data/dataset"), help="pairs to check it on (default: %(default)s)")
     forms = (

@@ -6,12 +6,16 @@ import pytest
 import torch
 from PIL import Image, ImageChops, ImageDraw
 
+from ip2p.dataset.world_writer import write_triplets
 from ip2p.diffusion import encode_images, encode_text
 from ip2p.errors import DataError, ModelError
 from ip2p.model import edit, guidance
 from ip2p.model.edit import Remembered, edit_batch, edit_pictures, feathered, load_editor, working_size
 from ip2p.model.guidance import EditOptions, EditRequest, Guide, guided_predictor
+from ip2p.model.seen import read_seen
+from ip2p.models import EMBEDDED
 from ip2p.pictures import from_pillow, to_pillow
+from ip2p.world.truth import read_edit, truth_of
 
 REQUESTS = [EditRequest("make it winter", 4.0, 1.3, 1), EditRequest("make it night", 2.0, 1.8, 2), EditRequest("add rain", 6.0, 1.0, 3)]
 THREE = EditOptions(steps=3)
@@ -86,6 +90,17 @@ def test_edits_of_the_shipped_editor_are_those_of_diffusers_pipeline(images, ste
     shipped, request = load_editor("world", device=torch.device("cpu")), EditRequest("make it winter", 1.5, 1.2, 3)
     ours = edit_batch(shipped, images[:1], [request], EditOptions(steps=steps))
     assert (ours - by_pipeline(shipped, images[:1], request, steps=steps)).abs().max() <= 1e-4
+
+
+def test_the_shipped_editor_edits_pictures_of_either_size():
+    triplets = list(write_triplets(count=12, stream="either-size", avoid=read_seen(EMBEDDED / "editor")))
+    requests = [EditRequest(t.instruction, 1.5, 1.2, i) for i, t in enumerate(triplets)]
+    for name, size in (("world", 96), ("world-128", 128)):
+        shipped = load_editor(name, device=torch.device("cpu"))
+        assert shipped.image_size == size
+        truths = [truth_of(t.caption.text, t.instruction, seed=i, size=size) for i, t in enumerate(triplets)]
+        edited = edit_batch(shipped, torch.stack([t.source_CHW for t in truths]), requests, EditOptions(steps=8))
+        assert sum(r.done and r.stayed for r in map(read_edit, edited, truths)) >= 7
 
 
 def test_pictures_that_are_no_numbers_are_an_error_and_not_black(editor, images):
