@@ -87,7 +87,7 @@ PARTS = {
         "512 px, random weights, batches of 8. *Differs* says nothing here: the pipeline draws its noise in bfloat16, which are other "
         "numbers; in float32 both make the same picture to 4e-6 on the GPU too (fewer channels), and a replayed CUDA graph gives "
         "the call's bits (tests/test_graphs.py). One edit at a time leaves the card waiting for Python, which graphs end; in batches it "
-        "is busy either way and only compiling helps (next part), which has not been timed from end to end on a GPU yet.",
+        "is busy either way and only compiling helps.",
         gpu=True,
     ),
     "unet-sd15": Part(
