@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from quality import COUNT, IMAGES, MEASURES, PAGE, POINTS, cells, comparison, difference, progress, ranked, told
+from quality import COUNT, IMAGES, PAGE, POINTS, comparison, difference, progress, ranked, table, told
 
 from ip2p.dataset import triplets
 from ip2p.dataset.read import read_triplets
@@ -140,14 +140,6 @@ By edit type: {", ".join(f"{t} {point['success']:.2f}" for t, point in by_type(l
 
 ![best, median and worst edits at 128 pixels](img/long-extremes-128.png)
 """
-
-
-def table(systems: dict[str, dict[str, Any]]) -> str:
-    """A line a system."""
-    lines = "\n".join(f"| {name} | {cells(point)} |" for name, point in systems.items())
-    return f"""| | {" | ".join(n.replace("_", " ") for n in MEASURES)} |
-{"|---" * (len(MEASURES) + 1)}|
-{lines}"""
 
 
 def by_type(report: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:

@@ -14,7 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 import torch
-from quality import COUNT, MEASURES, PAGE, cells, difference, progress, told
+from quality import COUNT, PAGE, difference, progress, table, told
 
 from ip2p.dataset.world_writer import write_triplets
 from ip2p.model import evaluate, train
@@ -128,7 +128,6 @@ def trained(params: Params, name: str) -> Path:
 def markdown(reports: dict[str, Any]) -> str:
     """That part of the page."""
     votes = read_json(HOME / "votes/dataset.json")["pairs"]
-    lines = "\n".join(f"| {NAMES[n]} | {cells(r['headline'])} |" for n, r in reports.items())
     gains = [
         f"{NAMES[a]} − {NAMES[b]} {difference(paired(reports[a]['rows'], reports[b]['rows'])['success'])}"
         for a, b in (("better", "without"), ("better", "start"), ("better", "dpo"), ("dpo", "without"))
@@ -144,9 +143,7 @@ through the service's history and `ip2p feedback export`. Then {how},
 with {TRAINING["preference_batch"]} of the votes a step, of weight {shares}, and without, the same pairs otherwise;
 {reports["start"]["count"]} held-out edits of captions that none was trained on or voted for.
 
-| | {" | ".join(n.replace("_", " ") for n in MEASURES)} |
-{"|---" * (len(MEASURES) + 1)}|
-{lines}
+{table({NAMES[n]: r["headline"] for n, r in reports.items()})}
 
 Differences in success, edit by edit: {"; ".join(gains)}.
 

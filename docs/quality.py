@@ -77,9 +77,7 @@ source's or the truth's do);
 *success* is both, read in pixels by a checker whose own error is in ARCHITECTURE.md. Square brackets: 95% bootstrap intervals.
 Scales: s_T {section.text_guidance:g}, s_I {section.image_guidance:g}.
 
-| | {" | ".join(n.replace("_", " ") for n in MEASURES)} |
-{"|---" * (len(MEASURES) + 1)}|
-{rows(systems)}
+{table(systems)}
 
 SDEdit stands at its best strength ({sdedit["strength"]:g} of {sdedit["steps"]:g} steps) and is told the whole edited caption, the
 editor the instruction alone. Paired over the same edits, the editor's success exceeds SDEdit's by
@@ -109,9 +107,12 @@ def plain_firsts(edits: Iterable[tuple[str, str]]) -> dict[str, int]:
     return {kind: i for i, kind in reversed(plain)}
 
 
-def rows(systems: dict[str, dict[str, Any]]) -> str:
+def table(systems: dict[str, dict[str, Any]]) -> str:
     """A line a system; intervals where they are known."""
-    return "\n".join(f"| {name} | {cells(point)} |" for name, point in systems.items())
+    lines = "\n".join(f"| {name} | {cells(point)} |" for name, point in systems.items())
+    return f"""| | {" | ".join(n.replace("_", " ") for n in MEASURES)} |
+{"|---" * (len(MEASURES) + 1)}|
+{lines}"""
 
 
 def cells(point: dict[str, Any]) -> str:
