@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +45,20 @@ def to_jpeg(data: bytes, *, where: str) -> bytes:
 
 
 def change_mask(before: bytes, after: bytes, *, where: str) -> bytes:
-    """PNG of where two encoded pictures of one size differ visibly (by more than 6% of the range): white there, else black."""
+    """PNG of a picture, transparent where another of its size differs visibly (by more than 6% of the range), as MagicBrush has masks."""
     first, second = (from_bytes(x, where=where) for x in (before, after))
-    changed = (first - second).abs().mean(0, keepdim=True) > _VISIBLE
-    return to_png(changed.float().expand(3, -1, -1))
+    kept = (first - second).abs().mean(0) <= _VISIBLE
+    picture = to_pillow(first)
+    picture.putalpha(Image.fromarray(kept.mul(255).to(torch.uint8).numpy()))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def has_alpha(data: bytes, *, where: str) -> bool:
+    """Whether an encoded picture has transparency; reads no more than its head."""
+    with _opened(data, where) as image:
+        return "A" in image.getbands() or "transparency" in image.info
 
 
 def to_pillow(image_CHW: Tensor) -> Image.Image:
@@ -68,19 +79,26 @@ def from_bytes(data: bytes, *, where: str) -> Tensor:
 
 def open_picture(data: bytes, *, where: str, alpha: bool = False) -> Image.Image:
     """Decode a picture, upright, in RGB with transparency over white, or with `alpha` in RGBA if it has any."""
+    with _opened(data, where) as image:
+        image.load()
+        whole = standard(image)
+    return whole if alpha else on_white(whole)
+
+
+@contextmanager
+def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
+    """An encoded picture whose head is read, still and not too large. What fails within is a `DataError` naming `where`."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{where}: {image.width}×{image.height} pixels, at most {MAX_PIXELS} are accepted")
             if many_frames(image):
                 raise DataError(f"{where}: holds {image.n_frames} pictures; give a still one")  # type: ignore[attr-defined]
-            image.load()
-            whole = standard(image)
+            yield image
     except UnidentifiedImageError as error:
         raise DataError(f"{where}: not a whole picture; give an intact PNG, JPEG or WebP") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: not a whole picture ({error}); give an intact PNG, JPEG or WebP") from error
-    return whole if alpha else on_white(whole)
 
 
 def many_frames(image: Image.Image) -> bool:

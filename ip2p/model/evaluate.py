@@ -20,9 +20,10 @@ from torch import Tensor
 
 from ip2p.dataset.judge import Judge, Question, summary
 from ip2p.diffusion import Diffusion
+from ip2p.model.benchmarks import of_benchmark, require_benchmarks
 from ip2p.model.edit import edit_batch, open_editor
 from ip2p.model.guidance import EditRequest, edit_options
-from ip2p.model.heldout import HeldOut, held_out, of_benchmark, require_rest, seen_in
+from ip2p.model.heldout import HeldOut, held_out, require_rest, seen_in
 from ip2p.model.measure import Edit, Meter, Point, judged_by, load_dino, measure, paired, picture_name
 from ip2p.model.plots import plot_curves, plot_types
 from ip2p.model.sdedit import sdedit
@@ -84,7 +85,8 @@ def run(
     seen = seen_in(editor, section)
     held = held_out(params, triplets=triplets, dataset=dataset, size=model.image_size, seen=seen)
     identity = digest(editor)
-    require_rest(params, seen=seen)
+    require_rest(params)
+    require_benchmarks(section, seen=seen)
     points = _points(bench, model, identity, held, progress)
     headline = next(p for p in points if p.system == "editor" and p.setting == _scales(section))
     baselines = best_baselines(points, headline)
@@ -193,7 +195,8 @@ def _benchmark(bench: Bench, model: Diffusion, identity: str, layout: str, path:
     editor = bench.point("editor", setting, held, partial(_edited, bench, model, held, setting), identity)
     source = bench.point("source", {}, held, held.sources)
     types = [e.edit_type for e in held.edits]
-    return {"count": len(types), "editor": editor.summary(types), "source": source.means(), "paired": paired(editor.rows, source.rows)}
+    told = {"count": len(types), "masked": held.masked, "editor": editor.summary(types), "source": source.means()}
+    return told | {"paired": paired(editor.rows, source.rows)}
 
 
 def _judge(section: JudgeParams, headline: Point, held: HeldOut, journal: Path, out: Path) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 CLIP image, direction and text similarity (where any edit lacks captions: the direction of the target picture, of all); `l1`, `l2`
 against the target; `outside`, `shift`, `zoom` (how far from 1) against the source; DINO similarity to the source by parameter; and where
-the truth is known: was the edit done, did the rest stay. `outside` is the mean change where the truth has none; where no truth is known,
-that beyond the region that changed most (`ip2p.dataset.alignment`), which says little of a picture that changed all over.
+the truth is known: was the edit done, did the rest stay. Where it is not: `change`, the mean of all pixels (Emu Edit's L1), and CLIP's and
+DINO's similarity to the target (MagicBrush's CLIP-I and DINO). `outside` is the mean change where the truth has none or beyond the
+masks of a benchmark, 0 where an edit may be everywhere; with neither, that beyond the region that changed most
+(`ip2p.dataset.alignment`), which says little of a picture that changed all over.
 """
 
 from __future__ import annotations
@@ -39,22 +41,14 @@ class Meter:
     clip: Clip
     legacy: bool = False
     dino: Dino | None = None
-    _known: dict[tuple[str, int, int], tuple[Tensor, ...]] = field(default_factory=dict)
+    _known: dict[tuple[str, int, int], tuple[Tensor, Tensor | None, Tensor, Tensor]] = field(default_factory=dict)
 
     def rows(self, edited_BCHW: Tensor, held: HeldOut, some: slice) -> Rows:
         """A value for each edited picture and measure."""
         sources = held.sources(some)
-        indices = range(*some.indices(len(held.edits)))
-        key = (held.mark, indices.start, indices.stop)
-        if key not in self._known:
-            image_0 = image_features(self.clip, sources, legacy=self.legacy)
-            if held.by_target:
-                asked = [image_0, image_features(self.clip, held.targets(some), legacy=self.legacy)]
-            else:
-                asked = [text_features(self.clip, [getattr(e, n) for e in held.edits[some]]) for n in ("caption", "edited_caption")]
-            self._known[key] = (image_0, *asked)
-        image_0, *asked = self._known[key]
-        scores = similarities(image_0, image_features(self.clip, edited_BCHW, legacy=self.legacy), *asked)
+        image_0, target, *asked = self._features(sources, held, some)
+        image_1 = image_features(self.clip, edited_BCHW, legacy=self.legacy)
+        scores = similarities(image_0, image_1, *asked)
         rows: Rows = {"image_similarity": scores.image.tolist()}
         if held.captioned or held.by_target:
             rows["direction_similarity"] = scores.direction.tolist()
@@ -63,7 +57,7 @@ class Meter:
         aligned = align(sources, edited_BCHW)
         rows |= {"outside": aligned.outside.tolist(), "shift": aligned.shift.tolist(), "zoom": (aligned.zoom - 1).abs().tolist()}
         if self.dino is not None:
-            rows["dino_similarity"] = (self.dino.features(sources) * self.dino.features(edited_BCHW)).sum(-1).tolist()
+            rows["dino_similarity"] = self.dino.similarity(sources, edited_BCHW)
         if held.targeted:
             targets = held.targets(some)
             off = (edited_BCHW - targets).abs()
@@ -72,8 +66,32 @@ class Meter:
             truths = [Truth.of(*pictures) for pictures in zip(sources, targets, strict=True)]
             readings = [read_edit(x, truth) for x, truth in zip(edited_BCHW, truths, strict=True)]
             rows |= {"done": [float(r.done) for r in readings], "stayed": [float(r.stayed) for r in readings]}
-            rows |= {"success": [float(r.done and r.stayed) for r in readings], "outside": [r.outside for r in readings]}
+            return rows | {"success": [float(r.done and r.stayed) for r in readings], "outside": [r.outside for r in readings]}
+        change = (edited_BCHW - sources).abs().mean(1)
+        rows["change"] = [float(c.mean()) for c in change]
+        if held.masked:
+            rows["outside"] = [float(c[b].mean()) if b.any() else 0.0 for c, b in zip(change, held.beyond(some), strict=True)]
+        if target is not None:
+            rows["target_similarity"] = (target * image_1).sum(-1).tolist()
+            if self.dino is not None:
+                rows["target_dino_similarity"] = self.dino.similarity(targets, edited_BCHW)
         return rows
+
+    def _features(self, sources_BCHW: Tensor, held: HeldOut, some: slice) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """CLIP's of the sources, of the targets where no truth is known, and of the two ends of the way that each edit should go."""
+        indices = range(*some.indices(len(held.edits)))
+        key = (held.mark, indices.start, indices.stop)
+        if key not in self._known:
+            image_0, target = image_features(self.clip, sources_BCHW, legacy=self.legacy), None
+            if held.targeted and not held.known:
+                target = image_features(self.clip, held.targets(some), legacy=self.legacy)
+            if held.by_target:
+                assert target is not None, "in the world all edits have captions"
+                self._known[key] = (image_0, target, image_0, target)
+            else:
+                before, after = ([getattr(e, n) for e in held.edits[some]] for n in ("caption", "edited_caption"))
+                self._known[key] = (image_0, target, text_features(self.clip, before), text_features(self.clip, after))
+        return self._known[key]
 
 
 @dataclass(frozen=True)
@@ -85,6 +103,10 @@ class Dino:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     device: torch.device
+
+    def similarity(self, first_BCHW: Tensor, second_BCHW: Tensor) -> list[float]:
+        """Cosine of each pair of images in [0, 1]."""
+        return (self.features(first_BCHW) * self.features(second_BCHW)).sum(-1).tolist()
 
     @torch.inference_mode()
     def features(self, images_BCHW: Tensor) -> Tensor:

@@ -23,12 +23,15 @@ _MEASURES = (
     "l1",
     "l2",
     "outside",
+    "change",
     "shift",
     "zoom",
     "image_similarity",
     "direction_similarity",
     "text_similarity",
     "dino_similarity",
+    "target_similarity",
+    "target_dino_similarity",
 )
 _WEAK = ("count", "move", "spatial")
 _PACKAGES = ("ip2p", "torch", "diffusers", "transformers", "open_clip_torch", "prefect", "dvc", "mlflow", "great_expectations")
@@ -172,7 +175,9 @@ def _benchmarks(result: dict[str, Any]) -> str:
         spans = {n: "{:.3f} to {:.3f}".format(*ours["intervals"][n]) for n in _MEASURES if n in ours}
         rows = [[n.replace("_", " "), f"{ours[n]:.3f}", span, f"{source[n]:.3f}"] for n, span in spans.items()]
         table = _table(["measure", "editor", "95% interval", "source as it is"], rows)
-        parts.append(f"<h3>{html.escape(name)}, {told['count']} edits</h3>{table}{_types(ours['by_type'])}")
+        beyond = "the benchmark's masks" if told["masked"] else "the region that changed most, for the benchmark tells no masks"
+        note = f"<p class=sub>Outside: mean change beyond {beyond}. Change: of the whole picture.</p>"
+        parts.append(f"<h3>{html.escape(name)}, {told['count']} edits</h3>{table}{note}{_types(ours['by_type'])}")
     return "<h2>Benchmarks</h2>" + "".join(parts)
 
 

@@ -1,18 +1,16 @@
-import io
 import json
 import shutil
 from dataclasses import replace
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
-from ip2p.errors import DataError, UserError
+from ip2p.dataset.exchange.move import export_dataset
+from ip2p.errors import UserError
 from ip2p.model import evaluate
 from ip2p.model.bootstrap import bootstrap
-from ip2p.model.heldout import HeldOut, held_out, of_benchmark, of_world
+from ip2p.model.heldout import HeldOut, held_out, of_world
 from ip2p.model.measure import Meter, Point, judged_by, measure, paired
 from ip2p.model.sdedit import sdedit
 from ip2p.model.seen import NONE, read_seen
@@ -167,6 +165,16 @@ def test_an_evaluation_that_was_killed_measures_no_point_again(evaluated, monkey
     assert (tmp_path / "again" / "report.json").read_bytes() == before
 
 
+def test_a_benchmark_is_measured_beside_the_held_out_edits(evaluated, made, tmp_path):
+    params, paths = evaluated
+    export_dataset(made / "dataset", "hf", tmp_path / "hf")
+    section = params.evaluate.model_copy(update={"benchmarks": {"hf": str(tmp_path / "hf")}})
+    evaluate.run(params.model_copy(update={"evaluate": section}), **{**paths, "out": tmp_path / "out"})
+    (told,) = json.loads((tmp_path / "out/report.json").read_text())["benchmarks"].values()
+    assert 0 < told["count"] <= 5 and not told["masked"]
+    assert told["source"]["change"] == 0 < told["editor"]["change"] == told["paired"]["change"]["difference"]
+
+
 def test_other_scales_of_the_sweep_can_become_the_headlines(evaluated, tmp_path):
     params, paths = evaluated
     swept = params.evaluate.model_copy(update={"image_guidance_sweep": (1.2, 1.5), "sdedit_strengths": (), "previous": None})
@@ -174,97 +182,6 @@ def test_other_scales_of_the_sweep_can_become_the_headlines(evaluated, tmp_path)
         section = swept.model_copy(update={"image_guidance": scale})
         evaluate.run(params.model_copy(update={"evaluate": section}), **{**paths, "out": tmp_path / str(place)})
         assert (tmp_path / str(place) / "extremes.png").exists()
-
-
-def png(colour):
-    buffer = io.BytesIO()
-    Image.new("RGB", (80, 60), colour).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-@pytest.fixture
-def benchmarks(tmp_path):
-    """A folder of each layout, with two edits."""
-    rows = [{"instruction": f"edit {i}", "task": "local"} for i in range(2)]
-    emu = [r | {"image": {"bytes": png("red"), "path": None}, "input_caption": "a", "output_caption": "b"} for r in rows]
-    images = {"source_img": {"bytes": png("red"), "path": None}, "target_img": {"bytes": png("blue"), "path": None}}
-    brush = [{"img_id": str(i), "turn_index": 1, "instruction": f"edit {i}", **images} for i in range(2)]
-    for name, table in (("emu_edit", emu), ("magicbrush", brush)):
-        (tmp_path / name).mkdir()
-        pq.write_table(pa.Table.from_pylist(table), tmp_path / name / "test.parquet")
-    pie = tmp_path / "pie_bench"
-    (pie / "annotation_images" / "0").mkdir(parents=True)
-    prompts = {"original_prompt": "a [red] wall", "editing_prompt": "a [blue] wall", "editing_instruction": "make it blue"}
-    mapping = {}
-    for i in range(2):
-        (pie / "annotation_images" / "0" / f"{i}.png").write_bytes(png("red"))
-        mapping[f"00{i}"] = prompts | {"image_path": f"0/{i}.png", "editing_type_id": "1"}
-    (pie / "mapping_file.json").write_text(json.dumps(mapping))
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("layout", "has"), [("magicbrush", {"l1"}), ("emu_edit", {"direction_similarity"}), ("pie_bench", {"direction_similarity"})]
-)
-def test_benchmarks_of_others_are_read_by_their_layout(benchmarks, layout, has, meter):
-    held = of_benchmark(layout, benchmarks / layout, count=10, size=96)
-    assert len(held.edits) == 2
-    assert held.sources(slice(0, 2)).shape == (2, 3, 96, 96)
-    rows = measured(held, meter, held.sources, batch=2).rows
-    assert has <= rows.keys()
-    assert "success" not in rows
-    if layout == "pie_bench":
-        assert held.edits[0].edited_caption == "a blue wall"
-
-
-def test_of_a_benchmark_that_is_sorted_by_kind_all_kinds_are_drawn(benchmarks):
-    pie = benchmarks / "pie_bench"
-    (row,) = list(json.loads((pie / "mapping_file.json").read_text()).values())[:1]
-    rows = {f"{i:03d}": row | {"editing_type_id": str(i // 10)} for i in range(100)}
-    (pie / "mapping_file.json").write_text(json.dumps(rows))
-    edits = of_benchmark("pie_bench", pie, count=40, size=96).edits
-    assert len({e.edit_type for e in edits}) > 7 and [e.id for e in edits] == sorted(e.id for e in edits)
-    assert edits == of_benchmark("pie_bench", pie, count=40, size=96).edits
-
-
-def test_edits_of_a_benchmark_that_nothing_says_the_aim_of_are_left_out(benchmarks, meter, capsys):
-    (file,) = (benchmarks / "emu_edit").rglob("*.parquet")
-    rows = pq.read_table(file).to_pylist()
-    rows[1]["output_caption"] = ""
-    pq.write_table(pa.Table.from_pylist(rows), file)
-    held = of_benchmark("emu_edit", benchmarks / "emu_edit", count=10, size=96)
-    assert [e.instruction for e in held.edits] == ["edit 0"]
-    assert "1 edits of" in capsys.readouterr().out
-    assert "direction_similarity" in measured(held, meter, held.sources, batch=2).rows
-
-
-def test_a_benchmark_that_is_not_there_or_not_one_is_told(benchmarks):
-    with pytest.raises(DataError, match="no folder"):
-        of_benchmark("emu_edit", benchmarks / "nowhere", count=1, size=96)
-    with pytest.raises(DataError, match="not a row of Emu Edit"):
-        of_benchmark("emu_edit", benchmarks / "magicbrush", count=1, size=96)
-    (benchmarks / "pie_bench" / "mapping_file.json").write_text('{"0": {"image_path": "../../secret"}}')
-    with pytest.raises(DataError, match="0 lacks"):
-        of_benchmark("pie_bench", benchmarks / "pie_bench", count=1, size=96)
-
-
-def test_a_benchmark_is_measured_on_what_is_not_for_training(benchmarks, tmp_path):
-    (tmp_path / "mixed").mkdir()
-    (file,) = (benchmarks / "magicbrush").rglob("*.parquet")
-    table = pq.read_table(file)
-    table = table.drop_columns([n for n in ("split", "source_caption", "target_caption") if n in table.column_names])
-    for split in ("train", "dev"):
-        ids = pa.array([f"{split}-{n}" for n in range(len(table))])
-        pq.write_table(
-            table.set_column(table.column_names.index("img_id"), "img_id", ids), tmp_path / "mixed" / f"{split}-00000-of-00001.parquet"
-        )
-    edits = of_benchmark("magicbrush", tmp_path / "mixed", count=10, size=96).edits
-    assert [e.id for e in edits] == [f"dev-{n}" for n in range(len(table))]
-    seen = NONE.with_captions(["dev-0"])  # trained on, and known by its picture alone
-    assert [e.id for e in of_benchmark("magicbrush", tmp_path / "mixed", count=10, size=96, seen=seen).edits] == ["dev-1"]
-    (tmp_path / "mixed" / "dev-00000-of-00001.parquet").unlink()
-    with pytest.raises(DataError, match="its files are all for training"):
-        of_benchmark("magicbrush", tmp_path / "mixed", count=10, size=96)
 
 
 @pytest.mark.parametrize(
@@ -287,14 +204,6 @@ def test_what_is_wanted_at_the_end_is_missed_before_anything_is_sampled(evaluate
 def test_what_would_guide_or_change_nothing_is_refused(section):
     with pytest.raises(ValueError, match=next(iter(section))):
         EvaluateParams.model_validate(section)
-
-
-def test_pictures_above_the_benchmarks_folder_are_refused(benchmarks):
-    mapping = json.loads((benchmarks / "pie_bench" / "mapping_file.json").read_text())
-    mapping["000"]["image_path"] = "../../../secret.png"
-    (benchmarks / "pie_bench" / "mapping_file.json").write_text(json.dumps(mapping))
-    with pytest.raises(DataError):
-        of_benchmark("pie_bench", benchmarks / "pie_bench", count=1, size=96)
 
 
 def test_dino_reads_a_local_vision_transformer(held, clip, tmp_path):
@@ -334,9 +243,8 @@ def test_a_judge_is_asked_once_about_each_edit_and_its_raw_replies_are_kept(eval
     assert [r["reply"] for r in replies] == [marks] * 5
 
 
-def test_other_pictures_are_other_edits(benchmarks, held):
-    edits = of_benchmark("emu_edit", benchmarks / "emu_edit", count=10, size=96).edits
-    assert len({e.id for e in edits}) == len({e.seed for e in edits}) == len(edits) > 1
+def test_other_pictures_are_other_edits(held):
+    assert len({e.seed for e in held.edits}) == len(held.edits) > 1
     changed = replace(held.edits[0], source=held.edits[1].source)
     assert replace(held, edits=(changed, *held.edits[1:])).mark != held.mark == replace(held).mark
 

@@ -20,16 +20,18 @@ def finished(tmp_path):
     means = {"success": 0.5, "done": 0.5, "stayed": 1.0, "l1": 0.1}
     differences = {n: {"difference": 0.1, "low": 0.0, "high": 0.2} for n in means}
     types = {"<b>type": {"count": 2, "done": 0.5, "done_low": 0.0, "done_high": 1.0, "stayed": 1.0}}
+    spans = {n: [0.4, 0.6] for n in means}
+    ours = means | {"intervals": spans, "by_type": types}
     result = {
         "count": 2,
         "protocol": "legacy",
         "judged_by": "success",
-        "headline": means | {"intervals": {n: [0.4, 0.6] for n in means}, "by_type": types},
+        "headline": ours,
         "baselines": {"source": means | {"done": 0.0, "success": 0.0}, "previous": means},
         "previous": "<p",
         "paired": {"source": differences},
         "truth": means | {"success": 0.987},
-        "benchmarks": {},
+        "benchmarks": {"<em>": {"count": 2, "masked": True, "editor": ours, "source": means}},
         "judge": {"judge mean": "0.700 [0.60, 0.80]", "judge models": "<s>"},
     }
     (evaluation / "examples").mkdir(parents=True)
@@ -48,6 +50,7 @@ def test_the_page_tells_how_to_read_it_and_text_stays_text(finished, tiny):
     assert "protocol legacy" in page
     assert "0.700 [0.60, 0.80]" in page
     assert "previous: &lt;p" in page
-    for hostile in ("<script>", "<i>", "<u>", "<s>", "<b>type"):
+    assert "2 edits</h3>" in page and "mean change beyond the benchmark's masks" in page
+    for hostile in ("<em>", "<script>", "<i>", "<u>", "<s>", "<b>type"):
         assert hostile not in page
     assert page.count("data:image/png;base64,") == 4

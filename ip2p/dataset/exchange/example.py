@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +33,10 @@ FACTS = (*_TEXTS, "edit_type", "triplet_id", "pair_id", "split", "seed")
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An image pair with its texts; images as encoded files. `triplet_id` keeps a triplet in one split. People's edits lack captions."""
+    """An image pair with its texts; images as encoded files. `triplet_id` keeps a triplet in one split. People's edits lack captions.
+
+    `mask` is transparent where the edit belongs; few layouts have one, and only evaluation looks at it.
+    """
 
     original_prompt: str
     original_image: bytes
@@ -44,6 +48,7 @@ class Example:
     pair_id: str = ""
     split: str = "train"
     seed: int = 0
+    mask: bytes | None = None
 
     def identified(self) -> Example:
         """The example with ids by content where it came without: all edits of a caption, or without captions of a picture, are
@@ -72,9 +77,8 @@ def from_row(row: dict[str, Any], where: str) -> Example:
             raise DataError(f"{where}: `{name}` holds half a character (U+{ord(half):X})")
     images: dict[str, bytes] = {}
     for name in ("original_image", "edited_image"):
-        cell = row.get(name)
-        data = cell.get("bytes") if isinstance(cell, dict) else cell
-        if not isinstance(data, bytes) or not 0 < len(data) <= MAX_BYTES:
+        data = picture_in(row.get(name))
+        if data is None:
             raise DataError(f"{where}: no picture of at most {MAX_BYTES // 2**20} MiB in `{name}`")
         images[name] = data
     for name in ("pair_id", "triplet_id"):
@@ -90,6 +94,12 @@ def from_row(row: dict[str, Any], where: str) -> Example:
     if not -(2**63) <= seed < 2**63:
         raise DataError(f"{where}: seed {str(seed)[:40]} is out of range, give one below 2^63")
     return Example(**known | texts | images, seed=seed)
+
+
+def picture_in(cell: object) -> bytes | None:
+    """The encoded picture of a cell, which is bytes or a struct that holds them; none if that is no file of at most `MAX_BYTES`."""
+    data = cell.get("bytes") if isinstance(cell, dict) else cell
+    return data if isinstance(data, bytes) and 0 < len(data) <= MAX_BYTES else None
 
 
 def split_named(file: Path) -> str | None:
@@ -138,6 +148,17 @@ def safe_name(name: str, where: str) -> PurePosixPath:
     if path.is_absolute() or ".." in path.parts or ":" in name or "\x00" in name:
         raise DataError(f"{where}: the name {name!r} leaves its folder; the archive is refused")
     return path
+
+
+def read_object(path: Path, root: Path) -> dict[str, Any]:
+    """The JSON object that a file below `root` holds. Raises `DataError` if it is none."""
+    try:
+        found = json.loads(read_file(path, root))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: not a JSON object")
+    return found
 
 
 def read_file(path: Path, root: Path) -> bytes:

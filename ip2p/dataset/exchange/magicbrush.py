@@ -1,22 +1,27 @@
 """MagicBrush's columns (METHOD §9): single turns, with the visible change as mask. Captions and ids ride along for the way back.
 
 A pair is an image of its own (`img_id`), edited once (turn 1); of a session of several turns each is read as a pair,
-and all of them lie in one split.
+and all of them lie in one split. Read, but not written: the folders that its test split comes as, `edit_sessions.json` with
+`images/{img_id}/` and captions in `global_descriptions.json`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ip2p.dataset.exchange.example import Example, by_split, from_row, parquet_rows
+from ip2p.dataset.exchange.example import Example, by_split, from_row, parquet_rows, picture_in, read_file, read_object, split_named
+from ip2p.errors import DataError
 from ip2p.pictures import change_mask
 from ip2p.records import IMAGE
 
 _ROWS = 256
+_SESSIONS = "edit_sessions.json"
 SCHEMA = pa.schema(
     {
         "img_id": pa.string(),
@@ -53,7 +58,10 @@ def write(examples: Iterable[Example], out: Path) -> int:
 
 
 def read(path: Path, *, held_out: bool = False) -> Iterator[Example]:
-    """Examples of every Parquet file below `path`; captions are empty where there are none."""
+    """Examples of every Parquet file below `path`, or of the test split's folders; captions are empty where there are none."""
+    if (path / _SESSIONS).exists():
+        yield from _read_sessions(path, held_out=held_out)
+        return
     for where, row in parquet_rows(path, held_out=held_out):
         texts = {
             "original_prompt": row.get("source_caption") or "",
@@ -63,7 +71,33 @@ def read(path: Path, *, held_out: bool = False) -> Iterator[Example]:
         turn = f"{row['img_id']}-{row.get('turn_index')}" if row.get("img_id") else None
         ids = {"triplet_id": row.get("triplet_id") or row.get("img_id"), "pair_id": row.get("pair_id") or turn}
         images = {"original_image": row.get("source_img"), "edited_image": row.get("target_img")}
-        yield from_row(texts | ids | images | {n: row.get(n) for n in ("edit_type", "split")}, where)
+        example = from_row(texts | ids | images | {n: row.get(n) for n in ("edit_type", "split")}, where)
+        yield replace(example, mask=picture_in(row.get("mask_img")))
+
+
+def _read_sessions(path: Path, *, held_out: bool) -> Iterator[Example]:
+    """Every turn on its own, from the picture that the turn before it should have made. The split is the folder's, else `test`."""
+    split = split_named(Path(path.resolve().name)) or "test"
+    if held_out and split == "train":
+        raise DataError(f"{path}: is for training; an editor is not measured on that")
+    described = path / "global_descriptions.json"
+    captions = read_object(described, path) if described.exists() else {}
+    for session, turns in read_object(path / _SESSIONS, path).items():
+        for number, turn in enumerate(turns if isinstance(turns, list) else [turns], 1):
+            yield _turn(path, session, number, turn, captions.get(session), split)
+
+
+def _turn(path: Path, session: str, number: int, turn: Any, captions: Any, split: str) -> Example:
+    where = f"{path / _SESSIONS}: {session}, turn {number}"
+    names = ("input", "output", "mask", "instruction")
+    if not isinstance(turn, dict) or not all(isinstance(turn.get(n), str) for n in names):
+        raise DataError(f"{where}: a turn needs {', '.join(names)}")
+    before, after, mask = (read_file(path / "images" / session / turn[n], path) for n in names[:3])
+    told = [captions.get(turn[n]) for n in names[:2]] if isinstance(captions, dict) else [None]
+    texts = dict(zip(("original_prompt", "edited_prompt"), told, strict=True)) if all(told) else {}
+    ids = {"triplet_id": session, "pair_id": f"{session}-{number}", "split": split}
+    images = {"original_image": before, "edited_image": after}
+    return replace(from_row(texts | ids | images | {"edit_prompt": turn["instruction"]}, where), mask=mask)
 
 
 def _row(e: Example) -> dict[str, object]:
