@@ -6,7 +6,6 @@ Random streams need no state: every step seeds its own from (run seed, step), so
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +13,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ip2p.errors import UserError
+from ip2p.tensors import write_tensors
 
 _NUMBER = "#"
 """Ends the name of a state that is a plain number."""
@@ -50,17 +48,8 @@ def save_checkpoint(
     for index, state in optimizer.state_dict()["state"].items() if optimizer else ():
         tensors |= _flat(state, f"optimizer.{index}")
     path = folder / f"step-{step:08d}.safetensors"
-    temporary = path.with_suffix(".tmp")
-    try:
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, temporary, {"step": str(step)})
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"{path}: cannot be written ({error}); make room on the disk and run again, earlier checkpoints are kept"
-        ) from error
-    temporary.replace(path)
+    copied = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    write_tensors(copied, path, kept="earlier checkpoints are", metadata={"step": str(step)})
     for old in checkpoints(folder)[:-keep]:
         old.unlink()
     return path

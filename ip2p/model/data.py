@@ -25,11 +25,11 @@ from torch import Tensor
 
 from ip2p.diffusion import Diffusion, encode_images, encode_text
 from ip2p.errors import ParamsError, UserError
-from ip2p.model.tensors import read_tensors, write_tensors
 from ip2p.parallel import agree, barrier
 from ip2p.params import TrainParams
 from ip2p.pictures import from_bytes, resized
 from ip2p.store import Folder, Shard, code_mark, digest, fingerprint, first_rows, read_shard, read_shards, shards
+from ip2p.tensors import read_tensors, write_tensors
 
 _ZOOM = 1.125
 _SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
@@ -128,7 +128,8 @@ def load_latents(
     barrier()
     for done, path in enumerate(ours, 1):
         size = pictures[path][1] if path in pictures else None
-        write_tensors(_embed(model, texts[path]) if size is None else _encode(next(tables), model, section, seed, size), path)
+        tensors = _embed(model, texts[path]) if size is None else _encode(next(tables), model, section, seed, size)
+        write_tensors(tensors, path, kept="what is encoded is")
         on_part(min(done * workers, len(missing)), len(missing))
     barrier()
     _require_all(cache, (*pictures, *texts), model.device)

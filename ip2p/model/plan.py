@@ -43,6 +43,8 @@ class Memory:
     activations: float
     grids: float
     """A copy of the UNet with the averaged weights, which draws sample grids while there are no activations."""
+    checkpoint: float
+    """On the disk, and while it is written in the machine's memory: not part of the total."""
 
     @property
     def total(self) -> float:
@@ -52,8 +54,9 @@ class Memory:
 
     def lines(self) -> list[str]:
         """A table, a line each."""
-        rows = [(f.name, getattr(self, f.name)) for f in fields(self)]
+        rows = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "checkpoint"]
         rows.append((f"in all, with {_SLACK - 1:.0%} for gaps (activations and grids are not there at once)", self.total))
+        rows.append(("a checkpoint, on the disk and, while it is written, in the machine's memory besides", self.checkpoint))
         return [f"{value:8.2f} GB  {name}" for name, value in rows]
 
 
@@ -85,6 +88,7 @@ def _memory(base: Diffusion, section: TrainParams, dry: DryPass, *, gpu: bool, w
     preferred = (1 + dpo) * (section.preference_batch // (workers * section.accumulate)) if section.preferences else 0
     parts = [weights, sum(map(_bytes, frozen)) + start, trained, moments * trained]
     parts += [0.0 if section.ema_on_cpu and gpu else trained, max(dry.once + max(part, preferred) * dry.each, orthogonalising), weights]
+    parts += [(2 + moments) * trained]  # weights, their average, moments
     return Memory(*(x / 1e9 for x in parts))
 
 
@@ -125,6 +129,10 @@ def require_memory(params: Params, base: Diffusion, *, workers: int) -> None:
     if gpu:
         free += torch.cuda.memory_reserved(base.device) / 1e9  # the model itself, which the estimate counts
     need = estimate(base, section, gpu=gpu, workers=workers)
+    host = free_gb(torch.device("cpu"))
+    if gpu and need.checkpoint > host:
+        told = f"a checkpoint passes through {need.checkpoint:.1f} GB of the machine's memory, {host:.1f} GB are free"
+        raise ParamsError(f"train: {told}; give the machine or the container more, or set train.lora_rank")
     if need.total <= free:
         return
     proposal = propose(base, section, limit_gb=free, gpu=gpu, workers=workers)
@@ -132,6 +140,13 @@ def require_memory(params: Params, base: Diffusion, *, workers: int) -> None:
     raise ParamsError(
         f"train: needs about {need.total:.1f} GB a process, {free:.1f} GB are free; {advice} (`ip2p train plan` shows the parts)"
     )
+
+
+def out_of_memory(section: TrainParams, step: int) -> ParamsError:
+    """What to say when a step did not fit after all, because of gaps, or of others on the card."""
+    lean = "" if section.gradient_checkpointing else ", or train.gradient_checkpointing: true"
+    told = f"set train.accumulate: {2 * section.accumulate}{lean}"
+    return ParamsError(f"train: the GPU's memory was full at step {step}; {told}, and run again: it goes on from the last checkpoint")
 
 
 def advise(params: Params, *, gpu_gb: float | None = None) -> list[str]:

@@ -17,10 +17,10 @@ from torch import Tensor
 from ip2p.diffusion import Diffusion, encode_images, encode_text
 from ip2p.errors import DataError
 from ip2p.model.data import TIMESTEPS, TrainBatch
-from ip2p.model.tensors import read_tensors, write_tensors
 from ip2p.parallel import barrier
 from ip2p.pictures import from_bytes, resized
 from ip2p.store import code_mark, digest, fingerprint, read_json, read_shard, shards
+from ip2p.tensors import read_tensors, write_tensors
 
 _AT_ONCE = 16
 
@@ -60,7 +60,7 @@ def load_preferences(folder: Path, model: Diffusion, *, model_digest: str, cache
         rows = list(_preferred(folder))
         if not rows:
             raise DataError(f"{folder}: no edit was preferred to another there; gather votes first, or leave train.preferences out")
-        write_tensors(_encoded(rows, model), path)
+        write_tensors(_encoded(rows, model), path, kept="what is encoded is")
     barrier()
     return Preferences(**read_tensors(path))
 

@@ -29,7 +29,7 @@ from ip2p.model.folder import save_editor
 from ip2p.model.guidance import EditRequest, edit_options
 from ip2p.model.lora import merge_lora
 from ip2p.model.objective import learning_rate, require_optimizer
-from ip2p.model.plan import require_memory
+from ip2p.model.plan import out_of_memory, require_memory
 from ip2p.model.preferences import Preferences, load_preferences, preferences_folder
 from ip2p.model.seen import NONE, Seen, known_by, read_seen
 from ip2p.model.trainer import Job, Trainer
@@ -225,7 +225,10 @@ def _train(trainer: Trainer, tracked: Run | None) -> None:
     section = trainer.job.params.train
     began, since = time.monotonic(), trainer.step
     while trainer.step < section.steps:
-        loss = trainer.advance()
+        try:
+            loss = trainer.advance()
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(section, trainer.step + 1) from error
         last = trainer.step == section.steps
         keep = last or trainer.step % section.checkpoint_every == 0
         if not math.isfinite(loss) or (keep and not trainer.finite()):

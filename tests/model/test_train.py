@@ -316,6 +316,31 @@ def test_the_plan_proposes_what_fits_and_the_run_refuses_what_does_not(setup, te
         train.run(params, **paths)
 
 
+def test_a_card_that_is_full_after_all_is_told_and_training_goes_on_with_what_that_advises(setup, monkeypatch):
+    params, paths = setup
+    whole = train.run(params, **{**paths, "work": paths["work"].with_name("whole")}).extra["loss"]
+    changed, advance = with_train(params, checkpoint_every=1), trainer.Trainer.advance
+
+    def full(self):
+        if self.step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return advance(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "advance", full)
+        with pytest.raises(ParamsError, match=r"full at step 3; set train\.accumulate: 2, or train\.gradient_checkpointing: true"):
+            train.run(changed, **paths)
+    again = train.run(with_train(changed, accumulate=2), **paths)
+    assert again.extra["loss"] == pytest.approx(whole, rel=1e-4)
+
+
+def test_the_plan_counts_a_checkpoint_as_it_is_written(setup, teacher):
+    params, paths = setup
+    train.run(params, **paths)
+    (file, *_) = sorted(paths["work"].rglob("step-*.safetensors"))
+    assert plan.estimate(teacher, params.train, gpu=False).checkpoint * 1e9 == pytest.approx(file.stat().st_size, rel=0.02)
+
+
 def test_free_memory_is_within_the_limit_of_the_container(cpu, tmp_path, monkeypatch):
     for name, value in (
         ("memory.max", "4000000000"),

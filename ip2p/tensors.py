@@ -1,8 +1,9 @@
-"""Files of a cache of tensors: written whole or not at all, read memory-mapped."""
+"""Files of tensors: written whole or not at all, read memory-mapped. Nothing is pickled."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -12,21 +13,21 @@ from torch import Tensor
 from ip2p.errors import UserError
 
 
-def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a file of the cache, whole or not at all. Raises `UserError` if the disk does not take it."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+def write_tensors(tensors: dict[str, Tensor], path: Path, *, kept: str, metadata: Mapping[str, str] | None = None) -> None:
+    """Write under a temporary name, flush, rename. Raises `UserError`, which tells what is `kept`, if the disk does not take it."""
+    temporary = path.with_suffix(".tmp")
     try:
-        save_file(tensors, temporary)
+        save_file(tensors, temporary, dict(metadata or {}) or None)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error}); make room on the disk and run again, what is encoded is kept") from error
+        raise UserError(f"{path}: cannot be written ({error}); make room on the disk and run again, {kept} kept") from error
     temporary.replace(path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A file of the cache, memory-mapped. Raises `UserError` if it was cut off."""
+    """A file of a cache, memory-mapped. Raises `UserError` if it was cut off."""
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except SafetensorError as error:
