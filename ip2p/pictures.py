@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,12 +54,6 @@ def change_mask(before: bytes, after: bytes, *, where: str) -> bytes:
     return buffer.getvalue()
 
 
-def has_alpha(data: bytes, *, where: str) -> bool:
-    """Whether an encoded picture has transparency; reads no more than its head."""
-    with _opened(data, where) as image:
-        return "A" in image.getbands() or "transparency" in image.info
-
-
 def to_pillow(image_CHW: Tensor) -> Image.Image:
     """8-bit RGB picture of an image in [0, 1]."""
     array = image_CHW.detach().clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
@@ -79,26 +72,21 @@ def from_bytes(data: bytes, *, where: str) -> Tensor:
 
 def open_picture(data: bytes, *, where: str, alpha: bool = False) -> Image.Image:
     """Decode a picture, upright, in RGB with transparency over white, or with `alpha` in RGBA if it has any."""
-    with _opened(data, where) as image:
-        image.load()
-        whole = standard(image)
-    return whole if alpha else on_white(whole)
-
-
-@contextmanager
-def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
-    """An encoded picture whose head is read, still and not too large. What fails within is a `DataError` naming `where`."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{where}: {image.width}×{image.height} pixels, at most {MAX_PIXELS} are accepted")
             if many_frames(image):
                 raise DataError(f"{where}: holds {image.n_frames} pictures; give a still one")  # type: ignore[attr-defined]
-            yield image
+            image.load()
+            whole = standard(image)
     except UnidentifiedImageError as error:
         raise DataError(f"{where}: not a whole picture; give an intact PNG, JPEG or WebP") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # whatever a decoder raises of bytes from outside: OSError, SyntaxError, ValueError, struct.error
         raise DataError(f"{where}: not a whole picture ({error}); give an intact PNG, JPEG or WebP") from error
+    return whole if alpha else on_white(whole)
 
 
 def many_frames(image: Image.Image) -> bool:

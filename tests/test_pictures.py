@@ -3,7 +3,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from ip2p.errors import DataError
 from ip2p.pictures import from_bytes, open_picture, painted, to_png
@@ -81,3 +81,10 @@ def test_colours_are_those_of_the_pictures_profile(mode):
 def test_without_another_profile_pixels_stay_bit_for_bit(own):
     noise = Image.effect_noise((16, 16), 90).convert("RGB")
     assert open_picture(encoded(noise, icc_profile=own), where="x").tobytes() == noise.tobytes()
+
+
+def test_what_a_decoder_raises_is_told_as_bad_data():
+    told = PngImagePlugin.PngInfo()
+    told.add_text("Comment", "x" * 2**21, zip=True)  # Pillow refuses to unpack it, by a ValueError
+    with pytest.raises(DataError, match=r"row 7: not a whole picture \(Decompressed data too large"):
+        open_picture(encoded(Image.new("RGB", (8, 8)), pnginfo=told), where="row 7")

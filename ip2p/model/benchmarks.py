@@ -15,12 +15,11 @@ import numpy as np
 from PIL import Image
 
 from ip2p.dataset.exchange import hf, magicbrush
-from ip2p.dataset.exchange.example import Example, parquet_rows, picture_in, read_file, read_object
+from ip2p.dataset.exchange.example import parquet_rows, picture_in, read_file, read_object
 from ip2p.errors import DataError
-from ip2p.model.heldout import HeldEdit, HeldOut, held
+from ip2p.model.heldout import HALF, HeldEdit, HeldOut, held
 from ip2p.model.seen import NONE, Seen
-from ip2p.params import EvaluateParams
-from ip2p.pictures import has_alpha
+from ip2p.pictures import open_picture
 from ip2p.store import fingerprint
 
 BENCHMARKS = ("magicbrush", "emu_edit", "pie_bench", "hf")
@@ -31,40 +30,36 @@ _PIE_SIDE = 512
 def of_benchmark(layout: str, path: Path, *, count: int, size: int, seen: Seen = NONE) -> HeldOut:
     """Edits of a benchmark's folder that are for testing, none that was `seen` in training: all, or `count` drawn evenly.
 
-    Raises `DataError` naming what is missing.
+    Edits of which neither a target picture nor captions tell the way are left out, with a word. Raises `DataError` naming what is missing.
     """
-    edits = _drawn(_read_benchmark(layout, path, seen), count)
-    if not all(e.target for e in edits) and any(e.edited_caption for e in edits):  # nothing else says where the others should lead
-        captioned = tuple(e for e in edits if e.edited_caption)
-        if bare := len(edits) - len(captioned):
-            print(f"evaluate: {bare} edits of {path} have neither caption nor target picture and are left out", flush=True)
-        edits = captioned
+    blind: list[str] = []
+    edits = tuple(_masked(e) for e in _drawn(_telling(_read_benchmark(layout, path, seen), blind), count))
+    if blind:
+        print(f"evaluate: {len(blind)} edits of {path} have neither a target picture nor two captions and are left out", flush=True)
     if not edits:
-        raise _no_edits(layout, path)
+        raise DataError(f"{path}: holds no edits in the layout {layout} that the editor was not trained on")
     return HeldOut(f"{layout}: {path.name}", edits, size)
 
 
-def require_benchmarks(section: EvaluateParams, *, seen: Seen) -> None:
-    """Raise for a benchmark that is wanted only after hours of sampling, and is not there."""
-    for layout, path in section.benchmarks.items():
-        if next(_read_benchmark(layout, Path(path), seen), None) is None:
-            raise _no_edits(layout, path)
-
-
-def _no_edits(layout: str, path: Path | str) -> DataError:
-    return DataError(f"{path}: holds no edits in the layout {layout} that the editor was not trained on")
+def _telling(edits: Iterable[HeldEdit], blind: list[str]) -> Iterator[HeldEdit]:
+    """Those of which something tells the way; the ids of the others are added to `blind`."""
+    for edit in edits:
+        if edit.target is not None or edit.directed:
+            yield edit
+        else:
+            blind.append(edit.id)
 
 
 def _read_benchmark(layout: str, path: Path, seen: Seen) -> Iterator[HeldEdit]:
     if not path.is_dir():
         raise DataError(f"evaluate.benchmarks: no folder {path}; download the benchmark and name its folder")
     readers: dict[str, Callable[[Path], Iterator[HeldEdit]]] = {
-        "magicbrush": lambda p: map(_masked, magicbrush.read(p, held_out=True)),
+        "magicbrush": lambda p: map(held, magicbrush.read(p, held_out=True)),
         "hf": lambda p: map(held, hf.read(p, held_out=True)),
         "emu_edit": _read_emu_edit,
         "pie_bench": _read_pie_bench,
     }
-    return (e for e in readers[layout](path) if e.known_by not in seen)
+    return (e for e in readers[layout](path) if not e.is_in(seen))
 
 
 def _drawn(edits: Iterable[HeldEdit], count: int) -> tuple[HeldEdit, ...]:
@@ -78,10 +73,19 @@ def _drawn(edits: Iterable[HeldEdit], count: int) -> tuple[HeldEdit, ...]:
     return tuple(edit for _, edit in sorted(kept, key=lambda x: x[0]))
 
 
-def _masked(e: Example) -> HeldEdit:
-    """With its mask, if that says anything: copies of MagicBrush have lost the transparency."""
-    edit = held(e)
-    return replace(edit, mask=e.mask) if e.mask is not None and has_alpha(e.mask, where=f"mask of {edit.id}") else edit
+def _masked(edit: HeldEdit) -> HeldEdit:
+    """Of its mask the transparency alone, which is small; without, if there is none, as in copies of MagicBrush that have lost it."""
+    if edit.mask is None:
+        return edit
+    mask = open_picture(edit.mask, where=f"mask of {edit.id}", alpha=True)
+    alpha = mask.getchannel("A") if "A" in mask.getbands() else None
+    return replace(edit, mask=None if alpha is None or np.asarray(alpha).min() >= HALF else _transparency(alpha))
+
+
+def _transparency(alpha: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    Image.merge("LA", [alpha, alpha]).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _read_emu_edit(path: Path) -> Iterator[HeldEdit]:
@@ -100,7 +104,7 @@ def _read_pie_bench(path: Path) -> Iterator[HeldEdit]:
     for key, row in read_object(path / "mapping_file.json", path).items():
         try:
             before, after = (re.sub(r"[\[\]]", "", row[n]) for n in ("original_prompt", "editing_prompt"))
-            instruction, kind, file = row["editing_instruction"], str(row["editing_type_id"]), row["image_path"]
+            instruction, kind, file = (str(row[n]) for n in ("editing_instruction", "editing_type_id", "image_path"))
         except (KeyError, TypeError) as error:
             raise DataError(f"{path / 'mapping_file.json'}: {key} lacks {error}") from error
         data = read_file(path / "annotation_images" / file, path)
@@ -121,6 +125,4 @@ def _mask(runs: Any, where: str) -> bytes:
     for first, length in spans:
         kept[first : first + length] = 0
     kept = np.pad(kept.reshape(_PIE_SIDE, _PIE_SIDE)[1:-1, 1:-1], 1)
-    buffer = io.BytesIO()
-    Image.merge("LA", [Image.fromarray(kept)] * 2).save(buffer, "PNG")
-    return buffer.getvalue()
+    return _transparency(Image.fromarray(kept))

@@ -20,14 +20,13 @@ from torch import Tensor
 
 from ip2p.dataset.judge import Judge, Question, summary
 from ip2p.diffusion import Diffusion
-from ip2p.model.benchmarks import of_benchmark, require_benchmarks
+from ip2p.model.benchmarks import of_benchmark
 from ip2p.model.edit import edit_batch, open_editor
 from ip2p.model.guidance import EditRequest, edit_options
 from ip2p.model.heldout import HeldOut, held_out, require_rest, seen_in
 from ip2p.model.measure import Edit, Meter, Point, judged_by, load_dino, measure, paired, picture_name
 from ip2p.model.plots import plot_curves, plot_types
 from ip2p.model.sdedit import sdedit
-from ip2p.model.seen import Seen
 from ip2p.models import editor_named, load_clip, load_diffusion, model_digest, model_label, resolve_device, resolve_dtype
 from ip2p.params import EvaluateParams, JudgeParams, Params
 from ip2p.pictures import from_bytes, grid, to_pillow
@@ -40,7 +39,7 @@ Progress = Callable[[int, int], None]
 _EXAMPLES = 12
 _EXTREMES = 4
 _CODE = (
-    *(f"model/{n}.py" for n in ("evaluate", "measure", "edit", "guidance", "sdedit")),
+    *(f"model/{n}.py" for n in ("evaluate", "heldout", "measure", "edit", "guidance", "sdedit")),
     *(f"{n}.py" for n in ("sampler", "diffusion", "clip", "pictures", "dataset/alignment")),
 )
 """What decides what is sampled and measured."""
@@ -86,7 +85,8 @@ def run(
     held = held_out(params, triplets=triplets, dataset=dataset, size=model.image_size, seen=seen)
     identity = digest(editor)
     require_rest(params)
-    require_benchmarks(section, seen=seen)
+    limits: dict[str, Any] = {"count": section.count, "size": model.image_size, "seen": seen}
+    others = {layout: of_benchmark(layout, Path(path), **limits) for layout, path in section.benchmarks.items()}
     points = _points(bench, model, identity, held, progress)
     headline = next(p for p in points if p.system == "editor" and p.setting == _scales(section))
     baselines = best_baselines(points, headline)
@@ -106,7 +106,7 @@ def run(
         "points": [p.summary() for p in points],
         "rows": headline.rows,
         "edit_types": [e.edit_type for e in held.edits],
-        "benchmarks": {n: _benchmark(bench, model, identity, n, path, seen) for n, path in section.benchmarks.items()},
+        "benchmarks": {layout: _benchmark(bench, model, identity, edits) for layout, edits in others.items()},
     }
     if section.judge is not None:
         report["judge"] = _judge(section.judge, headline, held, bench.work / "judge.jsonl", out)
@@ -188,10 +188,8 @@ def best_baselines(points: list[Point], headline: Point) -> dict[str, Point]:
     return found | {p.system: p for p in points if p.system == "previous"}
 
 
-def _benchmark(bench: Bench, model: Diffusion, identity: str, layout: str, path: str, seen: Seen) -> dict[str, Any]:
-    section = bench.params.evaluate
-    held = of_benchmark(layout, Path(path), count=section.count, size=model.image_size, seen=seen)
-    setting = _scales(section)
+def _benchmark(bench: Bench, model: Diffusion, identity: str, held: HeldOut) -> dict[str, Any]:
+    setting = _scales(bench.params.evaluate)
     editor = bench.point("editor", setting, held, partial(_edited, bench, model, held, setting), identity)
     source = bench.point("source", {}, held, held.sources)
     types = [e.edit_type for e in held.edits]

@@ -23,12 +23,15 @@ from ip2p.dataset.llm.client import key_of
 from ip2p.dataset.read import read_triplets
 from ip2p.dataset.world_writer import write_triplets
 from ip2p.errors import DataError, ModelError
-from ip2p.model.seen import NONE, Seen, known_by, read_seen
+from ip2p.model.seen import NONE, Seen, read_seen
 from ip2p.models import editor_folder, editor_named
 from ip2p.params import EvaluateParams, Params
 from ip2p.pictures import from_bytes, open_picture, resized, to_png
 from ip2p.store import code_mark, fingerprint
 from ip2p.world.truth import truth_of
+
+HALF = 128
+"""Alpha below which a pixel of a mask is where the edit belongs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +57,13 @@ class HeldEdit:
         return fingerprint(self.id, self.instruction, self.caption, self.edited_caption, self.edit_type, pictures)
 
     @property
-    def known_by(self) -> str:
-        """What tells whether an editor was trained on this source (`Seen`)."""
-        return known_by(self.caption, self.id)
+    def directed(self) -> bool:
+        """Whether its captions say which way it should go: some benchmarks have none, or the same twice."""
+        return bool(self.caption and self.edited_caption) and self.caption != self.edited_caption
+
+    def is_in(self, seen: Seen) -> bool:
+        """Whether an editor was trained on this source, by its caption or, as of pairs that came without, by its id."""
+        return any(name in seen for name in (self.caption, self.id) if name)
 
     @property
     def seed(self) -> int:
@@ -75,8 +82,13 @@ class HeldOut:
 
     @property
     def captioned(self) -> bool:
-        """Whether captions say where each edit should lead."""
+        """Whether captions say what each edited picture should show."""
         return all(e.edited_caption for e in self.edits)
+
+    @property
+    def directed(self) -> bool:
+        """Whether captions say which way each edit should go."""
+        return all(e.directed for e in self.edits)
 
     @property
     def targeted(self) -> bool:
@@ -85,8 +97,8 @@ class HeldOut:
 
     @property
     def by_target(self) -> bool:
-        """Whether target pictures say where the edits should lead, for want of a caption."""
-        return self.targeted and not self.captioned
+        """Whether target pictures say which way the edits should go, for want of captions that do."""
+        return self.targeted and not self.directed
 
     @property
     def masked(self) -> bool:
@@ -109,7 +121,7 @@ class HeldOut:
     def beyond(self, some: slice) -> Tensor:
         """Where edits that have masks do not belong, `BHW`: pixels of which no part is half transparent or more."""
         masks = [open_picture(e.mask, where=e.id, alpha=True).getchannel("A") for e in self.edits[some] if e.mask is not None]
-        edited = [torch.from_numpy(np.asarray(m) < 128).float()[None, None] for m in masks]
+        edited = [torch.from_numpy(np.asarray(m) < HALF).float()[None, None] for m in masks]
         return torch.cat([F.adaptive_avg_pool2d(x, self.size) for x in edited])[:, 0] == 0
 
     def _picture(self, data: bytes, where: str) -> Tensor:
@@ -121,7 +133,7 @@ def held_out(params: Params, *, triplets: Path, dataset: Path, size: int, seen: 
     section = params.evaluate
     if section.held_out == "world":
         return of_world(count=section.count, stream=f"{params.seed}/evaluate", triplets=triplets, size=size, seen=seen)
-    tests = (e for e in map(held, read_dataset(dataset, splits=("test",))) if e.known_by not in seen)
+    tests = (e for e in map(held, read_dataset(dataset, splits=("test",))) if not e.is_in(seen))
     edits = tuple(islice(_once(tests), section.count))
     if not edits:
         raise DataError(
@@ -149,7 +161,7 @@ def seen_in(editor: Path, section: EvaluateParams) -> Seen:
 
 
 def require_rest(params: Params) -> None:
-    """Raise for what is wanted only after hours of sampling, and is not there; benchmarks are not looked at."""
+    """Raise for what is wanted only after hours of sampling, and is not there; benchmarks are read by then."""
     section = params.evaluate
     if section.previous is not None:
         named = editor_named(section.previous)
@@ -162,7 +174,8 @@ def require_rest(params: Params) -> None:
 def held(e: Example) -> HeldEdit:
     """An example whose edit is to be made."""
     e = e.identified()
-    return HeldEdit(e.triplet_id, e.edit_prompt, e.original_prompt, e.edited_prompt, e.edit_type, e.original_image, e.edited_image)
+    texts = (e.edit_prompt, e.original_prompt, e.edited_prompt, e.edit_type)
+    return HeldEdit(e.triplet_id, *texts, e.original_image, e.edited_image, e.mask)
 
 
 def _once(edits: Iterator[HeldEdit]) -> Iterator[HeldEdit]:

@@ -1,6 +1,6 @@
 """What is measured of an edited picture, and what the numbers say of a system: means, intervals, paired differences.
 
-CLIP image, direction and text similarity (where any edit lacks captions: the direction of the target picture, of all); `l1`, `l2`
+CLIP image, direction and text similarity (where captions do not tell the way of every edit: that of the target picture); `l1`, `l2`
 against the target; `outside`, `shift`, `zoom` (how far from 1) against the source; DINO similarity to the source by parameter; and where
 the truth is known: was the edit done, did the rest stay. Where it is not: `change`, the mean of all pixels (Emu Edit's L1), and CLIP's and
 DINO's similarity to the target (MagicBrush's CLIP-I and DINO). `outside` is the mean change where the truth has none or beyond the
@@ -46,12 +46,13 @@ class Meter:
     def rows(self, edited_BCHW: Tensor, held: HeldOut, some: slice) -> Rows:
         """A value for each edited picture and measure."""
         sources = held.sources(some)
-        image_0, target, *asked = self._features(sources, held, some)
+        image_0, target, *texts = self._features(sources, held, some)
         image_1 = image_features(self.clip, edited_BCHW, legacy=self.legacy)
-        scores = similarities(image_0, image_1, *asked)
+        scores = similarities(image_0, image_1, *texts)
         rows: Rows = {"image_similarity": scores.image.tolist()}
-        if held.captioned or held.by_target:
-            rows["direction_similarity"] = scores.direction.tolist()
+        if held.directed or held.by_target:
+            asked = similarities(image_0, image_1, image_0, target) if held.by_target and target is not None else scores
+            rows["direction_similarity"] = asked.direction.tolist()
         if held.captioned:
             rows["text_similarity"] = scores.caption_1.tolist()
         aligned = align(sources, edited_BCHW)
@@ -78,19 +79,15 @@ class Meter:
         return rows
 
     def _features(self, sources_BCHW: Tensor, held: HeldOut, some: slice) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """CLIP's of the sources, of the targets where no truth is known, and of the two ends of the way that each edit should go."""
+        """CLIP's of the sources, of the targets where no truth is known, and of the captions of both."""
         indices = range(*some.indices(len(held.edits)))
         key = (held.mark, indices.start, indices.stop)
         if key not in self._known:
             image_0, target = image_features(self.clip, sources_BCHW, legacy=self.legacy), None
             if held.targeted and not held.known:
                 target = image_features(self.clip, held.targets(some), legacy=self.legacy)
-            if held.by_target:
-                assert target is not None, "in the world all edits have captions"
-                self._known[key] = (image_0, target, image_0, target)
-            else:
-                before, after = ([getattr(e, n) for e in held.edits[some]] for n in ("caption", "edited_caption"))
-                self._known[key] = (image_0, target, text_features(self.clip, before), text_features(self.clip, after))
+            before, after = ([getattr(e, n) for e in held.edits[some]] for n in ("caption", "edited_caption"))
+            self._known[key] = (image_0, target, text_features(self.clip, before), text_features(self.clip, after))
         return self._known[key]
 
 

@@ -44,19 +44,21 @@ class Memory:
     grids: float
     """A copy of the UNet with the averaged weights, which draws sample grids while there are no activations."""
     checkpoint: float
-    """On the disk, and while it is written in the machine's memory: not part of the total."""
+    """A copy of what a checkpoint holds, while it is written and there are no activations; of a GPU's training it is in `host`."""
+    host: float
+    """Of a GPU's training, in the machine's memory and not part of the total: a checkpoint, and an average that is kept there."""
 
     @property
     def total(self) -> float:
         """All of it, with slack."""
         kept = self.weights + self.frozen + self.gradients + self.optimizer + self.ema
-        return _SLACK * (kept + max(self.activations, self.grids))
+        return _SLACK * (kept + max(self.activations, self.grids, self.checkpoint))
 
     def lines(self) -> list[str]:
         """A table, a line each."""
-        rows = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "checkpoint"]
-        rows.append((f"in all, with {_SLACK - 1:.0%} for gaps (activations and grids are not there at once)", self.total))
-        rows.append(("a checkpoint, on the disk and, while it is written, in the machine's memory besides", self.checkpoint))
+        rows = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "host"]
+        rows.append((f"in all, with {_SLACK - 1:.0%} for gaps (activations, grids and a checkpoint are not there at once)", self.total))
+        rows += [("of the machine's memory, while a checkpoint is written", self.host)] if self.host else []
         return [f"{value:8.2f} GB  {name}" for name, value in rows]
 
 
@@ -88,7 +90,8 @@ def _memory(base: Diffusion, section: TrainParams, dry: DryPass, *, gpu: bool, w
     preferred = (1 + dpo) * (section.preference_batch // (workers * section.accumulate)) if section.preferences else 0
     parts = [weights, sum(map(_bytes, frozen)) + start, trained, moments * trained]
     parts += [0.0 if section.ema_on_cpu and gpu else trained, max(dry.once + max(part, preferred) * dry.each, orthogonalising), weights]
-    parts += [(2 + moments) * trained]  # weights, their average, moments
+    checkpoint = (2 + moments) * trained  # weights, their average, moments
+    parts += [0.0, checkpoint + (2 * trained if section.ema_on_cpu else 0.0)] if gpu else [checkpoint, 0.0]
     return Memory(*(x / 1e9 for x in parts))
 
 
@@ -129,10 +132,10 @@ def require_memory(params: Params, base: Diffusion, *, workers: int) -> None:
     if gpu:
         free += torch.cuda.memory_reserved(base.device) / 1e9  # the model itself, which the estimate counts
     need = estimate(base, section, gpu=gpu, workers=workers)
-    host = free_gb(torch.device("cpu"))
-    if gpu and need.checkpoint > host:
-        told = f"a checkpoint passes through {need.checkpoint:.1f} GB of the machine's memory, {host:.1f} GB are free"
-        raise ParamsError(f"train: {told}; give the machine or the container more, or set train.lora_rank")
+    if need.host > (host := free_gb(torch.device("cpu"))):
+        told = f"writing checkpoints takes {need.host:.1f} GB of the machine's memory, {host:.1f} GB are free"
+        smaller = "" if section.lora_rank else ", or set train.lora_rank: 64"
+        raise ParamsError(f"train: {told}; give the machine or the container more{smaller} (`ip2p train plan` shows the parts)")
     if need.total <= free:
         return
     proposal = propose(base, section, limit_gb=free, gpu=gpu, workers=workers)
@@ -142,11 +145,16 @@ def require_memory(params: Params, base: Diffusion, *, workers: int) -> None:
     )
 
 
-def out_of_memory(section: TrainParams, step: int) -> ParamsError:
+def out_of_memory(section: TrainParams, step: int, *, workers: int) -> ParamsError:
     """What to say when a step did not fit after all, because of gaps, or of others on the card."""
-    lean = "" if section.gradient_checkpointing else ", or train.gradient_checkpointing: true"
-    told = f"set train.accumulate: {2 * section.accumulate}{lean}"
-    return ParamsError(f"train: the GPU's memory was full at step {step}; {told}, and run again: it goes on from the last checkpoint")
+    shares = [section.batch // workers, *([section.preference_batch // workers] if section.preferences else ())]
+    smaller = next((n for n in range(section.accumulate + 1, min(shares) + 1) if all(s % n == 0 for s in shares)), None)
+    ways = [f"train.accumulate: {smaller}"] if smaller else []
+    ways += [] if section.gradient_checkpointing else ["train.gradient_checkpointing: true"]
+    told = (
+        f"set {' or '.join(ways)}, and run again: it goes on from the last checkpoint" if ways else "take a larger card, or train.lora_rank"
+    )
+    return ParamsError(f"train: the GPU's memory was full at step {step}; {told}")
 
 
 def advise(params: Params, *, gpu_gb: float | None = None) -> list[str]:

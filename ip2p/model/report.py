@@ -131,8 +131,8 @@ def _told_of(result: dict[str, Any]) -> str:
         )
     if result.get("directed_by") == "target":
         told.append(
-            "Of edits without captions direction similarity is CLIP's of the picture's change to that of the target picture, and SDEdit is "
-            "told the instruction."
+            "Where captions do not tell the way of each edit, direction similarity is CLIP's of the picture's change to that of the target picture; "
+            "SDEdit is told the edited caption or, for want of one, the instruction."
         )
     if result["protocol"] == "legacy":
         told.append(
@@ -175,8 +175,8 @@ def _benchmarks(result: dict[str, Any]) -> str:
         spans = {n: "{:.3f} to {:.3f}".format(*ours["intervals"][n]) for n in _MEASURES if n in ours}
         rows = [[n.replace("_", " "), f"{ours[n]:.3f}", span, f"{source[n]:.3f}"] for n, span in spans.items()]
         table = _table(["measure", "editor", "95% interval", "source as it is"], rows)
-        beyond = "the benchmark's masks" if told["masked"] else "the region that changed most, for the benchmark tells no masks"
-        note = f"<p class=sub>Outside: mean change beyond {beyond}. Change: of the whole picture.</p>"
+        beyond = "the benchmark's masks" if told["masked"] else "the region that changed most, for not every edit has a mask"
+        note = f"<p class=sub>Outside: mean change beyond {beyond}, 0 where there is nothing beyond. Change: of the whole picture.</p>"
         parts.append(f"<h3>{html.escape(name)}, {told['count']} edits</h3>{table}{note}{_types(ours['by_type'])}")
     return "<h2>Benchmarks</h2>" + "".join(parts)
 

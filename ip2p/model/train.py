@@ -228,7 +228,7 @@ def _train(trainer: Trainer, tracked: Run | None) -> None:
         try:
             loss = trainer.advance()
         except torch.OutOfMemoryError as error:
-            raise out_of_memory(section, trainer.step + 1) from error
+            raise out_of_memory(section, trainer.step + 1, workers=trainer.workers) from error
         last = trainer.step == section.steps
         keep = last or trainer.step % section.checkpoint_every == 0
         if not math.isfinite(loss) or (keep and not trainer.finite()):

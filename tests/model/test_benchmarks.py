@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -118,11 +119,11 @@ def test_of_a_benchmark_that_is_sorted_by_kind_all_kinds_are_drawn(benchmarks):
 def test_edits_of_a_benchmark_that_nothing_says_the_aim_of_are_left_out(benchmarks, meter, capsys):
     (file,) = (benchmarks / "emu_edit").rglob("*.parquet")
     rows = pq.read_table(file).to_pylist()
-    rows[1]["output_caption"] = ""
-    pq.write_table(pa.Table.from_pylist(rows), file)
-    held = of_benchmark("emu_edit", benchmarks / "emu_edit", count=10, size=SIZE)
-    assert [e.instruction for e in held.edits] == ["edit 0"]
-    assert "1 edits of" in capsys.readouterr().out
+    for captions in ({"output_caption": ""}, {"input_caption": None}, {"output_caption": "a"}):
+        pq.write_table(pa.Table.from_pylist([rows[0], rows[1] | captions]), file)
+        held = of_benchmark("emu_edit", benchmarks / "emu_edit", count=10, size=SIZE)
+        assert [e.instruction for e in held.edits] == ["edit 0"]
+        assert "1 edits of" in capsys.readouterr().out
     assert "direction_similarity" in measured(held, meter, held.sources).rows
 
 
@@ -202,8 +203,9 @@ def test_a_flawed_mask_of_pie_bench_is_told_by_its_key(benchmarks, mask):
 
 
 def test_masks_that_lost_their_transparency_are_none(benchmarks):
-    write_brush(benchmarks / "magicbrush", mask_img=png("white"))
-    assert not of_benchmark("magicbrush", benchmarks / "magicbrush", count=10, size=SIZE).masked
+    for lost in (png("white"), png("white", clear=(0, 0, 0, 0))):
+        write_brush(benchmarks / "magicbrush", mask_img=lost)
+        assert not of_benchmark("magicbrush", benchmarks / "magicbrush", count=10, size=SIZE).masked
     write_brush(benchmarks / "magicbrush", mask_img=b"torn")
     with pytest.raises(DataError, match="mask of 0: not a whole picture"):
         of_benchmark("magicbrush", benchmarks / "magicbrush", count=10, size=SIZE)
@@ -234,6 +236,26 @@ def test_magicbrushs_test_split_is_read_as_its_authors_give_it_out(archive, mete
     assert right.mean("l1") == 0 and right.mean("target_similarity") == pytest.approx(1, abs=1e-4)
     assert measured(held, meter, held.sources).mean("target_similarity") < 0.999
     assert [e.split for e in magicbrush.read(archive)] == ["test", "test"]
+    assert of_benchmark("magicbrush", archive.parent, count=10, size=SIZE).edits == held.edits
+
+
+def test_what_was_trained_on_without_captions_is_known_when_a_benchmark_has_them(archive):
+    sessions = json.loads((archive / "edit_sessions.json").read_text())
+    shutil.copytree(archive / "images" / "17", archive / "images" / "18")
+    (archive / "edit_sessions.json").write_text(json.dumps(sessions | {"18": sessions["17"]}))
+    for known, left in (("17", ["18", "18"]), ("a red wall", ["17", "18", "18"])):
+        edits = of_benchmark("magicbrush", archive, count=10, size=SIZE, seen=NONE.with_captions([known])).edits
+        assert [e.id for e in edits] == left
+
+
+def test_where_captions_do_not_tell_the_way_of_every_edit_targets_tell_it_of_all(archive, meter):
+    told = json.loads((archive / "global_descriptions.json").read_text())
+    told["17"]["17-output2.png"] = told["17"]["17-output1.png"]
+    (archive / "global_descriptions.json").write_text(json.dumps(told))
+    held = of_benchmark("magicbrush", archive, count=10, size=SIZE)
+    assert held.by_target and held.captioned
+    right = measured(held, meter, held.targets)
+    assert right.mean("direction_similarity") == pytest.approx(1, abs=1e-4) and "text_similarity" in right.rows
 
 
 def test_of_magicbrushs_folders_captions_may_be_missing_and_those_for_training_are_not_measured_on(archive):

@@ -189,6 +189,7 @@ def test_other_scales_of_the_sweep_can_become_the_headlines(evaluated, tmp_path)
     [
         ({"previous": "./nowhere"}, r"evaluate\.previous: nowhere is no editor's folder"),
         ({"benchmarks": {"magicbrush": "./nowhere"}}, r"evaluate\.benchmarks: no folder nowhere"),
+        ({"benchmarks": {"pie_bench": "."}}, r"mapping_file\.json: missing"),
         ({"judge": JudgeParams(key_env="NOPE_KEY")}, r"judge\.key_env: NOPE_KEY is not set"),
     ],
 )

@@ -328,17 +328,32 @@ def test_a_card_that_is_full_after_all_is_told_and_training_goes_on_with_what_th
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "advance", full)
-        with pytest.raises(ParamsError, match=r"full at step 3; set train\.accumulate: 2, or train\.gradient_checkpointing: true"):
+        with pytest.raises(ParamsError, match=r"full at step 3; set train\.accumulate: 2 or train\.gradient_checkpointing: true"):
             train.run(changed, **paths)
     again = train.run(with_train(changed, accumulate=2), **paths)
     assert again.extra["loss"] == pytest.approx(whole, rel=1e-4)
 
 
-def test_the_plan_counts_a_checkpoint_as_it_is_written(setup, teacher):
+def test_what_a_full_card_is_told_to_set_is_not_refused_then():
+    section = TrainParams(batch=24, accumulate=8, gradient_checkpointing=True)
+    assert "accumulate: 12" in str(plan.out_of_memory(section, 1, workers=1))
+    voted = section.model_copy(update={"preferences": "votes", "preference_batch": 8})
+    assert "larger card" in str(plan.out_of_memory(voted, 1, workers=1))
+    assert "accumulate: 12" in str(plan.out_of_memory(section.model_copy(update={"accumulate": 9}), 1, workers=2))
+
+
+def test_the_plan_counts_a_checkpoint_as_it_is_written(setup, teacher, monkeypatch):
     params, paths = setup
     train.run(params, **paths)
     (file, *_) = sorted(paths["work"].rglob("step-*.safetensors"))
-    assert plan.estimate(teacher, params.train, gpu=False).checkpoint * 1e9 == pytest.approx(file.stat().st_size, rel=0.02)
+    on_cpu, on_gpu = (plan.estimate(teacher, params.train, gpu=x) for x in (False, True))
+    assert on_cpu.checkpoint * 1e9 == pytest.approx(file.stat().st_size, rel=0.02)
+    assert (on_gpu.host, on_gpu.checkpoint, on_cpu.host) == (on_cpu.checkpoint, 0, 0)
+    averaged = plan.estimate(teacher, params.train.model_copy(update={"ema_on_cpu": True}), gpu=True)
+    assert averaged.host == pytest.approx(on_gpu.host + 2 * on_gpu.ema) and "machine's memory" in averaged.lines()[-1]
+    monkeypatch.setattr(plan, "estimate", lambda *a, **k: replace(on_gpu, host=1e6))
+    with pytest.raises(ParamsError, match=r"writing checkpoints takes 1000000.0 GB .* or set train\.lora_rank"):
+        plan.require_memory(params, teacher, workers=1)
 
 
 def test_free_memory_is_within_the_limit_of_the_container(cpu, tmp_path, monkeypatch):

@@ -59,8 +59,8 @@ def write(examples: Iterable[Example], out: Path) -> int:
 
 def read(path: Path, *, held_out: bool = False) -> Iterator[Example]:
     """Examples of every Parquet file below `path`, or of the test split's folders; captions are empty where there are none."""
-    if (path / _SESSIONS).exists():
-        yield from _read_sessions(path, held_out=held_out)
+    if (folders := next((f for f in (path, *sorted(path.iterdir())) if (f / _SESSIONS).is_file()), None)) is not None:
+        yield from _read_sessions(folders, held_out=held_out)
         return
     for where, row in parquet_rows(path, held_out=held_out):
         texts = {
