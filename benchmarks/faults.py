@@ -1,6 +1,6 @@
 """Does `ip2p model check` find editors that were trained wrong? Trains some, each with one fault, and prints what is found.
 
-`python benchmarks/faults.py --steps 200` after `make run` (its dataset is used). Faults: no conditioning dropped, as if the four
+`python benchmarks/faults.py --steps 200` after `make run` (its dataset is used), from the teacher. Faults: no conditioning dropped, as if the four
 ranges were forgotten; a new bias in conv_in, which a well-known training script leaves.
 """
 
@@ -35,7 +35,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as work:
             root = Path(work)
             (root / "validated.json").write_text(json.dumps({"dataset": digest(options.dataset)}))
-            section = params.train.model_copy(update={"steps": options.steps, "grid_every": 10**6, "workers": 1, **changes})
+            section = params.train.model_copy(update={"steps": options.steps, "grid_every": 10**6, "workers": 1, "start": None, **changes})
             track = params.track.model_copy(update={"uri": f"sqlite:///{root}/mlflow.db"})
             told = params.model_copy(update={"train": section, "track": track})
             train.new_editor_unet = start
