@@ -1,7 +1,7 @@
 """Does `ip2p model check` find editors that were trained wrong? Trains some, each with one fault, and prints what is found.
 
-`python benchmarks/faults.py --steps 200` after `make run` (its dataset is used), from the teacher. Faults: no conditioning dropped, as if the four
-ranges were forgotten; a new bias in conv_in, which a well-known training script leaves.
+`python benchmarks/faults.py --steps 200` after `make run` (its dataset is used), from the teacher. Faults: no conditioning dropped, as
+if the four ranges were forgotten; a new bias in conv_in, which a well-known training script leaves.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ from ip2p.model.seen import NONE, Seen
 from ip2p.pictures import open_picture
 from ip2p.store import fingerprint
 
-BENCHMARKS = ("magicbrush", "emu_edit", "pie_bench", "hf")
 _PIE_SIDE = 512
 """Pixels of the side at which PIE-Bench's masks are written."""
 

@@ -264,9 +264,18 @@ def test_of_magicbrushs_folders_captions_may_be_missing_and_those_for_training_a
     assert held.by_target and not any(e.caption or e.edited_caption for e in held.edits)
     (archive / "global_descriptions.json").unlink()
     assert of_benchmark("magicbrush", archive, count=10, size=SIZE).by_target
+    dev = shutil.copytree(archive, archive.with_name("dev"))
+    (dev / "edit_sessions.json").write_text("{}")
+    assert [e.split for e in magicbrush.read(archive.parent)] == ["test", "test"]
     train = archive.rename(archive.with_name("train"))
+    with pytest.raises(DataError, match="holds no edits"):
+        of_benchmark("magicbrush", archive.parent, count=10, size=SIZE)  # those of `dev`, of which there are none
+    assert [e.split for e in magicbrush.read(archive.parent)] == ["train", "train"]
+    shutil.rmtree(dev)
     with pytest.raises(DataError, match="is for training"):
         of_benchmark("magicbrush", train, count=10, size=SIZE)
+    with pytest.raises(DataError, match="no Parquet files"):
+        list(magicbrush.read(archive.parent / "nowhere"))
 
 
 def test_what_magicbrushs_folders_lack_is_told_by_name(archive):

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from ip2p.dataset.exchange.example import Example, by_split, from_row, parquet_rows, picture_in, read_file, read_object, split_named
 from ip2p.errors import DataError
 from ip2p.pictures import change_mask
-from ip2p.records import IMAGE
+from ip2p.records import IMAGE, SPLITS
 
 _ROWS = 256
 _SESSIONS = "edit_sessions.json"
@@ -58,9 +58,17 @@ def write(examples: Iterable[Example], out: Path) -> int:
 
 
 def read(path: Path, *, held_out: bool = False) -> Iterator[Example]:
-    """Examples of every Parquet file below `path`, or of the test split's folders; captions are empty where there are none."""
-    if (folders := next((f for f in (path, *sorted(path.iterdir())) if (f / _SESSIONS).is_file()), None)) is not None:
-        yield from _read_sessions(folders, held_out=held_out)
+    """Examples of every Parquet file below `path`, or of the folders that MagicBrush's splits came in: of the split that they are named
+    after, else `test`, which alone is given out so today. Captions are empty where there are none.
+    """
+    found = sorted(path.glob(_SESSIONS)) or sorted(path.glob(f"*/{_SESSIONS}"))
+    if found:
+        splits = {file.parent: split_named(Path(file.parent.resolve().name)) or "test" for file in found}
+        wanted = [s for s in ("test", "validation") if s in splits.values()][:1] if held_out else SPLITS
+        if not wanted:
+            raise DataError(f"{path}: is for training; an editor is not measured on that")
+        for folder, split in splits.items():
+            yield from _read_sessions(folder, split) if split in wanted else ()
         return
     for where, row in parquet_rows(path, held_out=held_out):
         texts = {
@@ -75,11 +83,8 @@ def read(path: Path, *, held_out: bool = False) -> Iterator[Example]:
         yield replace(example, mask=picture_in(row.get("mask_img")))
 
 
-def _read_sessions(path: Path, *, held_out: bool) -> Iterator[Example]:
-    """Every turn on its own, from the picture that the turn before it should have made. The split is the folder's, else `test`."""
-    split = split_named(Path(path.resolve().name)) or "test"
-    if held_out and split == "train":
-        raise DataError(f"{path}: is for training; an editor is not measured on that")
+def _read_sessions(path: Path, split: str) -> Iterator[Example]:
+    """Every turn on its own, from the picture that the turn before it should have made."""
     described = path / "global_descriptions.json"
     captions = read_object(described, path) if described.exists() else {}
     for session, turns in read_object(path / _SESSIONS, path).items():
