@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ip2p.model import train
+from ip2p.model import train, trainer
 from ip2p.model.check import check
 from ip2p.model.edit import load_editor
 from ip2p.models import load_diffusion, resolve_device
@@ -30,7 +30,7 @@ def main() -> None:
     options = parser.parse_args()
     params = load_params(Path("params.yaml"))
     device = resolve_device(params.models.device)
-    teacher, grow = load_diffusion(params.models.teacher, device=device), train.new_editor_unet
+    teacher, grow = load_diffusion(params.models.teacher, device=device), trainer.new_editor_unet
     for name, changes, start in (("sound", {}, grow), ("nothing dropped", NONE_DROPPED, grow), ("new bias", {}, with_new_bias(grow))):
         with tempfile.TemporaryDirectory() as work:
             root = Path(work)
@@ -38,10 +38,10 @@ def main() -> None:
             section = params.train.model_copy(update={"steps": options.steps, "grid_every": 10**6, "workers": 1, "start": None, **changes})
             track = params.track.model_copy(update={"uri": f"sqlite:///{root}/mlflow.db"})
             told = params.model_copy(update={"train": section, "track": track})
-            train.new_editor_unet = start
+            trainer.new_editor_unet = start
             places = {"dataset": options.dataset, "marker": root / "validated.json", "out": root / "editor", "work": root / "work"}
             train.run(told, **places)
-            train.new_editor_unet = grow
+            trainer.new_editor_unet = grow
             print(f"\n{name}, {options.steps} steps")
             for finding in check(load_editor(root / "editor", device=device), teacher, options.dataset, root / "editor"):
                 print(finding.line(), flush=True)
