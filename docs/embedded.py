@@ -43,7 +43,11 @@ STRONGER: dict[str, Any] = WIDER | {"text_guidance": 2.0, "image_guidance": 1.4,
 NAMES = {"shipped": "the shipped editor", "laptop": "the editor of `make run`"}
 LARGE = "world-128"
 FEW = {"previous": None, "count": COUNT, "image_guidance_sweep": (), "text_guidance_sweep": (), "sdedit_strengths": (0.2, 0.3, 0.4)}
-CURVES = {"shipped": "the shipped editor", "stronger": "the shipped editor at s_T 2", "laptop": "the editor of make run"}
+CURVES = {
+    "shipped": "the shipped editor",
+    "stronger": f"the shipped editor at s_T {STRONGER['text_guidance']:g}",
+    "laptop": "the editor of make run",
+}
 COLOURS = dict(zip((*CURVES.values(), "sdedit"), ("#d9480f", "#f59f00", "#2b8a3e", "#1971c2"), strict=True))
 
 

@@ -31,8 +31,13 @@ def resized(image_CHW: Tensor, size: int) -> Tensor:
 
 def to_png(image_CHW: Tensor) -> bytes:
     """PNG of an image in [0, 1]."""
+    return encoded(to_pillow(image_CHW))
+
+
+def encoded(picture: Image.Image) -> bytes:
+    """PNG of a picture."""
     buffer = io.BytesIO()
-    to_pillow(image_CHW).save(buffer, "PNG", compress_level=3)
+    picture.save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
 
 
@@ -49,9 +54,7 @@ def change_mask(before: bytes, after: bytes, *, where: str) -> bytes:
     kept = (first - second).abs().mean(0) <= _VISIBLE
     picture = to_pillow(first)
     picture.putalpha(Image.fromarray(kept.mul(255).to(torch.uint8).numpy()))
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=3)
-    return buffer.getvalue()
+    return encoded(picture)
 
 
 def to_pillow(image_CHW: Tensor) -> Image.Image:

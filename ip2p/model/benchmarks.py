@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +18,7 @@ from ip2p.dataset.exchange.example import parquet_rows, picture_in, read_file, r
 from ip2p.errors import DataError
 from ip2p.model.heldout import HALF, HeldEdit, HeldOut, held
 from ip2p.model.seen import NONE, Seen
-from ip2p.pictures import open_picture
+from ip2p.pictures import encoded, open_picture
 from ip2p.store import fingerprint
 
 _PIE_SIDE = 512
@@ -82,9 +81,7 @@ def _masked(edit: HeldEdit) -> HeldEdit:
 
 
 def _transparency(alpha: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    Image.merge("LA", [alpha, alpha]).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(Image.merge("LA", [alpha, alpha]))
 
 
 def _read_emu_edit(path: Path) -> Iterator[HeldEdit]:

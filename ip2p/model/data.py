@@ -127,8 +127,7 @@ def load_latents(
         _drop_others(cache, {*pictures, *texts})
     barrier()
     for done, path in enumerate(ours, 1):
-        size = pictures[path][1] if path in pictures else None
-        tensors = _embed(model, texts[path]) if size is None else _encode(next(tables), model, section, seed, size)
+        tensors = _encode(next(tables), model, section, seed, pictures[path][1]) if path in pictures else _embed(model, texts[path])
         write_tensors(tensors, path, kept="what is encoded is")
         on_part(min(done * workers, len(missing)), len(missing))
     barrier()

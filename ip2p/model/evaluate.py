@@ -6,7 +6,6 @@ teacher, an earlier editor (`evaluate.previous`); differences from them are pair
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ip2p.dataset.judge import Judge, Question, summary
@@ -29,7 +27,7 @@ from ip2p.model.plots import plot_curves, plot_types
 from ip2p.model.sdedit import sdedit
 from ip2p.models import editor_named, load_clip, load_diffusion, model_digest, model_label, resolve_device, resolve_dtype
 from ip2p.params import EvaluateParams, JudgeParams, Params
-from ip2p.pictures import from_bytes, grid, to_pillow
+from ip2p.pictures import encoded, from_bytes, grid, to_pillow
 from ip2p.records import SHOWN, StageReport
 from ip2p.sheets import Panel, sheet
 from ip2p.store import code_mark, digest, fingerprint, read_json, write_bytes, write_json
@@ -249,9 +247,9 @@ def _write_examples(bench: Bench, headline: Point, baselines: dict[str, Point], 
     pictures = {n: [to_pillow(x) for x in systems[n](slice(0, len(shown))).cpu()] for n in SHOWN if n in systems}
     for name, images in pictures.items():
         for i, image in enumerate(images):
-            write_bytes(out / "examples" / f"{i:02d}-{name}.png", _png(image))
+            write_bytes(out / "examples" / f"{i:02d}-{name}.png", encoded(image))
     rows = [[images[i] for images in pictures.values()] for i in shown]
-    write_bytes(out / "grid.png", _png(grid([a + b for a, b in zip(rows[::2], rows[1::2], strict=False)] or rows)))
+    write_bytes(out / "grid.png", encoded(grid([a + b for a, b in zip(rows[::2], rows[1::2], strict=False)] or rows)))
     edits = [{"instruction": e.instruction, "edit_type": e.edit_type} for e in held.edits[: len(shown)]]
     write_json(out / "examples.json", edits)
     _write_extremes(headline, held, out)
@@ -270,9 +268,9 @@ def _write_extremes(headline: Point, held: HeldOut, out: Path) -> None:
         for place, i in enumerate(indices):
             images = {view: to_pillow(of(slice(i, i + 1))[0]) for view, of in views.items()}
             for view, image in images.items():
-                write_bytes(out / "extremes" / f"{name}-{place}-{view}.png", _png(image))
+                write_bytes(out / "extremes" / f"{name}-{place}-{view}.png", encoded(image))
             rows[-1].append((f"{name}: {held.edits[i].instruction}", list(images.values())))
-    write_bytes(out / "extremes.png", _png(sheet(rows, heads=list(views))))
+    write_bytes(out / "extremes.png", encoded(sheet(rows, heads=list(views))))
     write_json(out / "extremes.json", extremes)
 
 
@@ -285,9 +283,3 @@ def ranked(point: Point, count: int = _EXTREMES) -> dict[str, list[int]]:
     count = min(count, number)
     middle = (number - count) // 2
     return {"best": order[:count], "median": order[middle : middle + count], "worst": order[-count:]}
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()

@@ -161,7 +161,7 @@ def seen_in(editor: Path, section: EvaluateParams) -> Seen:
 
 
 def require_rest(params: Params) -> None:
-    """Raise for what is wanted only after hours of sampling, and is not there; benchmarks are read by then."""
+    """Raise for what is wanted only after hours of sampling, and is not there; benchmarks are read apart."""
     section = params.evaluate
     if section.previous is not None:
         named = editor_named(section.previous)

@@ -25,6 +25,8 @@ _SLACK = 1.15
 _FLOAT = 4
 _SMALLEST = 4
 """Samples at once below which a part is too small to be proposed."""
+_RANK = 64
+"""Of the LoRA that is proposed."""
 _GROUP = Path("/sys/fs/cgroup")
 _RECOMPUTED = 1 / 8
 """Share of all activations that is alive at once while checkpointed layers compute theirs again."""
@@ -114,12 +116,10 @@ def propose(base: Diffusion, section: TrainParams, *, limit_gb: float, gpu: bool
     for changed in _savings(section, gpu=gpu):
         dry = _dry_pass(base, changed)
         share = section.batch // workers
-        for accumulate in (n for n in range(section.accumulate, share + 1) if share % n == 0):
+        for accumulate in _divisions(section, workers):
             proposal = changed.model_copy(update={"accumulate": accumulate})
             if share // accumulate < min(_SMALLEST, share):
                 break
-            if section.preferences and section.preference_batch % (workers * accumulate):
-                continue
             if _memory(base, proposal, dry, gpu=gpu, workers=workers).total <= limit_gb:
                 return proposal
     return None
@@ -134,7 +134,7 @@ def require_memory(params: Params, base: Diffusion, *, workers: int) -> None:
     need = estimate(base, section, gpu=gpu, workers=workers)
     if need.host > (host := free_gb(torch.device("cpu"))):
         told = f"writing checkpoints takes {need.host:.1f} GB of the machine's memory, {host:.1f} GB are free"
-        smaller = "" if section.lora_rank else ", or set train.lora_rank: 64"
+        smaller = "" if section.lora_rank else f", or set train.lora_rank: {_RANK}"
         raise ParamsError(f"train: {told}; give the machine or the container more{smaller} (`ip2p train plan` shows the parts)")
     if need.total <= free:
         return
@@ -147,14 +147,19 @@ def require_memory(params: Params, base: Diffusion, *, workers: int) -> None:
 
 def out_of_memory(section: TrainParams, step: int, *, workers: int) -> ParamsError:
     """What to say when a step did not fit after all, because of gaps, or of others on the card."""
-    shares = [section.batch // workers, *([section.preference_batch // workers] if section.preferences else ())]
-    smaller = next((n for n in range(section.accumulate + 1, min(shares) + 1) if all(s % n == 0 for s in shares)), None)
+    smaller = next((n for n in _divisions(section, workers) if n > section.accumulate), None)
     ways = [f"train.accumulate: {smaller}"] if smaller else []
     ways += [] if section.gradient_checkpointing else ["train.gradient_checkpointing: true"]
     told = (
         f"set {' or '.join(ways)}, and run again: it goes on from the last checkpoint" if ways else "take a larger card, or train.lora_rank"
     )
     return ParamsError(f"train: the GPU's memory was full at step {step}; {told}")
+
+
+def _divisions(section: TrainParams, workers: int) -> Iterator[int]:
+    """Into how many parts, those of now or more, a process can divide its share of a step's samples and of its preferences."""
+    shares = [section.batch // workers, *([section.preference_batch // workers] if section.preferences else ())]
+    return (n for n in range(section.accumulate, min(shares) + 1) if all(s % n == 0 for s in shares))
 
 
 def advise(params: Params, *, gpu_gb: float | None = None) -> list[str]:
@@ -205,7 +210,7 @@ def _savings(section: TrainParams, *, gpu: bool) -> Iterator[TrainParams]:
     if gpu:
         lean = lean.model_copy(update={"ema_on_cpu": True} | ({"optimizer": "adamw8bit"} if section.optimizer == "adamw" else {}))
         yield lean
-    yield lean.model_copy(update={"lora_rank": section.lora_rank or 64})
+    yield lean.model_copy(update={"lora_rank": section.lora_rank or _RANK})
 
 
 def _bytes(module: Any) -> int:
