@@ -60,7 +60,7 @@ def run(params: Params, *, out: Path, work: Path, progress: Progress = lambda do
 
 def _write_world(section: TripletsParams, captions: list[Caption] | None, seed: int) -> Written:
     stream, types = f"{seed}/triplets", section.edit_types or WORLD_EDIT_TYPES
-    triplets = list(write_triplets(count=section.count, stream=stream, captions=captions, edit_types=types))
+    triplets = list(write_triplets(count=section.count, stream=stream, captions=captions, edit_types=types, weights=section.weights))
     missing = section.count - len(triplets)
     return Written(triplets, section.count, Counter({"captions allow no further edit": missing} if missing else {}))
 
@@ -81,9 +81,13 @@ def _captions(params: Params) -> tuple[list[Caption] | None, dict[str, int]]:
 
 def _check_types(section: TripletsParams) -> None:
     known = WORLD_EDIT_TYPES if section.writer == "world" else EDIT_TYPES
-    if section.writer == "llm" and section.llm.format == "completion" and (section.edit_types is not None or section.per_caption > 1):
-        named = "edit_types" if section.edit_types is not None else "per_caption"
-        raise ParamsError(f"triplets.{named}: a completion model cannot be asked for a type of edit; leave it out")
+    if section.writer == "llm" and section.llm.format == "completion":
+        given = {"edit_types": section.edit_types is not None, "weights": bool(section.weights), "per_caption": section.per_caption > 1}
+        if named := [name for name, is_given in given.items() if is_given]:
+            raise ParamsError(f"triplets.{named[0]}: a completion model cannot be asked for a type of edit; leave it out")
     unknown = sorted(set(section.edit_types or ()) - set(known))
     if unknown or section.edit_types == ():
         raise ParamsError(f"triplets.edit_types: {', '.join(unknown) or 'none'} unknown to the writer; choose of {', '.join(known)}")
+    asked = section.edit_types or known
+    if stray := sorted(set(section.weights) - set(asked)):
+        raise ParamsError(f"triplets.weights: {', '.join(stray)} not asked for; choose of {', '.join(asked)}")

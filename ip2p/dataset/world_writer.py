@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
+from types import MappingProxyType
 
 from ip2p.errors import DataError
 from ip2p.records import Caption, Triplet
@@ -39,8 +40,9 @@ def write_triplets(
     captions: list[Caption] | None = None,
     avoid: Container[str] = frozenset(),
     edit_types: tuple[str, ...] = EDIT_TYPES,
+    weights: Mapping[str, float] = MappingProxyType({}),
 ) -> Iterator[Triplet]:
-    """`count` distinct triplets, balanced over edit types; `avoid` holds captions (texts) not to use.
+    """`count` distinct triplets, balanced over edit types by their weights; `avoid` holds captions (texts) not to use.
 
     Given captions are used in turn, each for the least used edit type that it allows; there may be fewer triplets than
     asked for when a whole round of captions allows nothing new.
@@ -51,7 +53,7 @@ def write_triplets(
     while len(seen) < count and idle < (_ROUNDS * len(captions) if captions else _TRIES):
         rng = random.Random(f"{stream}/{attempt}")
         caption = captions[attempt % len(captions)] if captions else world_caption(rng)
-        wanted = sorted(used, key=used.__getitem__)
+        wanted = sorted(used, key=lambda t: used[t] / weights.get(t, 1))
         triplet = None if caption.text in avoid else _first(caption, wanted if captions else wanted[:1], rng, seen)
         attempt, idle = attempt + 1, idle + 1
         if triplet is not None:

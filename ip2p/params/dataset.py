@@ -62,9 +62,11 @@ class TripletsParams(Section):
     captions: str | None = None
     """`FILE[:COLUMN]` (JSONL, CSV, TSV, Parquet) or `hf:NAME[:SPLIT[:COLUMN]]`; without it captions of random scenes of the world."""
     count: Count = 240
-    """Triplets to write, balanced over edit types."""
+    """Triplets to write, balanced over edit types (by `weights`, where there are any)."""
     edit_types: tuple[str, ...] | None = None
     """Kinds of edit to ask for; none: all that the writer knows."""
+    weights: dict[str, Positive] = {}
+    """How often kinds of edit are asked for, where not once in a round as the others: 2 for what an evaluation shows done badly."""
     per_caption: Count = 1
     """Most triplets that a language model writes for one caption, each of another edit type."""
     near_duplicate: Share = 0.9

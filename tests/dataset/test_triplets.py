@@ -21,6 +21,14 @@ def test_triplets_are_true_distinct_and_balanced_over_edit_types():
         assert apply_edit(read_caption(t.caption.text), read_instruction(t.instruction)) == read_caption(t.edited_caption)
 
 
+def test_what_is_done_badly_can_be_asked_for_more_often():
+    weights = {"replace": 3, "style": 0.5}
+    triplets = list(write_triplets(count=50, stream="t", edit_types=("replace", "style", "season", "add"), weights=weights))
+    got = Counter(t.edit_type for t in triplets)
+    assert got["style"] < got["season"] == got["add"] < got["replace"]
+    assert abs(got["replace"] - 3 * got["add"]) <= 3
+
+
 def test_avoided_captions_are_not_used():
     first = {t.caption.text for t in write_triplets(count=11, stream="t")}
     again = {t.caption.text for t in write_triplets(count=11, stream="t", avoid=frozenset(first))}
@@ -70,7 +78,7 @@ def test_a_caption_outside_the_world_is_named(tmp_path):
         run(params, out=tmp_path / "out", work=tmp_path / "work")
 
 
-@pytest.mark.parametrize("asked", [{"edit_types": ["style"]}, {"per_caption": 2}])
+@pytest.mark.parametrize("asked", [{"edit_types": ["style"]}, {"per_caption": 2}, {"weights": {"style": 2}}])
 def test_what_a_completion_model_cannot_be_told_is_refused(tmp_path, asked):
     params = Params.model_validate({"triplets": {"writer": "llm", "llm": {"format": "completion"}, **asked}})
     with pytest.raises(ParamsError, match=rf"triplets\.{next(iter(asked))}: a completion model cannot be asked"):

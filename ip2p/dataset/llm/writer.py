@@ -26,7 +26,7 @@ from ip2p.store import fingerprint
 
 Progress = Callable[[int, int], None]
 _MOST = 1.5
-"""Times its even share that an edit type may have: a model may write another kind of edit than it was asked for."""
+"""Times its share that an edit type may have: a model may write another kind of edit than it was asked for."""
 Wave = list[tuple[Caption, str, Request]]
 """Captions, the edit types they are asked for, and the requests."""
 
@@ -94,7 +94,9 @@ class _Desk:
         self.asked: defaultdict[str, set[str]] = defaultdict(set)
         self.position = 0
         self.ids: set[str] = set()
-        self.most = math.ceil(_MOST * section.count / len(self.types))
+        self.weight = {t: section.weights.get(t, 1) for t in self.types}
+        share = _MOST * section.count / sum(self.weight.values())
+        self.most = {t: math.ceil(share * weight) for t, weight in self.weight.items()}
         self.near = NearDuplicates(section.near_duplicate)
 
     def next_wave(self) -> Wave:
@@ -105,7 +107,8 @@ class _Desk:
         wave: Wave = []
         for position in range(self.position, end):
             caption = self.captions[position % len(self.captions)]
-            edit_type = min((t for t in self.types if t not in self.asked[caption.id]), key=lambda t: (planned[t], self.types.index(t)))
+            left = (t for t in self.types if t not in self.asked[caption.id])
+            edit_type = min(left, key=lambda t: (planned[t] / self.weight[t], self.types.index(t)))
             planned[edit_type] += 1
             self.asked[caption.id].add(edit_type)
             wave.append((caption, edit_type, request_for(caption.text, edit_type, self.section.llm, self.format)))
@@ -149,7 +152,7 @@ class _Desk:
             self.drop("instruction repeats a caption")
         elif triplet.edit_type not in self.used:
             self.drop("edit type not asked for")
-        elif self.used[triplet.edit_type] >= self.most:
+        elif self.used[triplet.edit_type] >= self.most[triplet.edit_type]:
             self.drop("its edit type has more than its share")
         elif triplet.id in self.ids or not self.near.is_new(f"{triplet.caption.text} {triplet.instruction} {triplet.edited_caption}"):
             self.drop("near-duplicate of an earlier triplet")

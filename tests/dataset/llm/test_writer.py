@@ -181,6 +181,14 @@ def test_the_budget_is_never_exceeded_and_what_was_made_is_kept(tmp_path):
             run(params(server, llm={"budget": 0.0001}), tmp_path / "poor")
 
 
+def test_kinds_of_edit_that_weigh_more_are_asked_for_more_often(tmp_path):
+    with endpoint() as server:
+        report = run(params(server, count=40, weights={"season": 4, "time": 4}), tmp_path)
+    kept = report.kept_by_edit_type
+    rest = [kept.get(t, 0) for t in EDIT_TYPES if t not in ("season", "time")]
+    assert report.kept == 40 and min(kept["season"], kept["time"]) > 2 * sum(rest) / len(rest)
+
+
 @pytest.mark.parametrize("format", ["auto", "text", "completion"])
 def test_endpoints_without_schemas_are_asked_for_text(tmp_path, format):
     with endpoint(schema=False) as server:
@@ -304,6 +312,9 @@ def test_what_no_retry_mends_is_one_clear_error(tmp_path, monkeypatch):
         run(Params.model_validate({"triplets": {"edit_types": ["nonsense"]}}), tmp_path)
     with pytest.raises(ParamsError, match="nonsense unknown to the writer"):
         triplets.plan(Params.model_validate({"triplets": {"writer": "llm", "edit_types": ["nonsense"]}}))
+    for asked in ({"weights": {"nonsense": 2}}, {"weights": {"add": 2}, "edit_types": ["style"]}):
+        with pytest.raises(ParamsError, match=r"triplets\.weights: (nonsense|add) not asked for; choose of .*style"):
+            triplets.plan(Params.model_validate({"triplets": {"writer": "llm", **asked}}))
     for section in ({"edit_types": ["style", "style"]}, {"llm": {"base_url": "127.0.0.1:8000"}}):
         with pytest.raises(ValueError, match=r"names one twice|should match pattern"):
             Params.model_validate({"triplets": section})
