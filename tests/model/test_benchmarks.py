@@ -155,7 +155,7 @@ def test_a_benchmark_is_measured_on_what_is_not_for_training(benchmarks, tmp_pat
     seen = NONE.with_captions(["dev-0"])  # trained on, and known by its picture alone
     assert [e.id for e in of_benchmark("magicbrush", tmp_path / "mixed", count=10, size=SIZE, seen=seen).edits] == ["dev-1"]
     (tmp_path / "mixed" / "dev-00000-of-00001.parquet").unlink()
-    with pytest.raises(DataError, match="its files are all for training"):
+    with pytest.raises(DataError, match="is all for training"):
         of_benchmark("magicbrush", tmp_path / "mixed", count=10, size=SIZE)
 
 
@@ -272,7 +272,7 @@ def test_of_magicbrushs_folders_captions_may_be_missing_and_those_for_training_a
         of_benchmark("magicbrush", archive.parent, count=10, size=SIZE)  # those of `dev`, of which there are none
     assert [e.split for e in magicbrush.read(archive.parent)] == ["train", "train"]
     shutil.rmtree(dev)
-    with pytest.raises(DataError, match="is for training"):
+    with pytest.raises(DataError, match="is all for training"):
         of_benchmark("magicbrush", train, count=10, size=SIZE)
     with pytest.raises(DataError, match="no Parquet files"):
         list(magicbrush.read(archive.parent / "nowhere"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -108,24 +108,30 @@ def split_named(file: Path) -> str | None:
     return next((split for word in words for split, names in _NAMES.items() if word in names), None)
 
 
+def for_testing(named: Mapping[Path, str | None], path: Path) -> list[Path]:
+    """Of files, or folders, with the splits that their names tell: those for testing, else for validation, else those that tell nothing.
+
+    Raises `DataError` if all are for training.
+    """
+    for split in ("test", "validation", None):
+        if some := [file for file, own in named.items() if own == split]:
+            return some
+    raise DataError(f"{path}: is all for training; an editor is not measured on that")
+
+
 def parquet_rows(path: Path, *, held_out: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of every Parquet file below a folder, and where each stands; a few in memory at a time.
 
-    A row without a split has that of its file's name, if the name tells one. With `held_out` only what is not for training is read: the
-    files for testing, else those for validation, else those whose name tells nothing. Raises `DataError` if there are none.
+    A row without a split has that of its file's name, if the name tells one. With `held_out` only what is for testing is read.
+    Raises `DataError` if there is none.
     """
     named = {file: split_named(file.relative_to(path)) for file in sorted(path.rglob("*.parquet"))}
     if not named:
         raise DataError(f"{path}: no Parquet files; give the folder of a dataset")
-    splits = [s for s in ("test", "validation", None) if s in named.values()] if held_out else []
-    if held_out and not splits:
-        raise DataError(f"{path}: its files are all for training; an editor is not measured on those")
-    for file, split in named.items():
-        if held_out and split != splits[0]:
-            continue
+    for file in for_testing(named, path) if held_out else named:
         try:
             for batch in pq.ParquetFile(file).iter_batches(batch_size=64):
-                rows = [row | {"split": row.get("split") or split} for row in batch.to_pylist()]
+                rows = [row | {"split": row.get("split") or named[file]} for row in batch.to_pylist()]
                 yield from ((str(file), row) for row in rows if not (held_out and row["split"] == "train"))
         except (OSError, pa.ArrowInvalid) as error:
             raise DataError(f"{file}: cannot be read as Parquet ({error})") from error

@@ -15,10 +15,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ip2p.dataset.exchange.example import Example, by_split, from_row, parquet_rows, picture_in, read_file, read_object, split_named
+from ip2p.dataset.exchange.example import (
+    Example,
+    by_split,
+    for_testing,
+    from_row,
+    parquet_rows,
+    picture_in,
+    read_file,
+    read_object,
+    split_named,
+)
 from ip2p.errors import DataError
 from ip2p.pictures import change_mask
-from ip2p.records import IMAGE, SPLITS
+from ip2p.records import IMAGE
 
 _ROWS = 256
 _SESSIONS = "edit_sessions.json"
@@ -64,11 +74,8 @@ def read(path: Path, *, held_out: bool = False) -> Iterator[Example]:
     found = sorted(path.glob(_SESSIONS)) or sorted(path.glob(f"*/{_SESSIONS}"))
     if found:
         splits = {file.parent: split_named(Path(file.parent.resolve().name)) or "test" for file in found}
-        wanted = [s for s in ("test", "validation") if s in splits.values()][:1] if held_out else SPLITS
-        if not wanted:
-            raise DataError(f"{path}: is for training; an editor is not measured on that")
-        for folder, split in splits.items():
-            yield from _read_sessions(folder, split) if split in wanted else ()
+        for folder in for_testing(splits, path) if held_out else splits:
+            yield from _read_sessions(folder, splits[folder])
         return
     for where, row in parquet_rows(path, held_out=held_out):
         texts = {
