@@ -28,7 +28,7 @@ from ip2p.store import read_json
 from ip2p.world.report import LONG, write_part
 
 OUT = Path("reports/embedded")
-LEGS = (Path("params/long.yaml"), Path("params/longer.yaml"), Path("params/gpu.yaml"), Path("params/sizes.yaml"))
+LEGS = (Path("params/long.yaml"), Path("params/longer.yaml"), Path("params/gpu.yaml"), Path("params/sizes.yaml"), Path("params/weak.yaml"))
 """What the shipped editor was trained by, one after the other."""
 WIDER = {
     "previous": None,

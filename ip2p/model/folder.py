@@ -9,7 +9,7 @@ from typing import Any
 from ip2p.diffusion import Diffusion
 from ip2p.model.seen import NONE, Seen
 from ip2p.records import RECORD
-from ip2p.store import replace_folder, share, write_json
+from ip2p.store import read_json, replace_folder, share, write_json
 
 _DIFFUSERS = {"vae": "AutoencoderKL", "unet": "UNet2DConditionModel", "scheduler": "DDIMScheduler"}
 _TRANSFORMERS = {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}
@@ -40,6 +40,7 @@ def save_editor(
     parts = _TRANSFORMERS | (_SECOND if large else {})
     for part in ("vae", "scheduler", *parts):
         getattr(teacher, part).save_pretrained(staging / part)
+    forget_origin(staging)
     name = "StableDiffusionXLInstructPix2PixPipeline" if large else "StableDiffusionInstructPix2PixPipeline"
     index: dict[str, object] = {"_class_name": name}
     index |= {part: ["diffusers", kind] for part, kind in _DIFFUSERS.items()} | {
@@ -60,6 +61,12 @@ def save_editor(
     replace_folder(staging, out)
 
 
+def forget_origin(folder: Path) -> None:
+    """Drop from the configurations of saved parts where each was loaded from: a path of this machine is nobody else's business."""
+    for path in folder.rglob("config.json"):
+        write_json(path, {name: value for name, value in read_json(path).items() if name != "_name_or_path"})
+
+
 _LOSSES = {"better": "the preferred edits learned from as pairs are", "dpo": "Diffusion-DPO"}
 _USE = """Loads with diffusers' `StableDiffusionInstructPix2PixPipeline`, or `ip2p edit --model FOLDER PICTURE INSTRUCTION -o OUT`."""
 _USE_EMBEDDED = """Ships with ip2p: `ip2p edit --model world PICTURE INSTRUCTION -o OUT` (`world-128`: at 128 pixels, not 96). Here is its
@@ -71,7 +78,7 @@ def model_card(record: dict[str, Any], evaluation: dict[str, Any] | None = None,
     """The card of an editor: what it is, how it came to be, how to use it and, if it was evaluated, how good it is."""
     section = record["train"]
     how = f"LoRA of rank {section['lora_rank']}, merged" if section["lora_rank"] else "all weights of the UNet"
-    sizes = f", pictures of {' and '.join(map(str, section['sizes']))} pixels" if section.get("sizes") else ""
+    sizes = f", pictures of {' and '.join(map(str, sorted(set(section['sizes']))))} pixels" if section.get("sizes") else ""
     lines = [
         "---",
         "library_name: diffusers",

@@ -12,7 +12,7 @@ import torch
 
 from ip2p.errors import ModelError, ParamsError, UserError
 from ip2p.model.edit import load_editor
-from ip2p.model.folder import model_card, save_editor
+from ip2p.model.folder import forget_origin, model_card, save_editor
 from ip2p.model.seen import read_seen
 from ip2p.models import EMBEDDED, editor_folder, load_diffusion
 from ip2p.records import RECORD
@@ -82,6 +82,7 @@ def _embed(folder: Path) -> str:
     staging = target.with_name(".editor.tmp")
     shutil.rmtree(staging, ignore_errors=True)
     editor.unet.half().save_pretrained(staging / "unet", safe_serialization=True)
+    forget_origin(staging)
     share(*(staging / "unet").iterdir())
     write_json(staging / RECORD, record)
     read_seen(folder).write(staging)

@@ -76,6 +76,7 @@ def recorded(teacher, tmp_path):
 def test_the_training_record_tells_of_the_moving_average_and_makes_a_card(recorded, teacher, made, cpu):
     found = findings(load_editor(recorded, device=cpu), teacher, made, recorded)
     assert found["moving average"].good
+    assert not any("_name_or_path" in path.read_text() for path in recorded.rglob("config.json"))
     card = (recorded / "README.md").read_text()
     assert "pipeline_tag: image-to-image" in card
     assert "7 image pairs" in card
