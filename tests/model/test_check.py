@@ -35,6 +35,7 @@ def test_an_untrained_editor_keeps_the_teachers_loss_and_does_not_read_its_pictu
     assert found["latents of unit spread"].good
     assert found["trained without the picture"].good
     assert found["reads the picture"].good is False
+    assert found["trained without the text"].good is None  # of one that does not read its picture nothing is said
     assert found["moving average"].good is None
     assert found["source latents unscaled"].good is None  # the world's factor is 1: nothing to tell apart
 
