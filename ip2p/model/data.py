@@ -112,7 +112,8 @@ def load_latents(
     rows = read_shards(dataset, "train-", columns=["triplet_id", "edit_prompt"])
     instructions = rows["edit_prompt"].to_pylist()
     distinct = sorted(set(instructions))
-    sizes = section.sizes or (model.image_size,)
+    turns = section.sizes or (model.image_size,)
+    sizes = sorted(set(turns))
     how = fingerprint(
         *(model_digest, str(model.dtype), section.views, section.flip, seed),
         code_mark("model/data.py", "diffusion.py", "pictures.py"),
@@ -139,9 +140,9 @@ def load_latents(
         "text_of_N": tuple(index[t] for t in instructions),
         "groups": _groups(list(zip(rows["triplet_id"].to_pylist(), instructions, strict=True))),
     }
-    parts = [[read_tensors(p) for p, (_, of) in pictures.items() if of == size] for size in sizes]
-    mapped: list[dict[str, Any]] = [{n: Mapped([p[n] for p in some]) for n in _LATENTS} for some in parts]
-    return tuple(Latents(**m, **shared) for m in mapped)
+    parts = {size: [read_tensors(p) for p, (_, of) in pictures.items() if of == size] for size in sizes}
+    mapped: dict[int, dict[str, Any]] = {size: {n: Mapped([p[n] for p in some]) for n in _LATENTS} for size, some in parts.items()}
+    return tuple(Latents(**mapped[size], **shared) for size in turns)
 
 
 def _drop_others(cache: Path, wanted: set[Path]) -> None:

@@ -66,7 +66,7 @@ class TripletsParams(Section):
     edit_types: tuple[str, ...] | None = None
     """Kinds of edit to ask for; none: all that the writer knows."""
     weights: dict[str, Positive] = {}
-    """How often kinds of edit are asked for, where not once in a round as the others: 2 for what an evaluation shows done badly."""
+    """Of kinds of edit, 1 for those not named: one of weight 2, such as one that is done badly so far, is asked for twice as often."""
     per_caption: Count = 1
     """Most triplets that a language model writes for one caption, each of another edit type."""
     near_duplicate: Share = 0.9

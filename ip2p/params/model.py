@@ -16,8 +16,8 @@ class TrainParams(Section):
     steps: Count = 600
     batch: Count = 32
     sizes: tuple[Count, ...] = ()
-    """Sides of the pictures trained on, pixels, several of which steps take in turns; none: what the UNet was made for, at which it
-    edits in any case (reference: trained at 256, edits at 512)."""
+    """Sides of the pictures trained on, pixels, several of which steps take in turns (one named twice, twice as often); none: what the
+    UNet was made for, at which it edits in any case (reference: trained at 256, edits at 512)."""
     start: str | None = None
     """An editor to go on from (`world`: the one that ships, `world-128`: at 128 pixels; a diffusers folder as `./path`; a Hub id such as
     `timbrooks/instruct-pix2pix`); none: the teacher. The captions that its folder says it was trained on

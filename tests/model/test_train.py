@@ -432,6 +432,9 @@ def test_steps_take_the_sizes_in_turns(setup, teacher, monkeypatch):
     assert [x.clean_BCHW.shape[-1] for x in seen] == [6, 12, 6]
     assert all(x.source_BCHW.shape == x.noise_BCHW.shape == x.clean_BCHW.shape for x in seen)
     kept = set(paths["work"].glob("latents-*"))
+    seen.clear()
+    train.run(with_train(params, sizes=(96, 96, 48), steps=3), **paths)  # twice as often, and encoded once
+    assert [x.clean_BCHW.shape[-1] for x in seen] == [12, 12, 6] and set(paths["work"].glob("latents-*")) == kept
     train.run(with_train(params, sizes=(96,), steps=4), **paths)  # encodes nothing, and what it does not need goes
     left = set(paths["work"].glob("latents-*"))
     assert left < kept and 2 * len(left) == len(kept)
