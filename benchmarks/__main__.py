@@ -66,8 +66,9 @@ PARTS = {
         "Against diffusers' `StableDiffusionInstructPix2PixPipeline` on the same weights (the editor that ships), noise and scheduler. "
         "First the same picture (*differs*: the largest difference of a pixel from the first row's), then savings that change it, "
         "compiled, in bfloat16, with their success on edits of captions that the editor was not trained on, and its difference from the "
-        "first row's, edit by edit. At the scales of params.yaml, at which all make three passes of the UNet a step. Latency is the "
-        "median over pictures edited one by one; batches are of 12.",
+        "first row's, edit by edit. At the scales of params.yaml, at which all make three passes of the UNet a step. All ways take "
+        "turns at each picture and at each batch of 12: × is the median over the turns of how many times as long the first row took in "
+        "that turn, for these cores are shared and not as fast from one minute to the next.",
     ),
     "serve": Part(
         "Serving",

@@ -4,24 +4,26 @@
 pipeline's), then savings that change the picture, each with its success on edits whose captions the editor was not trained on, and the
 difference of that from the pipeline's, edit by edit. `--model sd15` builds a folder of Stable
 Diffusion 1.5's true size with random weights (512 px; quality says nothing there) and wants a GPU; `sd15-small` checks that
-command anywhere. Latency is the median over pictures edited one by one, throughput that of batches. *peak* and *bandwidth* are the
-shares of what the device was measured to do; bytes are those of the operators one by one, unfused.
+command anywhere. All ways take turns at each picture and at each batch, for a machine that others use too is not as fast from one
+minute to the next: × is the median over the turns of how many times as long the first way took in that turn, ms the median itself.
+*peak* and *bandwidth* are the shares of what the device was measured to do; bytes are those of the operators one by one, unfused.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.card import cost_of, seconds
+from benchmarks.card import Cost, cost_of, seconds
 from benchmarks.sd15 import build
 from ip2p.dataset.world_writer import write_triplets
 from ip2p.diffusion import Diffusion
@@ -54,6 +56,20 @@ class Work:
         return torch.stack([t.source_CHW for t in self.truths])
 
 
+@dataclass
+class Way:
+    """A way to make the edits, and what it took: the seconds of each turn at one picture and at a batch, and the pictures."""
+
+    name: str
+    dtype: torch.dtype
+    edit: Edit
+    counted: Edit
+    """The same way uncompiled and without graphs, for neither can be counted."""
+    alone: list[float] = field(default_factory=list)
+    batches: list[float] = field(default_factory=list)
+    pictures: list[Tensor] = field(default_factory=list)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="world", help="`world`, an editor folder, sd15 or sd15-small (default: %(default)s)")
@@ -68,37 +84,58 @@ def main() -> None:
         made = options.model in ("sd15", "sd15-small")
         path = build(Path(folder) / "sd15", small=options.model != "sd15", editor=True) if made else whole(options.model, Path(folder))
         work = prepare(path, options, made=made)
-        head = (
-            "",
-            "ms alone",
-            "×",
-            "ms in batches",
-            "×",
-            "differs",
-            *(() if made else ("success", "− the first row's")),
-            "peak",
-            "bandwidth",
-        )
-        print(f"| {' | '.join(head)} |\n{'|---' * len(head)}|", flush=True)
-        first: tuple[float, float] | None = None
-        reference: Tensor | None = None
-        usual: list[float] = []
-        for name, dtype, edit, counted in ways(work, compiled=options.compile, half=options.half):
-            for size in (1, work.batch):  # warms up
-                edit(slice(0, size))
-            cost = cost_of(partial(counted, slice(0, work.batch)))
-            alone = statistics.median(seconds(partial(edit, slice(i, i + 1)), work.device) for i in range(options.timed))
-            pictures, spent = in_batches(edit, work)
-            together = statistics.median(spent) / work.batch
-            first, reference = first or (alone, together), pictures if reference is None else reference
-            differs = (pictures - reference).abs().max()
-            speed = f"{alone * 1e3:.0f} | {first[0] / alone:.1f} | {together * 1e3:.0f} | {first[1] / together:.1f}"
-            told = [name, speed, f"{differs:.1e}"]
-            if not made:
-                success = [float(r.done and r.stayed) for r in map(read_edit, pictures, work.truths)]
-                usual = usual or success
-                told.append(quality(success, usual))
-            print(f"| {' | '.join(told)} | {cost.shares(together * work.batch, work.device, dtype)} |", flush=True)
+        tried = list(ways(work, compiled=options.compile, half=options.half))
+        costs = [warm_up(way, work) for way in tried]
+        take_turns(tried, work, timed=options.timed)
+        print(table(tried, costs, work, made=made), flush=True)
+
+
+def warm_up(way: Way, work: Work) -> Cost:
+    """Make the first edits, for which graphs are captured and models compiled; what a batch costs."""
+    for size in (1, work.batch):
+        way.edit(slice(0, size))
+    print(f"ready: {way.name}", file=sys.stderr, flush=True)
+    return cost_of(partial(way.counted, slice(0, work.batch)))
+
+
+def take_turns(ways: list[Way], work: Work, *, timed: int) -> None:
+    """Time all ways at one picture after the other, then at one batch after the other."""
+    for i in range(timed):
+        for way in ways:
+            way.alone.append(seconds(partial(way.edit, slice(i, i + 1)), work.device))
+    for first in range(0, len(work.requests), work.batch):
+        for way in ways:
+            way.batches.append(seconds(partial(make, way, slice(first, first + work.batch)), work.device))
+        print(f"{first + work.batch} of {len(work.requests)} edits", file=sys.stderr, flush=True)
+
+
+def make(way: Way, some: slice) -> None:
+    """Make edits and keep their pictures."""
+    way.pictures.append(way.edit(some))
+
+
+def table(ways: list[Way], costs: list[Cost], work: Work, *, made: bool) -> str:
+    """A row for each way, against the first."""
+    judged = () if made else ("success", "− the first row's")
+    head = ("", "ms alone", "×", "ms in batches", "×", "differs", *judged, "peak", "bandwidth")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    reference, usual = torch.cat(ways[0].pictures), [] if made else successes(torch.cat(ways[0].pictures), work)
+    for way, cost in zip(ways, costs, strict=True):
+        pictures, together = torch.cat(way.pictures), statistics.median(way.batches)
+        cells = [way.name, *speed(way.alone, ways[0].alone, 1), *speed(way.batches, ways[0].batches, work.batch)]
+        cells += [f"{(pictures - reference).abs().max():.1e}", *([] if made else [quality(successes(pictures, work), usual)])]
+        lines.append(f"| {' | '.join(cells)} | {cost.shares(together, work.device, way.dtype)} |")
+    return "\n".join(lines)
+
+
+def speed(spent: list[float], first: list[float], edits: int) -> tuple[str, str]:
+    """Milliseconds an edit, and how many times as long the first way takes: medians over the turns."""
+    return f"{statistics.median(spent) / edits * 1e3:.0f}", f"{statistics.median(a / b for a, b in zip(first, spent, strict=True)):.1f}"
+
+
+def successes(pictures: Tensor, work: Work) -> list[float]:
+    """Of each edit whether it did what was asked and nothing else."""
+    return [float(r.done and r.stayed) for r in map(read_edit, pictures, work.truths)]
 
 
 def whole(name: str, work: Path) -> Path:
@@ -123,26 +160,21 @@ def prepare(folder: Path, options: argparse.Namespace, *, made: bool) -> Work:
     return Work(folder, requests, truths, options.steps, options.batch, device)
 
 
-def ways(work: Work, *, compiled: bool, half: bool) -> Iterator[tuple[str, torch.dtype, Edit, Edit]]:
-    """Each way to make the same edits, and the ways that cost quality; a model is loaded when its first way is wanted.
-
-    The last is the same way uncompiled and without graphs, for neither can be counted.
-    """
+def ways(work: Work, *, compiled: bool, half: bool) -> Iterator[Way]:
+    """Each way to make the same edits, then the ways that cost quality."""
     steps, bfloat16 = work.steps, torch.bfloat16
     dtypes = (bfloat16,) if half else (torch.float32, bfloat16)
     same = EditOptions(steps, "euler_ancestral")
     for dtype in dtypes:
-        pipeline = load_pipeline(work.folder, work.device, dtype)
-        edit = partial(by_pipeline, pipeline, work)
-        yield f"diffusers' pipeline, {steps} steps, {told(dtype)}", dtype, edit, edit
-        del pipeline, edit
+        edit = partial(by_pipeline, load_pipeline(work.folder, work.device, dtype), work)
+        yield Way(f"diffusers' pipeline, {steps} steps, {told(dtype)}", dtype, edit, edit)
     for dtype in dtypes:
         editor = load_editor(work.folder, device=work.device, dtype=dtype)
         plain = replace(editor, graphed=None)
-        yield f"ours, {told(dtype)}", dtype, ours(editor, work, same), ours(plain, work, same)
+        yield Way(f"ours, {told(dtype)}", dtype, ours(editor, work, same), ours(plain, work, same))
         if compiled:
             editor = load_editor(work.folder, device=work.device, dtype=dtype, compiled=True)
-            yield f"ours, {told(dtype)}, compiled", dtype, ours(editor, work, same), ours(plain, work, same)
+            yield Way(f"ours, {told(dtype)}, compiled", dtype, ours(editor, work, same), ours(plain, work, same))
     half_steps, third = max(2, steps // 2), max(2, steps // 3)
     approximations = {
         "guidance differences kept for 2 steps": EditOptions(steps, every=2),
@@ -155,7 +187,7 @@ def ways(work: Work, *, compiled: bool, half: bool) -> Iterator[tuple[str, torch
         f"DPM-Solver++(2M), {third} steps": EditOptions(third, "dpmpp_2m"),
     }
     for name, how in approximations.items():
-        yield f"{name}{', compiled' * compiled}", bfloat16, ours(editor, work, how), ours(plain, work, how)
+        yield Way(f"{name}{', compiled' * compiled}", bfloat16, ours(editor, work, how), ours(plain, work, how))
 
 
 def ours(editor: Diffusion, work: Work, how: EditOptions) -> Edit:
@@ -191,16 +223,6 @@ def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype):
     ).to(device, dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def in_batches(edit: Edit, work: Work) -> tuple[Tensor, list[float]]:
-    """All pictures, and the seconds of each batch."""
-    pictures: list[Tensor] = []
-    spent = [
-        seconds(lambda first=first: pictures.append(edit(slice(first, first + work.batch))), work.device)
-        for first in range(0, len(work.requests), work.batch)
-    ]
-    return torch.cat(pictures), spent
 
 
 def quality(success: list[float], usual: list[float]) -> str:
