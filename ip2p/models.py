@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from ip2p.diffusion import Diffusion, decode_latents, encode_text, run_unet
 from ip2p.errors import ModelError
 from ip2p.params import ModelsParams
-from ip2p.records import CAPTIONS, TRAINED
+from ip2p.records import CAPTIONS, RECORD, TRAINED
 from ip2p.store import digest, fingerprint
 from ip2p.torchvision_cpu import declare_operators
 
@@ -122,7 +122,7 @@ def load_diffusion(
 
 
 def load_clip(name: str, *, device: torch.device) -> Clip:
-    """Load an OpenCLIP model. Raises `ModelError` if the folder or the name is unknown."""
+    """Load an OpenCLIP model. Raises `ModelError` if the folder or the name is unknown, or has no weights of its own."""
     declare_operators()
     import open_clip
 
@@ -130,6 +130,7 @@ def load_clip(name: str, *, device: torch.device) -> Clip:
         architecture, _, pretrained = name.partition(":")
         if architecture not in open_clip.list_models():
             raise ModelError(f"models.clip: {name!r} is no OpenCLIP architecture; write ARCHITECTURE:PRETRAINED or a folder as ./path")
+        _require_activation(architecture, pretrained)
         source, weights = architecture, pretrained or None
     else:
         folder = Path(model_source(name, kind="clip", subject="models.clip"))
@@ -137,7 +138,7 @@ def load_clip(name: str, *, device: torch.device) -> Clip:
             raise ModelError(f"models.clip: {folder} holds no open_clip_config.json; give the folder of an OpenCLIP model")
         source, weights = f"local-dir:{folder}", None
     try:
-        model = open_clip.create_model(source, pretrained=weights, device=device, weights_only=True)
+        model = open_clip.create_model(source, pretrained=weights, device=device, weights_only=True, require_pretrained=True)
         tokenizer = open_clip.get_tokenizer(source)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"models.clip: {name} cannot be loaded: {str(error).splitlines()[0]}") from error
@@ -151,6 +152,15 @@ def load_clip(name: str, *, device: torch.device) -> Clip:
         std=tuple(preprocess["std"]),
         device=device,
     )
+
+
+def _require_activation(architecture: str, pretrained: str) -> None:
+    """Raises `ModelError` if the weights were trained with QuickGELU and the architecture has another: OpenCLIP only warns, and similarities drift."""
+    import open_clip
+
+    quick = (open_clip.get_pretrained_cfg(architecture, pretrained) or {}).get("quick_gelu")
+    if quick and not (open_clip.get_model_config(architecture) or {}).get("quick_gelu"):
+        raise ModelError(f"models.clip: {architecture}:{pretrained} has weights of QuickGELU; write {architecture}-quickgelu:{pretrained}")
 
 
 def free_pairs(models: ModelsParams) -> int:
@@ -196,7 +206,7 @@ def pinned(source: str) -> dict[str, str]:
 def editor_named(name: str) -> Path | str:
     """The editor that a person names: a folder here; or, as they are, `world` and `world-128` (the embedded one) and a Hub id."""
     on_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w.-]+)?", name) and not Path(name).is_dir() and name != TRAINED
-    return name if name in _WORLD or on_hub else Path(name)
+    return name if name in _WORLD or on_hub else Path(name).expanduser()
 
 
 def editor_folder(named: Path | str) -> Path | None:
@@ -209,13 +219,16 @@ def editor_folder(named: Path | str) -> Path | None:
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
     name, _, commit = named.partition("@")
-    try:
-        return Path(hf_hub_download(name, CAPTIONS, revision=commit or None)).parent
-    except LocalEntryNotFoundError:
-        print(f"{named}: what it was trained on cannot be had offline, and is not kept out of what it is judged by", flush=True)
-    except (EntryNotFoundError, HfHubHTTPError):  # it tells nothing
-        pass
-    return None
+    folder = None
+    for told in (RECORD, CAPTIONS):
+        try:
+            folder = Path(hf_hub_download(name, told, revision=commit or None)).parent
+        except LocalEntryNotFoundError:
+            if told == CAPTIONS:
+                print(f"{named}: what it was trained on cannot be had offline, and is not kept out of what it is judged by", flush=True)
+        except (EntryNotFoundError, HfHubHTTPError):  # it tells nothing
+            pass
+    return folder
 
 
 def model_label(name: str, kind: str = "teacher") -> str:
@@ -243,11 +256,12 @@ def _at_commit(source: str) -> str:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    try:
-        index = Path(hf_hub_download(source, "model_index.json"))  # in the cache, at snapshots/COMMIT
-    except (LocalEntryNotFoundError, EntryNotFoundError, HfHubHTTPError, HFValidationError):
-        return source
-    return f"{source}@{index.parent.name}"
+    for index in ("model_index.json", "config.json"):  # of diffusers, of transformers
+        try:
+            return f"{source}@{Path(hf_hub_download(source, index)).parent.name}"  # in the cache, at snapshots/COMMIT
+        except (LocalEntryNotFoundError, EntryNotFoundError, HfHubHTTPError, HFValidationError):
+            continue
+    return source
 
 
 def _is_path(name: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from ip2p.errors import UserError
 from ip2p.params import TrackParams
 from ip2p.store import write_bytes
 
@@ -43,6 +44,19 @@ def point_mlflow(section: TrackParams) -> Any:
     if before is None:
         os.environ.pop(_VARIABLE, None)
     return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
+def mlflow_in_reach() -> Iterator[None]:
+    """Raises `UserError` if MLflow cannot be used."""
+    from mlflow import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        told = (str(error).splitlines() or ["?"])[0][:300]
+        raise UserError(f"MLflow (track.uri, MLFLOW_TRACKING_URI) cannot be used: {told}; what was made is kept, run again") from error
 
 
 @dataclass(frozen=True)
@@ -97,7 +111,24 @@ def run_tagged(client: Any, section: TrackParams, name: str, value: str) -> str 
 
 @contextmanager
 def track(section: TrackParams, name: str, parameters: Mapping[str, object], *, resume: Path | None = None) -> Iterator[Run]:
-    """Open a run; `resume` is a file that remembers its id, so that a killed stage goes on in the same run."""
+    """Open a run; `resume` is a file that remembers its id, so that a killed stage goes on in the same run.
+
+    Raises `UserError` if MLflow cannot be used.
+    """
+    with mlflow_in_reach():
+        run = _opened(section, name, parameters, resume)
+    client, run_id = run.client, run.id
+    try:
+        yield run
+    except BaseException:
+        client.set_terminated(run_id, "FAILED")
+        raise
+    if run.unsent:  # now or never, so this one may fail
+        client.log_batch(run_id, metrics=run.unsent)
+    client.set_terminated(run_id, "FINISHED")
+
+
+def _opened(section: TrackParams, name: str, parameters: Mapping[str, object], resume: Path | None) -> Run:
     from mlflow import MlflowClient, MlflowException
     from mlflow.entities import Param
 
@@ -114,12 +145,4 @@ def track(section: TrackParams, name: str, parameters: Mapping[str, object], *, 
         client.log_batch(run_id, params=[Param(k, str(v)[:500]) for k, v in parameters.items()])
         if resume is not None:
             write_bytes(resume, run_id.encode())
-    run = Run(client, run_id)
-    try:
-        yield run
-    except BaseException:
-        client.set_terminated(run_id, "FAILED")
-        raise
-    if run.unsent:  # now or never, so this one may fail
-        client.log_batch(run_id, metrics=run.unsent)
-    client.set_terminated(run_id, "FINISHED")
+    return Run(client, run_id)

@@ -1,6 +1,7 @@
 import json
 import random
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from ip2p.clip import image_features
 from ip2p.diffusion import decode_latents, encode_images, run_unet
 from ip2p.errors import ModelError
 from ip2p.model.seen import read_seen
-from ip2p.models import EMBEDDED, editor_folder, editor_named, load_diffusion, model_digest, resolve_device
+from ip2p.models import EMBEDDED, editor_folder, editor_named, load_clip, load_diffusion, model_digest, resolve_device
+from ip2p.release.export import export_editor
 from ip2p.world.language import write_caption
 from ip2p.world.reading import read_attribute
 from ip2p.world.report import held_out_scenes, sample_captions
@@ -89,6 +91,21 @@ def test_what_an_editor_on_the_hub_was_trained_on_is_known(hub, tmp_path, capsys
     assert editor_folder("acme/teacher@" + "a" * 40) is None
     assert "cannot be had offline" in capsys.readouterr().out
     assert editor_folder("world") == editor_folder("world-128") == EMBEDDED / "editor"
+    assert editor_named("~/mine") == Path.home() / "mine"
+
+
+def test_an_editor_of_others_on_the_hub_comes_as_a_folder_with_what_it_tells(hub, tmp_path):
+    export_editor("world", "diffusers", str(tmp_path / "whole"))
+    snapshot = hub / "models--acme--editor" / "snapshots" / ("c" * 40)
+    shutil.copytree(tmp_path / "whole", snapshot)
+    (hub / "models--acme--editor" / "refs").mkdir()
+    (hub / "models--acme--editor" / "refs" / "main").write_text("c" * 40)
+    export_editor("acme/editor", "diffusers", str(tmp_path / "told"))
+    assert (tmp_path / "told" / "training.json").read_text() == (snapshot / "training.json").read_text()
+    (snapshot / "training.json").unlink()
+    export_editor("acme/editor", "diffusers", str(tmp_path / "untold"))
+    assert not (tmp_path / "untold" / "training.json").exists()
+    assert len(read_seen(tmp_path / "untold")) == len(read_seen(snapshot)) > 0
 
 
 def emptied(folder):
@@ -127,6 +144,15 @@ def test_a_folder_that_lost_something_is_no_other_model(spoil, told, tmp_path, c
     spoil(tmp_path / "teacher")
     with pytest.raises(ModelError, match=rf"models\.teacher: .*/{told}"):
         load_diffusion(str(tmp_path / "teacher"), device=cpu)
+
+
+def test_a_clip_without_weights_of_its_own_is_refused(tmp_path, cpu):
+    shutil.copytree(EMBEDDED / "clip", tmp_path / "clip", ignore=shutil.ignore_patterns("*.safetensors"))
+    for name in (str(tmp_path / "clip"), "RN50-quickgelu"):
+        with pytest.raises(ModelError, match=r"models\.clip: .* cannot be loaded"):  # OpenCLIP would draw them at random
+            load_clip(name, device=cpu)
+    with pytest.raises(ModelError, match="weights of QuickGELU; write ViT-L-14-quickgelu:openai"):
+        load_clip("ViT-L-14:openai", device=cpu)
 
 
 def test_what_a_schedule_does_not_say_is_not_clipped(tmp_path, cpu):

@@ -109,7 +109,7 @@ def _is_trained_so(editor: Path, params: Params, dataset: Path) -> bool:
     record = read_json(editor / RECORD)
     dtype = resolve_dtype(params.models.dtype, resolve_device(params.models.device))
     now = {"dataset": digest(dataset), "start_digest": model_digest(*train.start_of(params)), "seed": params.seed, "dtype": str(dtype)}
-    return all(record.get(k) == v for k, v in (now | {"train": params.train.model_dump(mode="json")}).items())
+    return all(record.get(k) == v for k, v in (now | {"train": train.recorded(params.train)}).items())
 
 
 def _require_world(dataset: Path) -> None:

@@ -31,7 +31,7 @@ def save_editor(
 ) -> None:
     """Write a folder that diffusers' InstructPix2Pix pipeline (of SD or SDXL) loads, the LoRA weights of `lora` beside.
 
-    With a record of its training come a model card and the captions that it has `seen`.
+    With a record of its training comes a model card, and with either the captions that it has `seen`.
     """
     staging = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
@@ -53,6 +53,7 @@ def save_editor(
     if record is not None:
         write_json(staging / RECORD, record)
         (staging / "README.md").write_text(model_card(record), encoding="utf-8")
+    if record is not None or len(seen):
         seen.write(staging)
     if lora is not None:
         shutil.copytree(lora, staging / "lora")

@@ -18,6 +18,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -61,6 +62,8 @@ def run(params: Params, *, dataset: Folder, marker: Path, out: Path, work: Path)
     if not marker.exists():
         raise DataError(f"{marker}: missing, so {dataset} was not validated; run `ip2p validate` (or `dvc repro`) first")
     device = resolve_device(params.models.device)
+    if params.models.threads:
+        torch.set_num_threads(params.models.threads)
     rank, launched = joined(cpu=device.type == "cpu")
     workers = launched if launched > 1 else section.workers if device.type == "cpu" else 1
     _require_shares(section, workers)
@@ -203,12 +206,18 @@ def _work(rank: int, workers: int, job: Job, loaded: tuple[Diffusion, tuple[Late
             "pairs": len(trainer.latents[0]),
             "preferences": len(trainer.preferences or ()),
             "loss": read_json(job.work / "progress.json")["loss"],
-            "train": params.train.model_dump() | {"start": params.train.start and Path(params.train.start).name},
+            "train": recorded(params.train),
         }
         lora = job.work / "lora" if params.train.lora_rank else None
         save_editor(trainer.unet, trainer.base, job.out, lora=lora, record=record, seen=_seen(job))
         tracked.tag(MADE, digest(job.out))
         _log_grid(trainer, tracked)
+
+
+def recorded(section: TrainParams) -> dict[str, Any]:
+    """The section as an editor's record tells it, which leaves this machine: of paths the last part."""
+    paths = {name: path for name in ("start", "preferences") if (path := getattr(section, name))}
+    return section.model_dump(mode="json") | {name: Path(path).name for name, path in paths.items()}
 
 
 def _seen(job: Job) -> Seen:

@@ -150,8 +150,8 @@ class RegisterParams(Section):
 class ReportParams(Section):
     """The page at the end of a run."""
 
-    grid: Count = 12
-    """Before/after rows shown."""
+    grid: Annotated[int, Field(ge=1, le=12)] = 12
+    """Before/after rows shown, of the twelve that `evaluate` keeps."""
 
 
 class TrackParams(Section):

@@ -13,7 +13,7 @@ import torch
 from ip2p.errors import ModelError, ParamsError, UserError
 from ip2p.model.edit import load_editor
 from ip2p.model.folder import forget_origin, model_card, save_editor
-from ip2p.model.seen import read_seen
+from ip2p.model.seen import NONE, read_seen
 from ip2p.models import EMBEDDED, editor_folder, load_diffusion
 from ip2p.records import RECORD
 from ip2p.release.single_file import save_single_file
@@ -38,8 +38,8 @@ def export_editor(folder: Path | str, to: str, output: str | None, *, evaluation
         if to == "hub":
             raise ParamsError(f"{folder}: export it `--to diffusers` first, then that folder `--to hub`")
         trained = editor_folder(folder)
-        known = {"record": read_json(trained / RECORD), "seen": read_seen(trained)} if trained else {}
-        save_editor(editor.unet, editor, Path(output), **known)
+        record = read_json(trained / RECORD) if trained and (trained / RECORD).is_file() else None
+        save_editor(editor.unet, editor, Path(output), record=record, seen=read_seen(trained) if trained else NONE)
         return output
     if to == "single":
         if Path(output).suffix != ".safetensors":
@@ -78,6 +78,9 @@ def _embed(folder: Path) -> str:
     for part in ("vae", "text_encoder"):
         if not _same(getattr(editor, part), getattr(teacher, part)):
             raise ModelError(f"{folder}: its {part} is not the embedded teacher's, which an embedded editor gets; train it from `world`")
+    ours, theirs = (x.scheduler.config["prediction_type"] for x in (editor, teacher))  # type: ignore[attr-defined]
+    if ours != theirs:
+        raise ModelError(f"{folder}: predicts {ours}, an embedded editor {theirs} as its teacher does; leave `train.prediction` out")
     target = EMBEDDED / "editor"
     staging = target.with_name(".editor.tmp")
     shutil.rmtree(staging, ignore_errors=True)

@@ -1,8 +1,8 @@
 """The promotion gate: a pure policy over two evaluation reports of the same edits.
 
 A challenger must beat every baseline, and must not be surely worse than the editor it came from (`evaluate.previous`); and against
-the champion, edit by edit: be better at editing, not worse at preserving, and let no edit type collapse. Every rule leaves its
-reason, whether it opened the gate or shut it.
+the champion, edit by edit: be at least as good at editing (better by `margin`), not worse at preserving, and let no edit type
+collapse. Every rule leaves its reason, whether it opened the gate or shut it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Policy:
     margin: float = 0.0
     """By how much a challenger must be better than each baseline, and than the champion."""
     confidence: float = 0.8
-    """Least share of bootstrap resamples in which it is so, against the champion."""
+    """Least share of bootstrap resamples in which it is at least so much better than the champion; an equal one is, at a margin of 0."""
     preserving: float = 0.02
     """How much less it may preserve than the champion."""
 
@@ -83,7 +83,7 @@ def _against_champion(challenger: Report, champion: Report, policy: Policy) -> I
     low, high = bootstrap(gains)
     told = f"champion: {measure} {mean:+.3f} [{low:+.3f}, {high:+.3f}], in {sure:.0%} of resamples at least {policy.margin:+.3f}"
     told += f" ({policy.confidence:.0%} wanted)"
-    yield better, f"{told}: {'better' if better else 'not surely better'}"
+    yield better, f"{told}: {'enough' if better else 'not enough'}"
     kept = "stayed" if "stayed" in ours else "image_similarity"
     losses = _differences(ours[kept], theirs[kept])
     lost = sum(losses) / len(losses)

@@ -9,13 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
-
-from ip2p.errors import ParamsError, UserError
+from ip2p.errors import ParamsError
 from ip2p.params import Params
 from ip2p.release.registry import champion_number, crown, hold_of, version_numbers
-from ip2p.track import point_mlflow
+from ip2p.track import mlflow_in_reach, point_mlflow
 
 _PARENTS = {"start": "from", "dataset": "dataset", "training_run": "trained by run", "code": "code", "champion_then": "champion then"}
 
@@ -24,10 +21,8 @@ _PARENTS = {"start": "from", "dataset": "dataset", "training_run": "trained by r
 def registry_in_reach() -> Iterator[None]:
     """Raises `UserError` if the registry cannot be used, and soon: a person waits."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    try:
+    with mlflow_in_reach():
         yield
-    except (MlflowException, SQLAlchemyError) as error:
-        raise UserError(f"the registry (track.uri, MLFLOW_TRACKING_URI) cannot be used: {str(error).splitlines()[0][:300]}") from error
 
 
 def status(params: Params) -> list[str]:

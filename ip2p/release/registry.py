@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ip2p.errors import ModelError
-from ip2p.params import EvaluateParams, Params
-from ip2p.pictures import to_png
+from ip2p.errors import DataError, ModelError
+from ip2p.params import Params
 from ip2p.records import RECORD, StageReport
 from ip2p.release.gate import Decision, Policy, comparable, decide
+from ip2p.release.version import code_version, send_version
 from ip2p.store import digest, fingerprint, read_json
-from ip2p.track import MADE, point_mlflow, run_tagged
+from ip2p.track import MADE, mlflow_in_reach, point_mlflow, run_tagged
 
 _SHOWN = ("editor", "evaluation", "dataset", "code", "gate", "start", "start_digest", "training_run", "champion_then")
 """Tags of a version that the stage's report tells."""
@@ -30,21 +26,26 @@ _SAFE = {".safetensors", ".json", ".txt", ".md"}
 """Endings of the files that an editor's folder may hold."""
 
 
+@mlflow_in_reach()
 def run(params: Params, *, editor: Path, evaluation: Path, triplets: Path, dataset: Path, work: Path) -> StageReport:
     """Register the editor folder with its evaluation, and promote it if the gate says so.
 
     What this registry has already is not sent again. Only the gate is asked anew, unless that version is champion. An editor that was
     champion and is so no longer, a person took back: it stays so, however it is measured. What people do while it is sent (a hold, a
-    promotion) counts.
+    promotion) counts. Raises `DataError` if the evaluation is another editor's, `UserError` if MLflow cannot be used.
     """
     began = time.monotonic()
     import mlflow
 
     client, name = point_mlflow(params.track), params.register_.name
-    report = read_json(evaluation / "report.json")
-    identity = {"editor": digest(editor)[:16], "evaluation": fingerprint(report)[:16]}
+    report, whole = read_json(evaluation / "report.json"), digest(editor)
+    if report.get("editor") != whole:
+        raise DataError(f"{evaluation / 'report.json'}: the evaluation of another editor than {editor}; run `dvc repro evaluate`")
+    identity = {"editor": whole[:16], "evaluation": fingerprint(report)[:16]}
     known, champion = _known(client, name, identity), _champion(client, name)
     if known is not None and champion is not None and known.version == champion.version:
+        if "promoted_by" not in champion.tags:
+            _note(client, name, str(known.version), by="unknown", reason="made champion elsewhere, or when a run ended at once")
         return _told(name, known.version, Decision(True, tuple(known.tags["gate"].split(" | "))), known.tags)
     if (fallen := _fallen(client, name, identity["editor"], champion)) is not None:
         back = f"was champion before; `ip2p release promote {fallen.version}` makes it so again"
@@ -57,7 +58,7 @@ def run(params: Params, *, editor: Path, evaluation: Path, triplets: Path, datas
     if known is None:
         made = {"gate": "not asked yet", "dataset": digest(dataset)[:16], "code": code_version()}
         tags = identity | made | _parents(client, params, editor)
-        number = _register(mlflow, client, params, editor, report, tags)
+        number = send_version(mlflow, client, params, editor, report, tags)
         tags["seconds"] = f"{time.monotonic() - began:.1f}"
     else:
         number, tags = str(known.version), dict(known.tags)
@@ -85,14 +86,20 @@ class EditorVersion:
 
 
 def crown(client: Any, name: str, number: str, *, by: str, reason: str, back: bool = False) -> None:
-    """Make a version champion; it remembers who said so, why, and (unless it comes back) who was champion before."""
+    """Make a version champion; it remembers who said so, why, and (unless it comes back) who was champion before.
+
+    What tells that it was champion is written when it is: killed in between, it may still become so.
+    """
     before = _champion(client, name)
-    tags = {"promoted_by": by, "promotion_reason": reason}
     if not back and before is not None and str(before.version) != number:
-        tags["previous"] = str(before.version)
-    for key, value in tags.items():
-        client.set_model_version_tag(name, number, key, value)
+        client.set_model_version_tag(name, number, "previous", str(before.version))
     client.set_registered_model_alias(name, "champion", number)
+    _note(client, name, number, by=by, reason=reason)
+
+
+def _note(client: Any, name: str, number: str, *, by: str, reason: str) -> None:
+    for key, value in {"promoted_by": by, "promotion_reason": reason}.items():
+        client.set_model_version_tag(name, number, key, value)
 
 
 def hold_of(params: Params) -> str | None:
@@ -163,13 +170,6 @@ def forget_versions(into: Path, keep: Collection[Path]) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def code_version() -> str:
-    """Package version and, in a git checkout, the commit."""
-    here = Path(__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    return f"{version('ip2p')}+{commit.stdout.strip()}" if commit.returncode == 0 else version("ip2p")
-
-
 def _parents(client: Any, params: Params, editor: Path) -> dict[str, str]:
     """What a version came from: the model its training started from, the run that trained it, the champion of that day."""
     champion = _champion(client, params.register_.name)
@@ -181,59 +181,6 @@ def _parents(client: Any, params: Params, editor: Path) -> dict[str, str]:
         "champion_then": champion and champion.version,
     }
     return {name: str(value) for name, value in found.items() if value}
-
-
-def _example(section: EvaluateParams) -> tuple[Any, dict[str, Any]]:
-    """A row and parameters that a version can be tried with."""
-    import pandas as pd
-
-    side = 32
-    shades = torch.linspace(0, 1, side).expand(3, side, side)
-    frame = pd.DataFrame({"image": [to_png(shades)], "instruction": ["make it winter"]})
-    return frame, {"steps": section.steps, "seed": 0}
-
-
-def _register(mlflow: Any, client: Any, params: Params, editor: Path, report: dict[str, Any], tags: dict[str, str]) -> str:
-    metrics = {k: v for k, v in report["headline"].items() if isinstance(v, float)}
-    experiment = client.get_experiment_by_name(params.track.experiment)
-    mlflow.set_experiment(experiment_id=experiment.experiment_id) if experiment else mlflow.set_experiment(params.track.experiment)
-    with mlflow.start_run(run_name="register"):
-        mlflow.log_metrics(metrics)
-        mlflow.log_dict(report, "report.json")
-        logged = mlflow.pyfunc.log_model(
-            name="editor",
-            python_model=str(Path(__file__).with_name("pyfunc.py")),
-            artifacts={"editor": str(editor)},
-            signature=_signature(params.evaluate),
-            input_example=_example(params.evaluate),
-            pip_requirements=[f"ip2p=={version('ip2p')}"],
-        )
-        model_version = mlflow.register_model(logged.model_uri, params.register_.name, tags=tags)
-        client.set_model_version_tag(params.register_.name, model_version.version, "report", json.dumps(metrics))
-    return str(model_version.version)
-
-
-def _signature(section: EvaluateParams) -> Any:
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-
-    inputs = Schema([ColSpec(DataType.binary, "image"), ColSpec(DataType.string, "instruction")])
-    return ModelSignature(
-        inputs=inputs,
-        outputs=Schema([ColSpec(DataType.binary, "image")]),
-        params=ParamSchema(
-            [
-                ParamSpec("text_guidance", DataType.double, section.text_guidance),
-                ParamSpec("image_guidance", DataType.double, section.image_guidance),
-                ParamSpec("steps", DataType.long, section.steps),
-                ParamSpec("solver", DataType.string, section.solver),
-                ParamSpec("guidance_from", DataType.double, section.guidance_interval[0]),
-                ParamSpec("guidance_until", DataType.double, section.guidance_interval[1]),
-                ParamSpec("guidance_every", DataType.long, section.guidance_every),
-                ParamSpec("seed", DataType.long, 0),
-            ]
-        ),
-    )
 
 
 def _champion(client: Any, name: str) -> Any:
@@ -289,8 +236,13 @@ def _measured_now(params: Params, champion: Any, report: dict[str, Any], *, chal
 
 
 def _report_of(client: Any, version: Any) -> dict[str, Any]:
+    """A version's report; an empty one, comparable with none, if it came without."""
+    from mlflow import MlflowException
     from mlflow.artifacts import load_dict
 
-    run = client.get_run(version.run_id)
-    report: dict[str, Any] = load_dict(f"{run.info.artifact_uri}/report.json")
+    try:
+        report: dict[str, Any] = load_dict(f"{client.get_run(version.run_id).info.artifact_uri}/report.json")
+    except (MlflowException, OSError) as error:
+        print(f"register: version {version.version} has no report.json to be had: {error}", file=sys.stderr)
+        return {}
     return report

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from infra import local
-from ip2p.errors import DataError, ParamsError
+from ip2p import track
+from ip2p.errors import DataError, ParamsError, UserError
 from ip2p.model import evaluate, train
 from ip2p.release import people, registry
 from ip2p.store import digest
@@ -32,10 +33,12 @@ def home(tiny, made, editor_folder, tmp_path, monkeypatch, track_in):
     return params, places | {"triplets": made / "triplets", "dataset": made / "dataset"}
 
 
-def evaluated(folder, success):
+def evaluated(paths, success):
+    folder = paths["evaluation"]
     folder.mkdir(exist_ok=True)
-    report = {"held_out": "h", "headline": {"success": success, "done": success}, "baselines": {"source": {"success": 0.1}}}
-    report |= {"rows": {"success": [success] * 20, "stayed": [1.0] * 20}, "edit_types": ["season"] * 20}
+    report = {"editor": digest(paths["editor"]), "held_out": "h", "headline": {"success": success, "done": success}}
+    report |= {"baselines": {"source": {"success": 0.1}}, "edit_types": ["season"] * 20}
+    report |= {"rows": {"success": [success] * 20, "stayed": [1.0] * 20}}
     (folder / "report.json").write_text(json.dumps(report))
 
 
@@ -49,7 +52,7 @@ def another(paths, name):
 
 def test_a_good_editor_becomes_champion_and_is_served_from_the_registry(home):
     params, paths = home
-    evaluated(paths["evaluation"], 0.5)
+    evaluated(paths, 0.5)
     report = registry.run(params, **paths)
     assert report.kept == 1
     client = mlflow.MlflowClient()
@@ -58,7 +61,7 @@ def test_a_good_editor_becomes_champion_and_is_served_from_the_registry(home):
     assert "beats" in version.tags["gate"]
 
     # a worse one is only a challenger
-    evaluated(paths["evaluation"], 0.3)
+    evaluated(paths, 0.3)
     assert registry.run(params, **paths).kept == 0
     assert client.get_model_version_by_alias("ip2p-editor", "champion").version == version.version
     assert client.get_model_version_by_alias("ip2p-editor", "challenger").version != version.version
@@ -79,9 +82,9 @@ def test_a_version_knows_its_parents_and_mlflow_serves_it_by_its_own_example(hom
     marker.write_text(json.dumps({"dataset": digest(paths["dataset"])}))
     paths["editor"] = tmp_path / "editor"
     train.run(params, dataset=paths["dataset"], marker=marker, out=paths["editor"], work=tmp_path / "train")
-    evaluated(paths["evaluation"], 0.5)
+    evaluated(paths, 0.5)
     registry.run(params, **paths)
-    evaluated(paths["evaluation"], 0.6)
+    evaluated(paths, 0.6)
     registry.run(params, **paths)
     client = mlflow.MlflowClient()
     tags = client.get_model_version("ip2p-editor", "2").tags
@@ -116,11 +119,51 @@ def test_without_an_evaluation_nothing_is_registered(home):
         registry.run(params, **paths)
 
 
+def test_an_evaluation_of_another_editor_registers_nothing(home):
+    params, paths = home
+    evaluated(paths, 0.5)
+    another(paths, "2")
+    with pytest.raises(DataError, match=r"report\.json: the evaluation of another editor .*; run `dvc repro evaluate`"):
+        registry.run(params, **paths)
+    assert registry.version_numbers(params) == {}
+
+
+def test_a_registry_out_of_reach_is_said_in_one_line(home, monkeypatch):
+    params, paths = home
+    evaluated(paths, 0.5)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match=r"MLflow \(track\.uri, MLFLOW_TRACKING_URI\) cannot be used: .*run again"):
+        registry.run(params, **paths)
+    with pytest.raises(UserError, match="cannot be used"), track.track(params.track, "train", {}):
+        pass
+
+
+def test_a_promotion_that_was_killed_halfway_is_made_good(home, monkeypatch):
+    params, paths = home
+    evaluated(paths, 0.5)
+
+    def killed(*arguments, **told):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as now:
+        now.setattr(mlflow.MlflowClient, "set_registered_model_alias", killed)
+        with pytest.raises(KeyboardInterrupt):
+            registry.run(params, **paths)
+    with monkeypatch.context() as now:
+        now.setattr(registry, "_note", killed)
+        with pytest.raises(KeyboardInterrupt):
+            registry.run(params, **paths)
+    assert registry.champion_number(params) == "1"
+    assert registry.run(params, **paths).kept == 1
+    assert mlflow.MlflowClient().get_model_version("ip2p-editor", "1").tags["promoted_by"] == "unknown"
+
+
 def test_people_promote_roll_back_and_hold_and_it_is_recorded(home):
     params, paths = home
-    evaluated(paths["evaluation"], 0.5)
+    evaluated(paths, 0.5)
     registry.run(params, **paths)
-    evaluated(paths["evaluation"], 0.3)
+    evaluated(paths, 0.3)
     registry.run(params, **paths)  # not promoted by the gate
     with pytest.raises(ParamsError, match="say why"):
         people.promote(params, "2", None)
@@ -138,14 +181,14 @@ def test_people_promote_roll_back_and_hold_and_it_is_recorded(home):
         people.rollback(params, None)
     people.hold(params, "holidays")
     another(paths, "2")
-    evaluated(paths["evaluation"], 0.9)
+    evaluated(paths, 0.9)
     report = registry.run(params, **paths)
     assert report.kept == 0 and "held: holidays" in report.extra["gate"]
     people.hold(params, None)
     again = registry.run(params, **paths)  # the version is known: only the gate is asked again
     assert again.kept == 1 and again.extra["version"] == report.extra["version"] == registry.champion_number(params)
     people.rollback(params, "people did not like it")
-    evaluated(paths["evaluation"], 0.95)  # the same editor measured otherwise: a person took it back, and so it stays
+    evaluated(paths, 0.95)  # the same editor measured otherwise: a person took it back, and so it stays
     told = registry.run(params, **paths)
     assert told.kept == 0 and "was champion before" in told.extra["gate"] + str(told.dropped_by_reason)
     assert registry.champion_number(params) == "1"
@@ -159,33 +202,33 @@ def test_what_people_do_while_a_version_is_sent_counts(home, monkeypatch, meanwh
     params, paths = home
     for number, score in (("1", 0.3), ("2", 0.5)):
         another(paths, number)
-        evaluated(paths["evaluation"], score)
+        evaluated(paths, score)
         registry.run(params, **paths)
     assert registry.champion_number(params) == "2"
     another(paths, "3")
-    evaluated(paths["evaluation"], 0.9)
-    sent = registry._register
+    evaluated(paths, 0.9)
+    sent = registry.send_version
 
     def slowly(*arguments):
         number = sent(*arguments)
         meanwhile(params)
         return number
 
-    monkeypatch.setattr(registry, "_register", slowly)
+    monkeypatch.setattr(registry, "send_version", slowly)
     report = registry.run(params, **paths)
     assert report.kept == 0 and told in report.extra["gate"] and registry.champion_number(params) in ("1", "2")
 
 
 def test_what_a_registry_has_is_not_sent_again_and_another_registry_gets_it(home, tmp_path, track_in, monkeypatch):
     params, paths = home
-    evaluated(paths["evaluation"], 0.5)
+    evaluated(paths, 0.5)
     first = registry.run(params, **paths)
     assert registry.run(params, **paths) == first  # to the last digit: what depends on its report is fresh
-    evaluated(paths["evaluation"], 0.05)
+    evaluated(paths, 0.05)
     shut = registry.run(params, **paths)
     assert shut.kept == 0 and registry.run(params, **paths) == shut
     assert list(registry.version_numbers(params)) == ["2", "1"]
-    evaluated(paths["evaluation"], 0.5)
+    evaluated(paths, 0.5)
     (tmp_path / "other").mkdir()
     other = params.model_copy(update={"track": track_in(tmp_path / "other")})
     assert registry.run(other, **paths).kept == 1 and registry.champion_number(other) == "1"
@@ -193,18 +236,24 @@ def test_what_a_registry_has_is_not_sent_again_and_another_registry_gets_it(home
 
 def test_a_champion_of_other_edits_is_measured_anew_on_the_challengers(home, editor_folder, tmp_path):
     params, paths = home
-    evaluated(paths["evaluation"], 0.5)
+    evaluated(paths, 0.5)
     registry.run(params, **paths)
     small = {"evaluate": params.evaluate.model_copy(update={"count": 3, "steps": 2, "sdedit_strengths": ()})}
     params = params.model_copy(update=small)
     shutil.copytree(editor_folder, tmp_path / "challenger")
-    (tmp_path / "challenger" / "README.md").write_text("another")
+    config = tmp_path / "challenger" / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": 16}))  # of larger pictures than the champion's
     paths["editor"] = tmp_path / "challenger"
     data = {k: paths[k] for k in ("triplets", "dataset")}
     evaluate.run(params, editor=paths["editor"], out=paths["evaluation"], work=tmp_path / "evaluate", **data)
     gate = registry.run(params, **paths).extra["gate"]
     assert "not compared" not in gate
     assert "champion: success +0.000 [+0.000, +0.000], in 100% of resamples" in gate  # the same weights
+    # as is one whose report is gone
+    for told in tmp_path.rglob("report.json"):
+        if told.parent.name == "artifacts":
+            told.unlink()
+    assert "100% of resamples" in registry.run(params, **paths).extra["gate"]
     # one that cannot be had is not compared, and the gate stays shut
     shutil.rmtree(tmp_path / "register" / "versions")
     params = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"steps": 3})})
