@@ -155,7 +155,7 @@ def load_clip(name: str, *, device: torch.device) -> Clip:
 
 
 def _require_activation(architecture: str, pretrained: str) -> None:
-    """Raises `ModelError` if the weights were trained with QuickGELU and the architecture has another: OpenCLIP only warns, and similarities drift."""
+    """Raises `ModelError` if the weights are of QuickGELU and the architecture is not: OpenCLIP only warns, and similarities drift."""
     import open_clip
 
     quick = (open_clip.get_pretrained_cfg(architecture, pretrained) or {}).get("quick_gelu")
