@@ -56,7 +56,7 @@ def mlflow_in_reach() -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError) as error:
         told = (str(error).splitlines() or ["?"])[0][:300]
-        raise UserError(f"MLflow (track.uri, MLFLOW_TRACKING_URI) cannot be used: {told}; what was made is kept, run again") from error
+        raise UserError(f"MLflow (track.uri, MLFLOW_TRACKING_URI) cannot be used: {told}") from error
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def test_what_the_system_refuses_is_told_in_a_line(tmp_path, monkeypatch, capsys
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     assert main(["--params", str(ROOT / "params.yaml"), "release", "status"]) == 2
-    assert "the registry (track.uri, MLFLOW_TRACKING_URI) cannot be used" in capsys.readouterr().err
+    assert "MLflow (track.uri, MLFLOW_TRACKING_URI) cannot be used" in capsys.readouterr().err
 
 
 def test_an_exported_editor_is_for_others_to_read(tmp_path, capsys):

@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[1]
         ("train: {drop_text: 0.5, drop_image: 0.6}", "their sum must be at most 1"),
         ("train: {lr: -1}", "train.lr: .*greater than 0"),
         ("pretrain: {teacher_sizes: [128]}", "pretrain.teacher_sizes: .*pretrain.size must be one of them"),
+        ("filter: {judge: {moderation: omni-moderation-latest}}", "filter.judge.moderation: "),
+        ("report: {grid: 13}", "report.grid: .*less than or equal to 12"),
         ("pairs: [1, 2", "not valid YAML"),
         ("just words", "needs sections"),
     ],

@@ -135,6 +135,8 @@ class JudgeParams(LlmParams):
 
     where: ClassVar[str] = "judge"
     model: str = "gpt-4o-2024-11-20"
+    moderation: None = None
+    """A judge's questions are not moderated."""
     temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     format: Literal["json_schema", "text"] = "json_schema"  # type: ignore[assignment]

@@ -42,6 +42,6 @@ class ServeParams(Section):
     keep: Count = 2000
     """Edits kept in the history; those with a vote are always kept."""
     keep_gb: Positive = 10.0
-    """Disk that their pictures may take, GB; the oldest edits without a vote go first."""
+    """Disk that pictures may take beside those of edits with a vote, GB; the oldest edits go first."""
     drain_seconds: Positive = 30.0
     """How long SIGTERM waits for edits under way."""

@@ -12,15 +12,15 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from ip2p.errors import DataError
-from ip2p.pictures import open_picture, painted
+from ip2p.pictures import painted
 from ip2p.serve import metrics
 from ip2p.serve.desk import MAX_INSTRUCTION, MAX_SCALE, Ask, Desk, parameters_of, server_event, voter_of
 from ip2p.serve.forms import FILE, form_of, form_schema, number_of, text_of, upload_of, whole_of
 from ip2p.serve.history import REASONS, EditRow
-from ip2p.serve.intake import RefusedError, read_upload, to_png
+from ip2p.serve.intake import RefusedError, read_upload, to_png, with_parameters
 from ip2p.serve.jobs import Job
 
 router = APIRouter(prefix="/api/v1", tags=["ip2p"])
@@ -175,7 +175,7 @@ async def ask(request: Request) -> Response:
             previews=4,
         )
     job, *_ = await desk.jobs(asked)
-    desk.submit([job])
+    desk.submit([job], request)
     board.put(job, desk)
     return JSONResponse(_told(job), status_code=202, headers={"Location": f"/api/v1/edits/{job.id}"})
 
@@ -226,11 +226,12 @@ async def picture(request: Request, id: Id, what: Literal["picture", "source", "
     name = getattr(row, what)
     if name is None:
         raise RefusedError(404, f"edit {id}: has no mask", field="what")
-    path = desk.history.picture_path(name)
     headers = {"Cache-Control": "private, max-age=31536000, immutable"}
-    if what != "picture":
-        return FileResponse(path, media_type="image/png", headers=headers)
-    data = await run_in_threadpool(_with_parameters, path.read_bytes(), parameters_of(row, desk.params.register_.name))
+    try:
+        data = await run_in_threadpool(desk.history.picture_path(name).read_bytes)
+    except FileNotFoundError as error:  # forgotten meanwhile
+        raise RefusedError(404, f"edit {id}: its {what} is not to be had", field="id") from error
+    data = with_parameters(data, parameters_of(row, desk.params.register_.name)) if what == "picture" else data
     return Response(data, media_type="image/png", headers=headers)
 
 
@@ -284,10 +285,6 @@ def _told(job: Job) -> dict[str, Any]:
 def _row(row: EditRow) -> dict[str, Any]:
     names = ("id", "created", "version", "instruction", "text_guidance", "image_guidance", "steps", "seed", "width", "height", "mask")
     return {"state": "done", "step": row.steps, **{n: getattr(row, n) for n in names}}
-
-
-def _with_parameters(png: bytes, parameters: str) -> bytes:
-    return to_png(open_picture(png, where="picture", alpha=True), parameters)
 
 
 async def _events(desk: Desk, board: Board, job: Job) -> AsyncIterator[str]:

@@ -1,7 +1,8 @@
 """The door for AUTOMATIC1111's clients: the part of `/sdapi/v1` that editors use, and `/instruct-pix2pix/img2img`.
 
-`prompt` is the instruction, `cfg_scale` s_T, `image_cfg_scale` s_I; a mask is white where to edit. Of the some 40 fields that
-clients send, those not read here (denoising strength, hires, restore faces, scripts, override settings, …) are ignored.
+`prompt` is the instruction, `cfg_scale` s_T, `image_cfg_scale` s_I; a mask is white where to edit or, if it is transparent anywhere,
+opaque there. Of the some 40 fields that clients send, those not read here (negative prompt, denoising strength, hires, restore faces,
+scripts, override settings, …) are ignored.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ from fastapi import APIRouter, Request
 from PIL import Image, ImageOps
 from starlette.concurrency import run_in_threadpool
 
-from ip2p.pictures import painted
 from ip2p.sampler import Solver
 from ip2p.serve.desk import Ask, Desk, parameters_of
-from ip2p.serve.intake import CHARGE, RefusedError, from_base64, read_upload, to_png
+from ip2p.serve.intake import RefusedError, from_base64, read_upload, to_png
 
 router = APIRouter(tags=["automatic1111"])
 SAMPLERS: dict[str, Solver] = {"Euler a": "euler_ancestral", "DPM++ 2M": "dpmpp_2m"}
@@ -27,6 +27,8 @@ _SIDES = (16, 4096)
 _ECHOED = ("prompt", "cfg_scale", "image_cfg_scale", "steps", "seed", "sampler_name", "batch_size", "n_iter", "width", "height")
 """Fields that are read and told back as `parameters`."""
 _LARGEST = 2**63 - 1
+_WORDS = {"instruction": "prompt", "text_guidance": "cfg_scale", "image_guidance": "image_cfg_scale", "n": "batch_size"}
+"""What its clients call our fields."""
 _EXTENSION = {"text_cfg": "cfg_scale", "image_cfg": "image_cfg_scale", "sampler": "sampler_name", "output_batches": "n_iter"}
 """What the extension calls the same."""
 _BODY = {
@@ -58,6 +60,7 @@ _BODY = {
 
 def error_body(error: RefusedError) -> dict[str, Any]:
     """As AUTOMATIC1111 tells errors."""
+    error = error.worded(_WORDS)
     return {"error": type(error).__name__, "detail": str(error), "body": "", "errors": str(error)}
 
 
@@ -141,7 +144,6 @@ async def _edited(told: dict[str, Any], request: Request) -> tuple[dict[str, Any
     if width is not None:
         size = width, max(_SIDES[0], min(_SIDES[1], round(width * ask.picture.height / ask.picture.width)))
     jobs = await desk.jobs(ask, count)
-    request.scope[CHARGE](count - 1)
     made = await desk.pictures(jobs, request, door="automatic1111")
     name = desk.params.register_.name
     images = [await desk.by_hand(_encoded, picture, size, parameters_of(row, name)) for row, picture in made]
@@ -187,8 +189,7 @@ def _asked(told: dict[str, Any], desk: Desk) -> tuple[Ask, int]:
         raise RefusedError(400, f"Sampler not found; give {' or '.join(SAMPLERS)}", field="sampler_name")
     mask = None
     if told.get("mask"):
-        mask = read_upload(from_base64(told["mask"], field="mask"), field="mask", max_pixels=most)
-        mask = painted(mask)
+        mask = _mask(read_upload(from_base64(told["mask"], field="mask"), field="mask", max_pixels=most))
         mask = ImageOps.invert(mask) if told.get("inpainting_mask_invert") else mask
     count = (_whole(told, "batch_size") or 1) * (_whole(told, "n_iter") or 1)
     if not 1 <= count <= _MOST:
@@ -207,6 +208,14 @@ def _asked(told: dict[str, Any], desk: Desk) -> tuple[Ask, int]:
         solver=SAMPLERS[sampler],
     )
     return (ask if mask is None or mask.size == picture.size else replace(ask, mask=mask.resize(picture.size))), count
+
+
+def _mask(picture: Image.Image) -> Image.Image:
+    """White where to edit; of a mask with transparency the opaque part, whatever its colour, as AUTOMATIC1111 reads it."""
+    alpha = picture.getchannel("A") if "A" in picture.getbands() else None
+    if alpha is None or alpha.getextrema() == (255, 255):
+        return picture.convert("L")
+    return alpha.point(lambda v: 255 if v > 128 else 0)
 
 
 def _number(told: dict[str, Any], name: str) -> float | None:

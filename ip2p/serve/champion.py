@@ -7,7 +7,9 @@ are loaded on request, to be compared, and the latest few are kept.
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,6 +38,8 @@ _LAST = "last.json"
 """Beside the versions on disk: which of them was served last."""
 _KEPT = 2
 """Most versions loaded beside the champion, held by jobs or kept for the next."""
+_AGAIN, _LATEST = 60.0, 86_400.0
+"""Seconds until a version that was refused is tried again: at first, and at most; what refused it may have been the machine's fault."""
 
 
 class LoadingError(Exception):
@@ -49,7 +53,8 @@ class Champion:
         self._params, self._work = params, work
         self._served: Served | None = None
         self._before: str | None = None
-        self._refused: str | None = None
+        self._refused: tuple[str, float, float] | None = None
+        """The version refused last, when it is tried again (monotonic), and the wait that it will be if it is refused then."""
         self._listed: dict[str, tuple[str, ...]] = {}
         self._others: OrderedDict[str, Served] = OrderedDict()
         self._alive: WeakValueDictionary[str, Served] = WeakValueDictionary()
@@ -122,16 +127,16 @@ class Champion:
                 self._serve_last()
                 raise
             number = number or (FALLBACK if self._params.serve.fallback else None)
-        if number is None or (self._served is not None and self._served.version == number) or number == self._refused:
+        if number is None or (self._served is not None and self._served.version == number) or self._is_refused(number):
             return
         try:
             with self._loading:
                 self._others.pop(number, None)
                 served = self._alive.pop(number, None) or self._load(number)  # no longer one of the others
-        except ModelError:  # it is no good, and will not be: the old one goes on
+        except ModelError:  # it is no good, and may stay so: the old one goes on
             log.exception("champion refused", extra={"version": number, "serving": self._served and self._served.version})
             metrics.SWAPS.labels("refused").inc()
-            self._refused = number
+            self._refuse(number)
             self._serve_last()
             return
         except Exception:
@@ -147,6 +152,18 @@ class Champion:
         )
         with self._loading:
             self._make_room()
+
+    def _is_refused(self, number: str) -> bool:
+        return self._refused is not None and self._refused[0] == number and time.monotonic() < self._refused[1]
+
+    def _refuse(self, number: str) -> None:
+        """Leave a version be for a while, longer each time, and fetch it anew then."""
+        wait = self._refused[2] if self._refused is not None and self._refused[0] == number else _AGAIN
+        self._refused = number, time.monotonic() + wait, min(2 * wait, _LATEST)
+        self._fetched.pop(number, None)
+        for folder in self._work.glob("*"):
+            if folder.name.startswith(f"{self._params.register_.name}-{number}-"):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _make_room(self) -> None:
         """Keep on disk only the versions in use, and the champion before this one, for a rollback."""
@@ -165,7 +182,7 @@ class Champion:
         last = read_json(path) if path.exists() else {}
         number = str(last.get("version", FALLBACK))
         numbers = [FALLBACK] if self._params.serve.fallback else []
-        if "folder" in last and Path(last["folder"]).is_dir() and number != self._refused:
+        if "folder" in last and Path(last["folder"]).is_dir() and not self._is_refused(number):
             self._fetched[number] = EditorVersion(self._params.register_.name, number, Path(last["folder"]), last["defaults"])
             numbers.insert(0, number)
         for number in numbers:

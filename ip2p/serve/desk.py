@@ -30,7 +30,7 @@ from ip2p.sampler import Solver
 from ip2p.serve import metrics
 from ip2p.serve.champion import Champion, LoadingError
 from ip2p.serve.history import EditRow, History, open_history
-from ip2p.serve.intake import RefusedError, to_png
+from ip2p.serve.intake import CHARGE, RefusedError, to_png
 from ip2p.serve.jobs import BusyError, CancelledError, Engine, Job
 
 _LOOK = 0.05
@@ -98,16 +98,17 @@ class Desk:
         requests = [EditRequest(ask.instruction, *scales, (first + i) % (MAX_SEED + 1)) for i in range(count)]
         return [Job(served, ask.picture, r, options, ask.mask, every) for r in requests]
 
-    def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue jobs. Raises `RefusedError` (429) if there is no room."""
+    def submit(self, jobs: Sequence[Job], request: Request) -> None:
+        """Queue the jobs of a request and spend its client's edits on them. Raises `RefusedError` (429) if there is no room."""
         try:
             self.engine.submit(*jobs)
         except BusyError as error:
             raise RefusedError(429, "too many edits are waiting; come again later", code="rate_limit_exceeded") from error
+        request.scope[CHARGE](len(jobs) - 1)
 
     async def pictures(self, jobs: Sequence[Job], request: Request, *, door: str) -> list[tuple[EditRow, Image.Image]]:
         """Run jobs to their end and remember them; they are given up if the client goes away."""
-        self.submit(jobs)
+        self.submit(jobs, request)
         gone = asyncio.create_task(self._cancel_when_gone(jobs, request))
         try:
             made = [await self.ended(job) for job in jobs]
@@ -156,11 +157,10 @@ class Desk:
     def remember(self, job: Job, picture: Image.Image, door: str) -> EditRow:
         """Store a finished edit; one at a time, so that no picture is forgotten between its writing and its row's."""
         source, made, mask = to_png(job.picture), to_png(picture), to_png(job.mask) if job.mask else None
-        keep, row = self.history.keep_picture, _row(job, picture, door)
+        row = _row(job, picture, door)
         with self._remembering:
-            row.source, row.mask, row.picture = keep(source), keep(mask) if mask else None, keep(made)
-            self.history.add(row)
-            return row
+            self.history.store(row, source=source, mask=mask, picture=made)
+        return row
 
     async def _cancel_when_gone(self, jobs: Sequence[Job], request: Request) -> None:
         while not await request.is_disconnected():
@@ -228,6 +228,8 @@ def _check(ask: Ask, max_steps: int) -> None:
             raise RefusedError(400, f"{name}: give 0 to {MAX_SCALE:g}", field=name)
     if ask.mask is not None and ask.mask.size != ask.picture.size:
         raise RefusedError(400, f"mask: is {ask.mask.size}, the picture {ask.picture.size}; make them equal", field="mask")
+    if ask.mask is not None and ask.mask.getextrema()[1] <= 127:  # type: ignore[operator]
+        raise RefusedError(400, "mask: marks nothing, so nothing would be edited", field="mask")
 
 
 def _or(value: float | None, usual: float) -> float:

@@ -7,9 +7,10 @@ bytes. A vote is committed before it is acknowledged. The schema changes by Alem
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from ip2p.errors import DataError
 from ip2p.params import ServeParams
 from ip2p.store import write_bytes
 
+log = logging.getLogger("ip2p.serve")
 REASONS = ("instruction", "preservation", "quality", "other")
 """What a vote may be about."""
 _AT_ONCE = 200
@@ -79,6 +81,13 @@ class Disk:
 
     used: int
     most: float
+    voted: dict[str, int]
+    """Of them the pictures of edits with a vote, which stay whatever they take, by name; votes are never taken back."""
+
+    @property
+    def spare(self) -> float:
+        """Bytes that there is room for, beside the pictures of edits with a vote."""
+        return self.most - self.used + sum(self.voted.values())
 
 
 @dataclass(frozen=True)
@@ -102,8 +111,26 @@ class History:
             self.disk.used += len(png)
         return name
 
+    def store(self, row: EditRow, *, source: bytes, mask: bytes | None, picture: bytes) -> None:
+        """Store an edit with its pictures. Where the database does not take it, the disk has no more pictures than before."""
+        new: list[str] = []
+
+        def keep(png: bytes) -> str:
+            name = hashlib.sha256(png).hexdigest()
+            new.extend([] if self.picture_path(name).exists() else [name])
+            return self.keep_picture(png)
+
+        try:
+            row.source, row.mask, row.picture = keep(source), keep(mask) if mask else None, keep(picture)
+            self.add(row)
+        except BaseException:
+            self._forget(new)
+            raise
+
     def add(self, row: EditRow) -> None:
-        """Store an edit; of those without a vote, all but the newest `keep` go, and the oldest for which there is no room."""
+        """Store an edit whose pictures are kept; of those without a vote, all but the newest `keep` go,
+        and the oldest for which there is no room.
+        """
         with self.session() as session:
             session.add(row)
             session.flush()
@@ -113,9 +140,12 @@ class History:
                     session.execute(delete(EditRow).where(EditRow.id.in_([r.id for r in gone])))
             except IntegrityError:  # a vote on one of them came between: they go with a later edit
                 gone = []
-            names = {n for r in gone for n in (r.source, r.mask, r.picture) if n}
+            names = {n for r in gone for n in names_of(r)}
             kept = {n for n in names if self._used(session, n)}
-        for name in names - kept:
+        self._forget(names - kept)
+
+    def _forget(self, names: Iterable[str]) -> None:
+        for name in names:
             self.disk.used -= self._bytes(name)
             self.picture_path(name).unlink(missing_ok=True)
 
@@ -164,6 +194,8 @@ class History:
                 voter=voter,
             )
             session.add(row)
+        for judged in (one, two):
+            self.disk.voted |= {n: self._bytes(n) for n in (names_of(judged) if judged else ())}
         return row
 
     def votes(self) -> list[VoteRow]:
@@ -179,10 +211,9 @@ class History:
 
     def _forgettable(self, session: Session, newest: str) -> list[EditRow]:
         """Of the edits without a vote, all but the newest `keep`, and the oldest others whose pictures there is no room for."""
-        voted = select(VoteRow.edit).union(select(VoteRow.other).where(VoteRow.other.is_not(None)))
-        query = select(EditRow).where(EditRow.id.not_in(voted), EditRow.id != newest).with_for_update(skip_locked=True)
+        query = select(EditRow).where(EditRow.id.not_in(_VOTED), EditRow.id != newest).with_for_update(skip_locked=True)
         gone = list(session.scalars(query.order_by(EditRow.created.desc()).offset(self.keep - 1)))
-        spare = self.disk.most - self.disk.used + sum(self._bytes(n) for r in gone for n in (r.mask, r.picture))
+        spare = self.disk.spare + sum(self._bytes(n) for r in gone for n in (r.mask, r.picture))
         for row in session.scalars(query.order_by(EditRow.created).limit(_AT_ONCE)) if spare < 0 else ():
             if spare >= 0:
                 break
@@ -198,6 +229,15 @@ class History:
     def _used(self, session: Session, name: str) -> bool:
         uses = (EditRow.source == name) | (EditRow.mask == name) | (EditRow.picture == name)
         return session.scalar(select(EditRow.id).where(uses).limit(1)) is not None
+
+
+_VOTED = select(VoteRow.edit).union(select(VoteRow.other).where(VoteRow.other.is_not(None)))
+"""The ids of edits with a vote."""
+
+
+def names_of(row: EditRow) -> list[str]:
+    """The pictures of an edit."""
+    return [name for name in (row.source, row.mask, row.picture) if name]
 
 
 def open_history(section: ServeParams) -> History:
@@ -221,8 +261,17 @@ def open_history(section: ServeParams) -> History:
             command.upgrade(config, "head")
     except (SQLAlchemyError, CommandError, ImportError) as error:
         raise DataError(f"serve.database: cannot be opened ({type(error).__name__}); check its URL and that it is up") from error
-    used = sum(p.stat().st_size for p in Path(section.pictures).rglob("*.png"))
-    return History(engine, Path(section.pictures), section.keep, Disk(used, section.keep_gb * 1e9))
+    history = History(engine, Path(section.pictures), section.keep, Disk(0, section.keep_gb * 1e9, {}))
+    sizes = {path.stem: path.stat().st_size for path in history.pictures.rglob("*.png")}
+    with history.session() as session:
+        named = {name for row in session.scalars(select(EditRow)) for name in names_of(row)}
+        voted = {name for row in session.scalars(select(EditRow).where(EditRow.id.in_(_VOTED))) for name in names_of(row)}
+    history.disk.used = sum(sizes[name] for name in named & sizes.keys())
+    history.disk.voted.update({name: sizes[name] for name in voted & sizes.keys()})
+    if unknown := sizes.keys() - named:
+        told = f"{len(unknown)} pictures, {sum(sizes[n] for n in unknown) / 1e6:.0f} MB"
+        log.warning("pictures of no edit in the database", extra={"folder": section.pictures, "unknown": told})
+    return history
 
 
 def _durable(connection: Any, _record: object) -> None:

@@ -9,6 +9,9 @@ import base64
 import binascii
 import io
 import re
+import struct
+import zlib
+from collections.abc import Mapping
 
 from PIL import Image
 
@@ -18,11 +21,15 @@ from ip2p.pictures import MAX_RATIO, many_frames, standard
 _FORMATS = ("PNG", "JPEG", "WEBP")
 CHARGE = "ip2p.charge"
 """In the scope of a request for edits: what to call with the number of edits beyond the first."""
+_AFTER_HEADER = 8 + 25
+"""Bytes of a PNG's signature and header."""
 _SIDE = 16
 """Shortest side of a picture, pixels."""
 _MARKER, _FILLING = re.compile(rb"\xff[^\x00\xd0-\xd7]"), re.compile(rb"\xff+")
 _CHUNKS = 10_000
 """Most chunks of a PNG, segments of a JPEG."""
+_SCANS = 100
+"""Most scans of a JPEG, each of which is a pass over the whole picture; progressive ones have some ten."""
 
 
 class RefusedError(UserError):
@@ -31,6 +38,15 @@ class RefusedError(UserError):
     def __init__(self, status: int, message: str, *, field: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.status, self.field, self.code = status, field, code
+
+    def worded(self, words: Mapping[str, str]) -> RefusedError:
+        """The same with the field named as a door's clients name it."""
+        ours = self.field or ""
+        if ours not in words:
+            return self
+        message = str(self)
+        told = words[ours] + message.removeprefix(ours) if message.startswith(f"{ours}:") else message
+        return RefusedError(self.status, told, field=words[ours], code=self.code)
 
 
 def read_upload(data: bytes, *, field: str, max_pixels: int) -> Image.Image:
@@ -87,6 +103,13 @@ def to_png(picture: Image.Image, parameters: str | None = None) -> bytes:
     return buffer.getvalue()
 
 
+def with_parameters(png: bytes, parameters: str) -> bytes:
+    """A PNG of `to_png` with the edit's parameters as its text, before its pixels, which stay as they are."""
+    body = b"iTXtparameters\0\0\0\0\0" + parameters.encode()
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    return png[:_AFTER_HEADER] + chunk + png[_AFTER_HEADER:]
+
+
 def _end(data: bytes) -> int | None:
     """Where the picture ends in the bytes; None if they do not begin as one."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -115,7 +138,7 @@ def _end_of_png(data: bytes) -> int | None:
 
 def _end_of_jpeg(data: bytes) -> int | None:
     """Walks markers; pictures that follow the first, as telephones add them, belong to it."""
-    at = 2
+    at, scans = 2, 0
     for _ in range(_CHUNKS):
         if at + 2 > len(data) or data[at] != 0xFF:
             return None
@@ -130,7 +153,9 @@ def _end_of_jpeg(data: bytes) -> int | None:
         else:
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
             if kind == 0xDA:
-                at = _after_scan(data, at)
+                at, scans = _after_scan(data, at), scans + 1
+                if scans > _SCANS:
+                    return None
     return None
 
 

@@ -1,7 +1,7 @@
 """The door for OpenAI's clients: `POST /v1/images/edits` (with streaming) and `GET /v1/models`.
 
 Beyond OpenAI's fields it takes those that other servers of editors take: `seed`, `num_inference_steps`, `guidance_scale` (s_T),
-`image_guidance_scale` (s_I). `user`, `quality`, `background`, `input_fidelity` and what is unknown are ignored.
+`image_guidance_scale` (s_I). `user`, `quality`, `background`, `input_fidelity`, `negative_prompt` and what is unknown are ignored.
 """
 
 from __future__ import annotations
@@ -22,11 +22,19 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from ip2p.pictures import MAX_WEBP
 from ip2p.serve.desk import Ask, Desk, parameters_of, server_event
 from ip2p.serve.forms import FILE, form_of, form_schema, number_of, text_of, upload_of, whole_of
-from ip2p.serve.intake import CHARGE, RefusedError, read_upload, to_png
+from ip2p.serve.intake import RefusedError, read_upload, to_png
 from ip2p.serve.jobs import Job
 
 router = APIRouter(tags=["openai"])
 _FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
+_WORDS = {
+    "instruction": "prompt",
+    "text_guidance": "guidance_scale",
+    "image_guidance": "image_guidance_scale",
+    "steps": "num_inference_steps",
+    "version": "model",
+}
+"""What its clients call our fields."""
 _USAGE = {"total_tokens": 0, "input_tokens": 0, "output_tokens": 0, "input_tokens_details": {"text_tokens": 0, "image_tokens": 0}}
 _FORM = form_schema(
     required=["image", "prompt"],
@@ -52,6 +60,7 @@ _FORM = form_schema(
 
 def error_body(error: RefusedError) -> dict[str, Any]:
     """As OpenAI's clients read errors."""
+    error = error.worded(_WORDS)
     kind = {401: "authentication_error", 429: "rate_limit_error"}.get(error.status)
     kind = kind or ("server_error" if error.status >= 500 else "invalid_request_error")
     return {"error": {"message": str(error), "type": kind, "param": error.field, "code": error.code}}
@@ -78,10 +87,9 @@ async def edits(request: Request) -> Response:
         raise RefusedError(400, "n: streaming gives one picture", field="n")
     _require_webp(shape, ask.picture.size)
     jobs = await desk.jobs(ask, count)
-    request.scope[CHARGE](count - 1)
     headers = {"X-Model-Version": jobs[0].version}
     if stream:
-        desk.submit(jobs)
+        desk.submit(jobs, request)
         gone = BackgroundTask(desk.engine.cancel, jobs[0])  # if the client left before the stream began
         return StreamingResponse(_events(desk, jobs[0], shape), media_type="text/event-stream", headers=headers, background=gone)
     made = await desk.pictures(jobs, request, door="openai")

@@ -133,7 +133,7 @@ def test_a_registry_out_of_reach_is_said_in_one_line(home, monkeypatch):
     evaluated(paths, 0.5)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(UserError, match=r"MLflow \(track\.uri, MLFLOW_TRACKING_URI\) cannot be used: .*run again"):
+    with pytest.raises(UserError, match=r"MLflow \(track\.uri, MLFLOW_TRACKING_URI\) cannot be used: "):
         registry.run(params, **paths)
     with pytest.raises(UserError, match="cannot be used"), track.track(params.track, "train", {}):
         pass

@@ -27,11 +27,20 @@ def test_img2img_edits_at_the_size_that_is_named(client):
 
 def test_a_batch_is_made_and_a_mask_is_white_where_to_edit(client):
     mask = Image.new("L", (96, 96), 0)
+    mask.paste(255, (0, 0, 48, 96))
     told = client.img2img(
         images=[Image.new("RGB", (96, 96), "teal")], mask_image=mask, prompt="make it night", steps=2, batch_size=2, width=96, height=96
     )
     assert len(told.images) == 2
-    assert all(i.convert("RGB").getcolors() == [(96 * 96, (0, 128, 128))] for i in told.images)
+    assert all(i.convert("RGB").crop((48, 0, 96, 96)).getcolors() == [(48 * 96, (0, 128, 128))] for i in told.images)
+    # one with transparency is read by that, whatever its colours, as AUTOMATIC1111 does
+    strokes = Image.new("RGBA", (96, 96), (0, 0, 0, 0))
+    strokes.paste((0, 0, 0, 255), (0, 0, 48, 96))
+    told = client.img2img(
+        images=[Image.new("RGB", (96, 96), "teal")], mask_image=strokes, prompt="make it night", steps=2, width=96, height=96
+    )
+    assert told.image.convert("RGB").crop((48, 0, 96, 96)).getcolors() == [(48 * 96, (0, 128, 128))]
+    assert told.image.convert("RGB").crop((0, 0, 40, 96)).getcolors() != [(40 * 96, (0, 128, 128))]
 
 
 def test_what_clients_ask_at_their_start_is_answered(client, server):
@@ -74,6 +83,7 @@ def test_the_extensions_path_answers_in_its_form(server):
         ({"width": 1, "height": 1}, 400),
         ({"prompt": None}, 422),
         ({"prompt": " "}, 400),
+        ({"mask": base64.b64encode(png(mode="L", color=0)).decode()}, 400),
     ],
 )
 def test_what_cannot_be_done_is_told_as_automatic1111_tells_it(server, changes, status):
@@ -81,3 +91,8 @@ def test_what_cannot_be_done_is_told_as_automatic1111_tells_it(server, changes, 
     told = server.client.post("/sdapi/v1/img2img", content=json.dumps(body))
     assert told.status_code == status, told.text
     assert set(told.json()) == {"error", "detail", "body", "errors"}
+
+
+def test_errors_name_the_fields_that_its_clients_know(server):
+    body = {"init_images": [base64.b64encode(png()).decode()], "prompt": "x", "cfg_scale": 99}
+    assert server.client.post("/sdapi/v1/img2img", json=body).json()["detail"].startswith("cfg_scale: give 0 to")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from ip2p.errors import ModelError
 from ip2p.release import people, registry
 from ip2p.serve.champion import Champion, LoadingError
+from ip2p.store import digest
 from tests.serve.conftest import png, ready, running, serving
 from tests.services import until
 
@@ -28,7 +29,8 @@ def home(tiny, made, editor_folder, tmp_path, monkeypatch, track_in):
 def register(params, dataset, editor, root, *, success=0.5):
     evaluation = root / "evaluation"
     evaluation.mkdir(exist_ok=True)
-    report = {"held_out": "h", "headline": {"success": success, "done": success}, "baselines": {"source": {"success": 0.1}}}
+    report = {"editor": digest(editor), "held_out": "h", "headline": {"success": success, "done": success}}
+    report |= {"baselines": {"source": {"success": 0.1}}}
     report |= {"rows": {"success": [success] * 20, "stayed": [1.0] * 20}, "edit_types": ["season"] * 20}
     report["id"] = time.time()  # another evaluation each time, and so another version
     (evaluation / "report.json").write_text(json.dumps(report))
@@ -80,7 +82,7 @@ def test_promotion_under_load_gives_no_errors_and_a_broken_champion_leaves_the_o
         # a champion whose weights are no numbers
         third = register(params, dataset, without_numbers(editor, tmp_path), tmp_path)
         before = len(answers)
-        wait_until(lambda: server.desk.champion._refused == third)
+        wait_until(lambda: server.desk.champion._is_refused(third))
         wait_until(lambda: len(answers) > before + 3)
         stop.set()
         for thread in threads:
@@ -96,6 +98,34 @@ def test_promotion_under_load_gives_no_errors_and_a_broken_champion_leaves_the_o
         assert [v["version"] for v in listed] == [third, second, first] and "champion" in listed[0]["aliases"]
         missing = server.client.post("/api/v1/edits", files={"image": png()}, data={"instruction": "x", "version": "99"})
         assert missing.status_code == 404
+
+
+def test_what_could_not_be_loaded_is_tried_again_later(home, tmp_path, monkeypatch):
+    params, _, editor = home
+    params = params.model_copy(update={"serve": params.serve.model_copy(update={"editor": str(tmp_path / "late")})})
+    champion = Champion(params, work=tmp_path / "versions")
+    champion.look()
+    shutil.copytree(editor, tmp_path / "late")
+    champion.look()  # it was tried just now
+    assert champion.served is None
+    now = time.monotonic()
+    monkeypatch.setattr("ip2p.serve.champion.time.monotonic", lambda: now + 61)
+    champion.look()
+    assert champion.served is not None and champion._refused is None
+
+
+def test_a_refused_version_is_fetched_anew_when_it_is_tried_again(home, tmp_path, monkeypatch):
+    params, dataset, editor = home
+    number = register(params, dataset, editor, tmp_path)
+    fetched = registry.fetch_version(params, number, tmp_path / "versions")
+    (fetched.folder / "unet" / "config.json").write_text("{")  # the copy here was damaged
+    champion = Champion(params, work=tmp_path / "versions")
+    champion.look()
+    assert champion.served is None
+    now = time.monotonic()
+    monkeypatch.setattr("ip2p.serve.champion.time.monotonic", lambda: now + 61)
+    champion.look()
+    assert champion.served.version == number
 
 
 def test_until_there_is_a_champion_the_fallback_serves(home, tmp_path):
@@ -174,7 +204,7 @@ def test_a_server_that_starts_on_a_broken_champion_serves_what_it_served_last(ho
     broken = register(params, dataset, without_numbers(editor, tmp_path), tmp_path)
     again = Champion(params, work=tmp_path / "versions")
     again.look()
-    assert again.served.version == good and again._refused == broken
+    assert again.served.version == good and again._is_refused(broken)
     # what served nothing before falls back
     fallen = params.model_copy(update={"serve": params.serve.model_copy(update={"fallback": str(editor)})})
     fresh = Champion(fallen, work=tmp_path / "other")

@@ -14,7 +14,7 @@ import pytest
 from ip2p.errors import ParamsError
 from ip2p.serve import guard
 from ip2p.serve.app import _JsonLines, serve
-from ip2p.serve.jobs import Job
+from ip2p.serve.jobs import BusyError, Job
 from tests.serve.conftest import png, ready, running, serving
 from tests.services import until
 
@@ -146,6 +146,17 @@ def test_every_picture_of_a_request_is_charged(locked):
     codes = [locked.client.post("/v1/images/edits", files={"image": png()}, **many).status_code for _ in range(2)]
     assert codes == [200, 429]
     assert locked.client.post("/v1/images/edits", files={"image": png()}, headers={"X-API-Key": "open-sesame"}, **many).status_code == 429
+
+
+def test_what_the_queue_refuses_costs_nothing(locked, monkeypatch):
+    def full(*jobs):
+        raise BusyError
+
+    many = {"data": {"prompt": "make it winter", "n": "3", "num_inference_steps": "2"}}
+    with monkeypatch.context() as now:
+        now.setattr(locked.desk.engine, "submit", full)
+        assert locked.client.post("/v1/images/edits", files={"image": png()}, **many).status_code == 429
+    assert locked.client.post("/v1/images/edits", files={"image": png()}, **many).status_code == 200
 
 
 def test_an_editor_that_is_not_there_stops_the_start(tiny, tmp_path, editor_folder):

@@ -110,9 +110,39 @@ def test_the_pictures_keep_within_their_room_and_a_start_knows_what_they_take(tm
             thumb(history, 0, 1)
     kept = [int(e.id, 16) for e in history.edits()]
     assert kept[0] == 8 and kept[-1] == 0 and 3 <= len(kept) <= 6  # the newest ones, and the one with a vote
-    assert history.disk.used <= room * 1e9
+    assert history.disk.used - sum(history.disk.voted.values()) <= room * 1e9
     assert open_history(section).disk.used == history.disk.used == sum(p.stat().st_size for p in (tmp_path / "pictures").rglob("*.png"))
     history.add(row(open_history(section), 9))  # a picture greater than the room there is stays till the next
+
+
+def test_edits_with_votes_take_no_room_from_new_ones(tmp_path):
+    section = ServeParams(database=f"sqlite:///{tmp_path}/edits.db", pictures=str(tmp_path / "pictures"), keep_gb=5 * len(png()) * 1e-9)
+    history = open_history(section)
+    for number in range(8):
+        history.add(row(history, number))
+        thumb(history, number, 1)
+    for number in range(8, 12):
+        history.add(row(history, number))
+        history = open_history(section) if number == 9 else history
+    assert [int(e.id, 16) for e in history.edits()] == list(range(11, -1, -1))
+
+
+def test_where_the_database_takes_no_edit_the_disk_takes_no_pictures(history, monkeypatch):
+    history.add(row(history, 0))
+    used = history.disk.used
+    monkeypatch.setattr(type(history), "add", lambda self, row: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        history.store(row(history, 0), source=png(color="teal"), mask=png(color="red"), picture=png(color="blue"))
+    assert history.disk.used == used == sum(p.stat().st_size for p in history.pictures.rglob("*.png"))
+
+
+def test_pictures_that_no_edit_names_take_no_room_and_are_told(history, tmp_path, caplog):
+    history.add(row(history, 0))
+    history.keep_picture(png(color="red"))  # killed before its row was written
+    with caplog.at_level("WARNING"):
+        again = open_history(ServeParams(database=f"sqlite:///{tmp_path}/edits.db", pictures=str(tmp_path / "pictures"), keep=3))
+    assert "pictures of no edit" in caplog.text
+    assert again.disk.used == history.disk.used - len(png(color="red"))
 
 
 def test_however_many_edits_have_votes_new_ones_are_kept(history):

@@ -5,7 +5,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from ip2p.serve.intake import RefusedError, from_base64, read_upload
+from ip2p.serve.intake import RefusedError, from_base64, read_upload, to_png, with_parameters
 from tests.serve.conftest import png
 
 
@@ -63,6 +63,23 @@ def test_everything_else_is_refused(data, status):
 def test_a_hostile_jpeg_is_refused_whatever_it_is_filled_with(filling):
     with pytest.raises(RefusedError):
         read(b"\xff\xd8\xff\xda\x00\x02" + filling * 8_000_000)
+
+
+def test_a_jpeg_has_scans_within_reason():
+    data = png(format="JPEG", progressive=True)
+    assert read(data).size == (120, 90)
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x3f\x3f\x00" + b"\0"
+    with pytest.raises(RefusedError) as refused:
+        read(data[:-2] + scan * 100 + data[-2:])
+    assert refused.value.status == 415
+
+
+def test_parameters_stand_in_a_png_before_its_pixels_which_stay(tmp_path):
+    picture = Image.linear_gradient("L").convert("RGBA")
+    (tmp_path / "told.png").write_bytes(with_parameters(to_png(picture), "make it “winter”"))
+    with Image.open(tmp_path / "told.png") as told:
+        assert told.info["parameters"] == "make it “winter”"  # known before the pixels are read
+        assert told.tobytes() == picture.tobytes()
 
 
 def test_a_picture_is_set_upright_and_its_metadata_is_dropped():

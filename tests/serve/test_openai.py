@@ -74,6 +74,11 @@ def test_size_and_format_are_as_asked(client):
         ({"extra_body": {"num_inference_steps": "many"}}, "num_inference_steps"),
         ({"extra_body": {"seed": -1}}, "seed"),
         ({"extra_body": {"guidance_scale": "nan"}}, "guidance_scale"),
+        ({"extra_body": {"guidance_scale": 99}}, "guidance_scale"),
+        ({"extra_body": {"image_guidance_scale": 99}}, "image_guidance_scale"),
+        ({"extra_body": {"num_inference_steps": 500}}, "num_inference_steps"),
+        ({"prompt": " "}, "prompt"),
+        ({"mask": png(mode="RGBA", color=(0, 0, 0, 255))}, "mask"),  # nothing is transparent
         ({"mask": png()}, "mask"),
         ({"image": png((16400, 600)), "output_format": "webp"}, "image"),  # over max_pixels here
     ],
@@ -82,7 +87,7 @@ def test_what_cannot_be_done_is_told_as_openai_tells_it(client, changes, field):
     with pytest.raises(openai.APIStatusError) as raised:
         client.images.edit(**({"image": png(), "prompt": "make it winter"} | changes))
     assert 400 <= raised.value.status_code < 500
-    assert raised.value.body["param"] == field
+    assert raised.value.body["param"] == field and raised.value.body["message"].startswith(f"{field}: ")
 
 
 def test_models_are_listed_and_others_are_not_found(client):

@@ -19,6 +19,7 @@ from ip2p.store import fingerprint, read_shard, shards
 
 MAX_BYTES = 64 * 2**20
 """Largest picture or text file that is read from outside."""
+_LONGEST_TYPE = 128
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _TEXTS = ("original_prompt", "edit_prompt", "edited_prompt")
 _NAMES = {
@@ -58,6 +59,12 @@ class Example:
         pair = self.pair_id or fingerprint("pair", triplet, self.edit_prompt, self.seed, pictures)
         return replace(self, triplet_id=triplet, pair_id=pair)
 
+    @property
+    def content(self) -> tuple[object, ...]:
+        """All that a shard keeps of it, pictures by their digests: what tells whether it is the same as before."""
+        pictures = (hashlib.sha256(x).hexdigest() for x in (self.original_image, self.edited_image))
+        return (*(getattr(self, name) for name in FACTS), *pictures)
+
 
 def read_dataset(folder: Path, *, splits: Sequence[str] = SPLITS) -> Iterator[Example]:
     """Examples of our own dataset folder, split by split, one shard in memory at a time."""
@@ -73,8 +80,7 @@ def from_row(row: dict[str, Any], where: str) -> Example:
     for name, text in texts.items():
         if not isinstance(text, str):
             raise DataError(f"{where}: no text in `{name}`; an example needs {', '.join(_TEXTS)} and both images")
-        if half := next((c for c in text if "\ud800" <= c <= "\udfff"), None):
-            raise DataError(f"{where}: `{name}` holds half a character (U+{ord(half):X})")
+        _require_whole(text, name, where)
     images: dict[str, bytes] = {}
     for name in ("original_image", "edited_image"):
         data = picture_in(row.get(name))
@@ -86,6 +92,10 @@ def from_row(row: dict[str, Any], where: str) -> Example:
             raise DataError(f"{where}: {name} {str(row[name])[:40]!r} is refused; letters, digits, - and _ only, at most 128")
     if row.get("split") not in (None, *SPLITS):
         raise DataError(f"{where}: split {row['split']!r} is none of {', '.join(SPLITS)}")
+    if row.get("edit_type") is not None:
+        _require_whole(kind := str(row["edit_type"]), "edit_type", where)
+        if len(kind) > _LONGEST_TYPE:
+            raise DataError(f"{where}: edit_type {kind[:40]!r}… has {len(kind)} characters; give at most {_LONGEST_TYPE}")
     known: dict[str, Any] = {n: str(row[n]) for n in ("edit_type", "triplet_id", "pair_id", "split") if row.get(n) is not None}
     try:
         seed = int(row.get("seed") or 0)
@@ -94,6 +104,11 @@ def from_row(row: dict[str, Any], where: str) -> Example:
     if not -(2**63) <= seed < 2**63:
         raise DataError(f"{where}: seed {str(seed)[:40]} is out of range, give one below 2^63")
     return Example(**known | texts | images, seed=seed)
+
+
+def _require_whole(text: str, name: str, where: str) -> None:
+    if half := next((c for c in text if "\ud800" <= c <= "\udfff"), None):
+        raise DataError(f"{where}: `{name}` holds half a character (U+{ord(half):X})")
 
 
 def picture_in(cell: object) -> bytes | None:

@@ -71,7 +71,7 @@ def import_pairs(source: Path, layout: str, out: Path, params: Params, progress:
     examples = (_captioned(e, source) for e in _layout(layout).read(source))
     for number, some in enumerate(_whole_triplets(_usable(examples, params.filter.splits, dropped))):
         path = staging / f"pairs-{number:05d}.parquet"
-        mark = fingerprint("import", layout, models, code_mark(*_CODE), [e.pair_id for e in some])
+        mark = fingerprint("import", layout, models, code_mark(*_CODE), [e.content for e in some])
         if shard_mark(path) != mark:  # else an earlier import got so far
             write_shard(path, _scored(some, clip, safety), mark)
         triplets = {e.triplet_id for e in some}
@@ -152,24 +152,30 @@ def lint(source: Path, layout: str) -> list[str]:
     return problems if seen["train"] else [*problems, "no training examples"]
 
 
+def _made(p2p: pa.ChunkedArray) -> str:
+    """How pairs came about, by what those of ip2p's own making have: no word of a licence, which is for their owner to give."""
+    own, brought = len(p2p) - p2p.null_count, p2p.null_count
+    told = f"{own} pairs made by ip2p: triplets of caption, instruction and edited caption; images by Prompt-to-Prompt." if own else ""
+    return f"{told} {brought} pairs brought in from elsewhere, under the terms of their source.".strip() if brought else told
+
+
 def card(dataset: Path) -> str:
     """The dataset card: what is in it, in figures."""
     table = pa.concat_tables(
-        read_shards(dataset, f"{s}-", columns=["split", "edit_type"]) for s in SPLITS if any(dataset.glob(f"{s}-*.parquet"))
+        read_shards(dataset, f"{s}-", columns=["split", "edit_type", "p2p"]) for s in SPLITS if any(dataset.glob(f"{s}-*.parquet"))
     )
     counts = Counter(zip(table["split"].to_pylist(), table["edit_type"].to_pylist(), strict=True))
     splits = {s: sum(n for (split, _), n in counts.items() if split == s) for s in SPLITS}
     types = sorted({t for _, t in counts})
     rows = "\n".join(f"| {t} | " + " | ".join(str(counts[s, t]) for s in SPLITS) + " |" for t in types)
     return f"""---
-license: mit
 task_categories: [image-to-image]
 tags: [instruction-based image editing, instruct-pix2pix]
 ---
 # Image edits by instruction
 
-Made by ip2p: triplets of caption, instruction and edited caption; image pairs by Prompt-to-Prompt; kept by CLIP and the chain of
-filters. Splits are by triplet. {sum(splits.values())} examples: {", ".join(f"{s} {n}" for s, n in splits.items())}.
+{_made(table["p2p"])} Kept by CLIP and the chain of filters. Splits are by triplet. {sum(splits.values())} examples:
+{", ".join(f"{s} {n}" for s, n in splits.items())}.
 
 | edit type | train | validation | test |
 |---|---|---|---|

@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 import tarfile
 from collections import Counter
 from dataclasses import asdict, replace
@@ -12,7 +13,7 @@ from PIL import Image
 
 from ip2p.cli import main
 from ip2p.dataset import filter, validate
-from ip2p.dataset.exchange import hf, move, reference
+from ip2p.dataset.exchange import folders, hf, move, reference
 from ip2p.dataset.exchange.example import from_row, read_dataset, split_named
 from ip2p.dataset.exchange.move import LAYOUTS, export_dataset, import_pairs, lint
 from ip2p.dataset.trace import trace
@@ -308,6 +309,30 @@ def test_an_import_that_was_killed_goes_on_and_gives_the_scores_of_the_pairs_tha
             assert row[name] == pytest.approx(ours[row["pair_id"]][name], abs=0.01)
 
 
+def test_an_import_goes_on_with_what_is_there_now_whatever_the_ids(made, tiny, tmp_path, monkeypatch):
+    examples = [replace(e, edit_type="old") for e in read_dataset(made / "dataset")]
+    folders.write(examples, tmp_path / "source")
+    monkeypatch.setattr(move, "replace_folder", lambda *paths: 1 / 0)  # killed at its end
+    with pytest.raises(ZeroDivisionError):
+        import_pairs(tmp_path / "source", "folders", tmp_path / "pairs", tiny)
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "source")
+    folders.write([replace(e, edit_type="new") for e in examples], tmp_path / "source")
+    import_pairs(tmp_path / "source", "folders", tmp_path / "pairs", tiny)
+    assert set(read_shards(tmp_path / "pairs")["edit_type"].to_pylist()) == {"new"}
+
+
+def test_the_card_tells_whose_pairs_they_are_and_claims_no_licence(made, tiny, tmp_path):
+    export_dataset(made / "dataset", "hf", tmp_path / "hf")
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "pairs made by ip2p" in card and "brought in" not in card and "license" not in card
+    import_pairs(tmp_path / "hf", "hf", tmp_path / "pairs", tiny)
+    assert filter.run(tiny, pairs=tmp_path / "pairs", out=tmp_path / "dataset", work=tmp_path / "work").kept > 0
+    export_dataset(tmp_path / "dataset", "hf", tmp_path / "again")
+    card = (tmp_path / "again" / "README.md").read_text()
+    assert "pairs made by ip2p" not in card and "pairs brought in from elsewhere" in card
+
+
 def test_pairs_of_two_sizes_are_left_out_and_captions_may_be_null(made, tiny, tmp_path):
     rows = read_shards(made / "dataset", "train-").slice(0, 4).select([*hf.SCHEMA.names[:5]]).to_pylist()
     for row in rows:
@@ -330,7 +355,13 @@ def test_a_triplet_whose_pairs_lie_apart_is_told(made, tiny, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("row", "message"), [({"edit_prompt": "half \ud83d"}, "holds half a character"), ({"seed": 2**70}, "is out of range")]
+    ("row", "message"),
+    [
+        ({"edit_prompt": "half \ud83d"}, "holds half a character"),
+        ({"edit_type": "\ud800"}, "holds half a character"),
+        ({"edit_type": "x" * 200}, "has 200 characters"),
+        ({"seed": 2**70}, "is out of range"),
+    ],
 )
 def test_what_no_table_takes_is_named(made, row, message):
     with pytest.raises(DataError, match=f"here: .*{message}"):
