@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import logging
-from collections import OrderedDict
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
@@ -15,8 +12,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from ip2p.errors import DataError
-from ip2p.pictures import painted
+from ip2p.pictures import open_picture, painted
 from ip2p.serve import metrics
+from ip2p.serve.board import Board
 from ip2p.serve.desk import MAX_INSTRUCTION, MAX_SCALE, Ask, Desk, parameters_of, server_event, voter_of
 from ip2p.serve.forms import FILE, form_of, form_schema, number_of, text_of, upload_of, whole_of
 from ip2p.serve.history import REASONS, EditRow
@@ -26,14 +24,11 @@ from ip2p.serve.jobs import Job
 router = APIRouter(prefix="/api/v1", tags=["ip2p"])
 Id = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
 _TEXT = r"^[^\x00-\x08\x0b-\x1f]*$"
-log = logging.getLogger("ip2p.serve")
-_REMEMBERED = 512
-"""Jobs whose progress can still be asked for."""
 _ONE_CLICK = (
     ("Season", ("make it spring", "make it summer", "make it autumn", "make it winter")),
     ("Time", ("make it day", "make it sunset", "make it night")),
-    ("Weather", ("make it rainy", "make it snowy", "make it foggy", "make the sky clear")),
-    ("Style", ("make it a watercolour", "make it a pencil sketch", "make it a mosaic", "make it pixel art")),
+    ("Weather", ("make it rainy", "make it snowy", "make it foggy", "make it clear")),
+    ("Style", ("make it a watercolour", "make it a pencil sketch", "make it pop art", "make it pixel art")),
 )
 _SCALE = {"type": "number", "minimum": 0, "maximum": MAX_SCALE}
 _FORM = form_schema(
@@ -72,53 +67,6 @@ class Choice(BaseModel):
     value: Literal[1, 0, -1]
     reason: Literal["instruction", "preservation", "quality", "other"] | None = None
     comment: Annotated[str, Field(max_length=500, pattern=_TEXT)] = ""
-
-
-class Board:
-    """Jobs asked for through this door that are under way, and the latest that failed; those that are done are in the history."""
-
-    def __init__(self) -> None:
-        self._jobs: OrderedDict[str, Job] = OrderedDict()
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def put(self, job: Job, desk: Desk) -> None:
-        """Follow a job to its end and remember its edit, whether its client is there or not."""
-        self._jobs[job.id] = job
-        while len(self._jobs) > _REMEMBERED:
-            self._jobs.popitem(last=False)
-        task = asyncio.create_task(self._finish(job, desk))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def job(self, id: str) -> Job | None:
-        """A job by its id."""
-        return self._jobs.get(id)
-
-    async def settled(self, seconds: float) -> None:
-        """Wait until all edits that were made are remembered, but not for ever."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=seconds)
-
-    async def stored(self, job: Job) -> None:
-        """Wait until a job's edit is remembered; who stops waiting does not stop that."""
-        if tasks := [t for t in self._tasks if t.get_name() == job.id]:
-            await asyncio.wait(tasks)
-
-    async def _finish(self, job: Job, desk: Desk) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        task.set_name(job.id)
-        try:
-            picture = await desk.ended(job)
-            await desk.by_hand(desk.remember, job, picture, "api")
-            self._jobs.pop(job.id, None)
-        except RefusedError:
-            pass
-        except Exception:
-            log.exception("edit not stored", extra={"job": job.id})
-            metrics.UNSTORED.inc()
-            job.lost = True
-        job.forget()
 
 
 def error_body(error: RefusedError) -> dict[str, Any]:
@@ -219,8 +167,10 @@ async def events(request: Request, id: Id) -> Response:
 
 
 @router.get("/edits/{id}/{what}", response_model=None)
-async def picture(request: Request, id: Id, what: Literal["picture", "source", "mask"]) -> Response:
-    """The edited picture, with its parameters inside, its source, or its mask, as PNG."""
+async def picture(
+    request: Request, id: Id, what: Literal["picture", "source", "mask"], side: Annotated[int | None, Query(ge=16, le=1024)] = None
+) -> Response:
+    """The edited picture, with its parameters inside, its source, or its mask, as PNG; no side longer than `side` pixels."""
     desk: Desk = request.app.state.desk
     row = await _known(request, id)
     name = getattr(row, what)
@@ -231,7 +181,10 @@ async def picture(request: Request, id: Id, what: Literal["picture", "source", "
         data = await run_in_threadpool(desk.history.picture_path(name).read_bytes)
     except FileNotFoundError as error:  # forgotten meanwhile
         raise RefusedError(404, f"edit {id}: its {what} is not to be had", field="id") from error
-    data = with_parameters(data, parameters_of(row, desk.params.register_.name)) if what == "picture" else data
+    if side is not None:
+        data = await desk.by_hand(_small, data, side)
+    elif what == "picture":
+        data = with_parameters(data, parameters_of(row, desk.params.register_.name))
     return Response(data, media_type="image/png", headers=headers)
 
 
@@ -285,6 +238,12 @@ def _told(job: Job) -> dict[str, Any]:
 def _row(row: EditRow) -> dict[str, Any]:
     names = ("id", "created", "version", "instruction", "text_guidance", "image_guidance", "steps", "seed", "width", "height", "mask")
     return {"state": "done", "step": row.steps, **{n: getattr(row, n) for n in names}}
+
+
+def _small(png: bytes, side: int) -> bytes:
+    small = open_picture(png, where="picture", alpha=True)
+    small.thumbnail((side, side))
+    return to_png(small)
 
 
 async def _events(desk: Desk, board: Board, job: Job) -> AsyncIterator[str]:

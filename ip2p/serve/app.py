@@ -25,6 +25,7 @@ from ip2p.errors import ParamsError
 from ip2p.models import editor_named
 from ip2p.params import Params
 from ip2p.serve import api, automatic, metrics, openai
+from ip2p.serve.board import Board
 from ip2p.serve.desk import Desk
 from ip2p.serve.doors import door_of, refusal
 from ip2p.serve.guard import Guard
@@ -40,7 +41,7 @@ _PLAIN = set(vars(logging.makeLogRecord({}))) | {"message", "taskName", "asctime
 
 def make_app(params: Params, *, keys: tuple[str, ...] = (), work: Path = Path("work/serve/versions")) -> FastAPI:
     """The application; its editor is loaded once it runs."""
-    desk, board = Desk(params, work=work), api.Board()
+    desk, board = Desk(params, work=work), Board()
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

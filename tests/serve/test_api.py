@@ -6,6 +6,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from ip2p.world.language import read_instruction
 from tests.serve.conftest import png
 
 
@@ -90,8 +91,19 @@ def test_ids_from_outside_name_nothing_but_edits(server, id):
         assert server.client.get(path).status_code in (404, 422)
 
 
+def test_a_small_form_of_a_picture_is_to_be_had_and_one_that_is_gone_is_not(server):
+    path = f"/api/v1/edits/{server.edit()['id']}/picture"
+    small = server.client.get(path, params={"side": 32})
+    assert small.status_code == 200 and Image.open(io.BytesIO(small.content)).size == (32, 24)
+    assert server.client.get(path, params={"side": 4}).status_code == 422
+    server.desk.history.picture_path(server.desk.history.edits(count=1)[0].picture).unlink()
+    told = server.client.get(path)
+    assert told.status_code == 404 and "not to be had" in told.json()["error"]["message"]
+
+
 def test_the_status_tells_what_is_served_and_what_one_click_does(server):
     told = server.client.get("/api/v1/status").json()
     assert told["ready"] and told["version"] == "folder"
-    assert "make it winter" in told["one_click"][0]["instructions"]
+    for group in told["one_click"]:
+        assert {read_instruction(i).type for i in group["instructions"]} == {group["name"].lower()}  # what the shipped editor was taught
     assert server.client.get("/metrics").text.count("ip2p_edits_total{") >= 1

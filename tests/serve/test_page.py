@@ -57,7 +57,8 @@ def edited(page):
 
 def test_an_edit_of_another_picture_shows_nothing_over_this_one_and_gets_no_votes_of_it(page, server):
     give(page, png(color="red"))
-    page.evaluate("document.getElementById('steps').value = 100")
+    page.get_by_role("group").get_by_text("Settings").click()
+    page.locator("#steps").fill("100")
     page.get_by_test_id("instruction").fill("make it night")
     page.get_by_test_id("instruction").press("Enter")
     expect(page.get_by_test_id("progress")).to_be_visible()
@@ -100,10 +101,62 @@ def test_an_open_page_edits_with_the_champion_of_the_day(page, server, monkeypat
     monkeypatch.setattr(server.desk.champion, "look", lambda: None)  # which would find the folder's editor again
     monkeypatch.setattr(server.desk.champion, "_served", replace(server.desk.champion.served, version="promoted"))
     give(page)
+    page.get_by_role("group").get_by_text("Settings").click()
+    page.locator("#steps").fill("5")
     page.locator("#clicks").get_by_role("button", name="winter").click()
     edited(page)
     expect(page.locator("#caption")).to_contain_text("version promoted")
     expect(page.get_by_test_id("served")).to_contain_text("version promoted")
+    expect(page.locator("#steps")).to_have_value("5")
+
+
+def test_a_second_edit_beside_the_champion_is_the_same_edit_whatever_is_typed_meanwhile(page, server, monkeypatch):
+    champion = server.desk.champion
+    monkeypatch.setattr(champion, "versions", lambda: {"other": (), "folder": ("champion",)})
+    monkeypatch.setattr(champion, "version", lambda number: replace(champion.served, version=number))
+    page.reload()
+    give(page)
+    page.get_by_role("group").get_by_text("Settings").click()
+    page.get_by_test_id("version").select_option("other")
+    page.get_by_test_id("beside").check()
+    page.locator("#steps").fill("30")
+    page.get_by_test_id("instruction").fill("make it night")
+    page.get_by_test_id("go").click()
+    expect(page.get_by_test_id("progress")).to_be_visible()
+    page.get_by_test_id("instruction").fill("make it winter")
+    page.get_by_test_id("choice").wait_for(timeout=60_000)
+    one, two = server.desk.history.edits(count=2)
+    assert {one.version, two.version} == {"folder", "other"}
+    assert (one.instruction, one.seed, one.steps) == (two.instruction, two.seed, two.steps) == ("make it night", one.seed, 30)
+    page.get_by_test_id("same").click()
+    page.get_by_test_id("choice").wait_for(state="hidden")
+
+
+def test_an_edit_that_arrives_late_shows_nothing_over_the_next_picture(page):
+    held = []
+    page.route(re.compile("/picture$"), lambda route: held.append(route))
+    give(page, png(color="red"))
+    page.get_by_test_id("instruction").fill("make it night")
+    with page.expect_request(re.compile("/picture$"), timeout=60_000):
+        page.get_by_test_id("go").click()
+    give(page, png(color="blue"))
+    for route in held:
+        route.continue_()
+    page.unroute(re.compile("/picture$"))
+    expect(page.get_by_test_id("go")).to_be_enabled()
+    expect(page.get_by_test_id("up")).to_be_hidden()
+    expect(page.get_by_test_id("after")).to_be_hidden()
+
+
+def test_an_edit_opened_again_is_made_again_with_its_own_settings(page, server):
+    server.edit(text_guidance=1.25, image_guidance=0.8, steps=3)
+    page.reload()
+    page.locator("#history button").first.click()
+    edited(page)
+    page.get_by_test_id("go").click()
+    page.get_by_test_id("choice").wait_for(timeout=60_000)
+    made = newest(server)
+    assert (made.text_guidance, made.image_guidance, made.steps) == (1.25, 0.8, 3)
 
 
 def test_only_what_is_painted_is_edited_by_pointer_and_by_keys(page, server):

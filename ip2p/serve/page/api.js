@@ -35,7 +35,7 @@ export const versions = async () => (await call("/versions")).json();
 export const history = async () => (await call("/edits?count=24")).json();
 export const ask = async (form) => (await call("/edits", { method: "POST", body: form })).json();
 export const cancel = async (id) => (await call(`/edits/${id}`, { method: "DELETE" })).json();
-export const picture = async (id, what = "picture") => (await call(`/edits/${id}/${what}`)).blob();
+export const picture = async (id, what = "picture", side = null) => (await call(`/edits/${id}/${what}${side ? `?side=${side}` : ""}`)).blob();
 export const vote = async (told) =>
   (await call("/feedback", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(told) })).json();
 

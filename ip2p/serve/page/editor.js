@@ -5,9 +5,10 @@ import { Mask } from "/page/mask.js";
 
 const $ = (id) => document.getElementById(id);
 const mask = new Mask($("mask"), $("ring"), $("before"));
-const now = { source: null, edit: null, asking: false, busy: null, past: null };
+const now = { source: null, edit: null, asking: false, busy: null, past: null, opening: null };
 const SETTINGS = ["text_guidance", "image_guidance", "steps"];
 const MAX_DRAWN = 2 ** 31;
+const THUMBNAIL = 240;
 
 function say(text) {
   $("message").textContent = text ?? "";
@@ -35,6 +36,7 @@ function take(blob) {
   now.source = blob;
   now.edit = null;
   now.past = null;
+  now.opening = null;
   show($("before"), blob);
   $("viewer").hidden = false;
   for (const id of ["after", "wipe", "verdict", "choice"]) $(id).hidden = true;
@@ -97,7 +99,7 @@ async function asked(version) {
   const form = new FormData();
   form.set("image", now.source, "picture");
   form.set("instruction", $("instruction").value.trim());
-  for (const name of SETTINGS) form.set(name, $(name).value);
+  for (const name of SETTINGS) form.set(name, $(name).dataset.exact);
   form.set("seed", $("seed").value);
   if (version) form.set("version", version);
   if (mask.painted) form.set("mask", await mask.blob(), "mask.png");
@@ -153,7 +155,8 @@ async function editNow(source) {
   const before = now.edit;
   $("verdict").hidden = $("choice").hidden = true;
   now.edit = null;
-  const done = await trying(async () => follow(await api.ask(await asked(picked)), source));
+  let form;
+  const done = await trying(async () => follow(await api.ask((form = await asked(picked))), source));
   if (now.source !== source || now.edit) return remember(); // another picture was chosen meanwhile, or an edit opened again
   if (!done) {
     $("after").hidden = $("wipe").hidden = true;
@@ -161,8 +164,10 @@ async function editNow(source) {
     return;
   }
   await trying(() => present(done));
+  if (now.source !== source || now.edit !== done) return remember();
   if ($("beside").checked && picked) {
-    const other = await trying(async () => follow(await api.ask(await asked()), source, done));
+    form.delete("version"); // the same edit, whatever the form says by now
+    const other = await trying(async () => follow(await api.ask(form), source, done));
     if (now.source !== source || now.edit !== done) return remember();
     if (other) await compare(done, other);
     await trying(() => present(done, false));
@@ -170,13 +175,14 @@ async function editNow(source) {
     await compare(done, before);
   }
   now.past = done.id;
-  if (!picked && done.version !== champion) return begin(); // promoted since this page was opened
+  if (!picked && done.version !== champion) return begin({ keep: true }); // promoted since this page was opened
   await remember();
 }
 
 async function present(told, fresh = true) {
   now.edit = told;
   const blob = await api.picture(told.id);
+  if (now.edit !== told) return; // another picture or edit took its place meanwhile
   show($("after"), blob);
   $("frame").classList.remove("whole");
   $("wipe").hidden = $("verdict").hidden = false;
@@ -208,9 +214,10 @@ $("cancel").addEventListener("click", () => now.busy && trying(() => api.cancel(
 
 function thumb(id, value) {
   $(id).addEventListener("click", async () => {
-    const told = { kind: "thumb", edit: now.edit.id, value };
+    const edit = now.edit;
+    if (!edit) return;
     say();
-    if (await trying(() => api.vote(told))) {
+    if ((await trying(() => api.vote({ kind: "thumb", edit: edit.id, value }))) && now.edit === edit) {
       $("up").setAttribute("aria-pressed", String(value === 1));
       $("down").setAttribute("aria-pressed", String(value === -1));
       $("reason").hidden = false;
@@ -222,12 +229,15 @@ thumb("down", -1);
 $("reason").addEventListener("change", () => {
   const value = $("up").getAttribute("aria-pressed") === "true" ? 1 : -1;
   const reason = $("reason").value || null;
+  if (!now.edit) return;
   trying(() => api.vote({ kind: "thumb", edit: now.edit.id, value, reason }));
 });
 
 async function compare(first, second) {
   for (const [id, told] of [["first", first], ["second", second]]) {
-    show($(id).querySelector("img"), await api.picture(told.id));
+    const blob = await api.picture(told.id);
+    if (now.edit !== first) return;
+    show($(id).querySelector("img"), blob);
   }
   $("second").querySelector("span").textContent = first.version === second.version ? "The one before" : `Version ${second.version}`;
   $("first").querySelector("span").textContent = first.version === second.version ? "This one" : `Version ${first.version}`;
@@ -255,7 +265,7 @@ async function remember() {
       text.textContent = e.instruction;
       image.alt = "";
       image.addEventListener("load", () => URL.revokeObjectURL(image.src));
-      api.picture(e.id).then((blob) => show(image, blob), () => {});
+      api.picture(e.id, "picture", THUMBNAIL).then((blob) => show(image, blob), () => {});
       button.type = "button";
       button.title = e.instruction;
       button.append(image, text);
@@ -268,12 +278,18 @@ async function remember() {
 
 async function reopen(e) {
   await trying(async () => {
-    take(await api.picture(e.id, "source"));
+    now.opening = e;
+    const source = await api.picture(e.id, "source");
+    const part = e.mask ? await api.picture(e.id, "mask") : null;
+    if (now.opening !== e) return; // another was opened, or a picture chosen
+    take(source);
     $("instruction").value = e.instruction;
     for (const name of SETTINGS) set(name, e[name]);
     $("seed").value = e.seed;
-    if (e.mask) await mask.take(await api.picture(e.id, "mask"));
+    if (part) await mask.take(part);
+    if (now.source !== source) return;
     await present(e);
+    if (now.edit !== e) return;
     now.past = e.id;
     $("viewer").scrollIntoView({ block: "nearest" });
   });
@@ -281,9 +297,12 @@ async function reopen(e) {
 
 // --- settings
 
+// A slider moves in steps; what an edit was made with, or is served with, need not lie on one and is kept exactly.
 function set(name, value) {
   const input = $(name);
+  input.min = Math.min(Number(input.min), value);
   input.max = Math.max(Number(input.max), value);
+  input.dataset.exact = value;
   input.value = value;
   document.querySelector(`output[for=${name}]`).value = value;
 }
@@ -312,17 +331,17 @@ function offer(groups) {
   );
 }
 
-async function begin(again = false) {
+async function begin({ again = false, keep = false } = {}) {
   const told = await trying(api.status);
-  if (!told) return setTimeout(begin, 3000, true);
+  if (!told) return setTimeout(begin, 3000, { again: true, keep });
   if (again) say();
   offer(told.one_click);
   if (!told.ready) {
     $("served").textContent = "No editor is loaded yet";
-    return setTimeout(begin, 3000);
+    return setTimeout(begin, 3000, { keep });
   }
   $("served").textContent = `${told.model}, version ${told.version}`;
-  for (const name of SETTINGS) set(name, told.defaults[name]);
+  if (!keep) for (const name of SETTINGS) set(name, told.defaults[name]);
   const { versions } = (await trying(api.versions)) ?? { versions: [] };
   $("version").dataset.champion = told.version;
   $("version").replaceChildren(
