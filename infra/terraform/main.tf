@@ -1,6 +1,6 @@
 # Bucket, role and registry database on AWS: `terraform init && terraform apply -var name=ip2p -var vpc_id=… -var subnet_ids='[…]' \
-#   -var trusted_role_arns='[…]'`.
-# The database's password is made and kept by AWS; nothing secret is in the state.
+#   -var trusted_role_arns='[…]' -var client_security_group_ids='[…]'`.
+# MLflow's database is made; the others by a member of those groups: `CREATE DATABASE ip2p; CREATE DATABASE prefect;`. The database's password is made and kept by AWS; nothing secret is in the state.
 
 terraform {
   required_version = ">= 1.6"
@@ -30,8 +30,7 @@ variable "subnet_ids" {
 
 variable "client_security_group_ids" {
   type        = list(string)
-  description = "Security groups whose members may reach the database."
-  default     = []
+  description = "Security groups whose members may reach the database, such as the cluster's nodes'."
 }
 
 variable "trusted_role_arns" {

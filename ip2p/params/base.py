@@ -46,6 +46,6 @@ class ModelsParams(Section):
     hardware has it."""
     compile: bool = False
     """Whether sampling is compiled (`torch.compile`). On a GPU UNet and autoencoder: two minutes at the start for edits, more for
-    pairs; on a CPU the UNet alone, a minute or two for each size of batch, and it needs a C++ compiler."""
+    pairs; on a CPU the UNet alone, a minute or two for each size of batch. It needs a C compiler, on a CPU one of C++."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of a single-process stage; 0 leaves it to torch."""

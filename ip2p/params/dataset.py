@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -49,9 +49,16 @@ class LlmParams(Section):
     """Moderation model of the endpoint that reads caption, instruction and edited caption, such as `omni-moderation-latest`."""
     price_in: Annotated[float, Field(ge=0)] = 0.15
     price_out: Annotated[float, Field(ge=0)] = 0.60
-    """US dollars a million tokens."""
+    """US dollars a million tokens, those of the default model; another of OpenAI's wants its own."""
     budget: Positive = 10.0
-    """US dollars that are never exceeded."""
+    """US dollars that are never exceeded, at those prices."""
+
+    @model_validator(mode="after")
+    def _price_of_the_model(self) -> Self:
+        usual = str(type(self).model_fields["model"].default)
+        if self.base_url is None and not self.model.startswith(usual) and not {"price_in", "price_out"} <= self.model_fields_set:
+            raise ValueError(f"price_in and price_out stand at {usual}'s; give those of {self.model}, or the budget bounds nothing")
+        return self
 
 
 class TripletsParams(Section):

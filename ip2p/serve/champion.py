@@ -196,11 +196,15 @@ class Champion:
             return
 
     def _follow(self) -> None:
+        trouble = None
         while not self._stop.is_set():
             try:
                 self.look()
+                trouble = None
             except Exception as error:  # registry, storage or memory fail for now: serve what there is, try again
-                log.warning("registry cannot be followed", extra={"error": type(error).__name__})
+                kind = type(error).__name__
+                log.warning("champion cannot be followed", extra={"error": kind}, exc_info=kind != trouble)  # at length once
+                trouble = kind
             self._stop.wait(self._params.serve.poll_seconds)
 
     def _load(self, number: str) -> Served:

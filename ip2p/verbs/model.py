@@ -64,7 +64,9 @@ def _edit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="where to write the edited picture")
     parser.add_argument("--mask", type=Path, help="picture of the same size, white where to edit; the rest stays bit for bit")
     parser.add_argument(
-        "--model", help="folder, Hub id, or the embedded editor: `world` (96 pixels), `world-128` (default: models/editor, else world)"
+        "--model",
+        help="folder, Hub id, or the embedded editor: `world` (96 pixels), `world-128` (default: models/editor, else world); "
+        "scales and steps stay those of params.yaml: one of Stable Diffusion wants about 7.5, 1.5 and 50 or more",
     )
     parser.add_argument("--text-guidance", type=float, help="how strongly to follow the instruction, s_T (default: params)")
     parser.add_argument("--image-guidance", type=float, help="how strongly to keep the picture, s_I (default: params)")

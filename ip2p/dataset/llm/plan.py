@@ -22,6 +22,8 @@ class Plan:
     cost: float
     most: float
     budget: float
+    prices: tuple[float, float]
+    """Of a million tokens in and out, US dollars."""
 
     def lines(self) -> list[str]:
         """As a person reads it."""
@@ -29,6 +31,7 @@ class Plan:
         return [
             f"requests    {self.requests}",
             f"tokens in   {self.tokens_in} (estimated from characters)",
+            f"prices      ${self.prices[0]:g} and ${self.prices[1]:g} a million tokens in and out, as params.yaml has them",
             f"cost        ${self.cost:.4f}, at most ${self.most:.4f}",
             f"budget      ${self.budget:g}: {enough}",
         ]
@@ -43,4 +46,4 @@ def plan_triplets(section: TripletsParams, captions: list[Caption]) -> Plan:
         request_for(captions[i % len(captions)].text, types[i % len(types)], section.llm, format).tokens_in for i in range(asked)
     )
     cost, most = (price(section.llm, tokens_in, asked * n) for n in (_TOKENS_OUT, section.llm.max_tokens))
-    return Plan(asked, tokens_in, cost, most, section.llm.budget)
+    return Plan(asked, tokens_in, cost, most, section.llm.budget, (section.llm.price_in, section.llm.price_out))
