@@ -37,7 +37,7 @@ def _triplets(options: argparse.Namespace) -> int:
 
     epochs = 1 if options.epochs is None else options.epochs
     model = finetune(params.triplets.llm, options.data or _SEED, work=Path("work/triplets"), base=options.base or _BASE, epochs=epochs)
-    print(f"set triplets.llm.model to {model}")
+    print(f"set triplets.llm.model to {model}, and price_in and price_out to a fine-tuned model's")
     return 0
 
 
