@@ -122,15 +122,18 @@ class History:
 
         try:
             row.source, row.mask, row.picture = keep(source), keep(mask) if mask else None, keep(picture)
-            self.add(row)
+            gone = self._added(row)
         except BaseException:
             self._forget(new)
             raise
+        self._forget(gone)
 
     def add(self, row: EditRow) -> None:
-        """Store an edit whose pictures are kept; of those without a vote, all but the newest `keep` go,
-        and the oldest for which there is no room.
-        """
+        """Store an edit whose pictures are kept. Of those without a vote all but the newest `keep` go, and the oldest for want of room."""
+        self._forget(self._added(row))
+
+    def _added(self, row: EditRow) -> set[str]:
+        """Store an edit's row; the pictures that can go with those which it makes room for."""
         with self.session() as session:
             session.add(row)
             session.flush()
@@ -142,7 +145,7 @@ class History:
                 gone = []
             names = {n for r in gone for n in names_of(r)}
             kept = {n for n in names if self._used(session, n)}
-        self._forget(names - kept)
+        return names - kept
 
     def _forget(self, names: Iterable[str]) -> None:
         for name in names:
@@ -264,8 +267,8 @@ def open_history(section: ServeParams) -> History:
     history = History(engine, Path(section.pictures), section.keep, Disk(0, section.keep_gb * 1e9, {}))
     sizes = {path.stem: path.stat().st_size for path in history.pictures.rglob("*.png")}
     with history.session() as session:
-        named = {name for row in session.scalars(select(EditRow)) for name in names_of(row)}
-        voted = {name for row in session.scalars(select(EditRow).where(EditRow.id.in_(_VOTED))) for name in names_of(row)}
+        every = select(EditRow.source, EditRow.mask, EditRow.picture)
+        named, voted = ({n for row in session.execute(q) for n in row if n} for q in (every, every.where(EditRow.id.in_(_VOTED))))
     history.disk.used = sum(sizes[name] for name in named & sizes.keys())
     history.disk.voted.update({name: sizes[name] for name in voted & sizes.keys()})
     if unknown := sizes.keys() - named:

@@ -130,7 +130,7 @@ def test_edits_with_votes_take_no_room_from_new_ones(tmp_path):
 def test_where_the_database_takes_no_edit_the_disk_takes_no_pictures(history, monkeypatch):
     history.add(row(history, 0))
     used = history.disk.used
-    monkeypatch.setattr(type(history), "add", lambda self, row: 1 / 0)
+    monkeypatch.setattr(type(history), "_added", lambda self, row: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         history.store(row(history, 0), source=png(color="teal"), mask=png(color="red"), picture=png(color="blue"))
     assert history.disk.used == used == sum(p.stat().st_size for p in history.pictures.rglob("*.png"))
