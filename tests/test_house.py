@@ -1,13 +1,15 @@
 """The house keeps its names: module = DVC stage = flow = verb = params section = test."""
 
+import argparse
 import ast
 import importlib
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from ip2p.cli import STAGE_HELP
+from ip2p.cli import STAGE_HELP, build_parser
 from ip2p.params import Params
 from ip2p.stages import STAGES
 
@@ -48,23 +50,13 @@ def test_the_embedded_weights_fit_and_are_safetensors():
 
 def test_every_verb_is_in_the_readme():
     readme = (ROOT / "README.md").read_text()
-    for verb in (
-        *STAGES,
-        "trace",
-        "export",
-        "import",
-        "lint",
-        "edit",
-        "world show",
-        "world draw",
-        "world report",
-        "pretrain",
-        "doctor",
-        "serve",
-        "feedback export",
-        "release status",
-    ):
-        assert f"`ip2p {verb}" in readme, verb
+    (verbs,) = (a.choices for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    assert len(verbs) > 15
+    for verb, parser in verbs.items():
+        told = "\n".join(line for line in readme.splitlines() if f"`ip2p {verb}" in line)
+        assert told, verb
+        for action in next((a.choices for a in parser._actions if a.dest == "what"), None) or ():
+            assert re.search(rf"`(ip2p {verb} )?{action}`", told), f"{verb} {action}"
 
 
 # What every stage imports and no stage's result depends on by itself: reading parameters, writing files, telling errors.

@@ -124,7 +124,9 @@ def test_no_container_runs_as_root_or_gains_rights():
     for pod in (*pods, *scales):
         assert pod["securityContext"]["runAsNonRoot"]
         assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
-        for container in pod["containers"]:
+        for container in (*pod["containers"], *pod.get("initContainers", [])):
+            assert not container["securityContext"].get("privileged") and container["securityContext"].get("runAsNonRoot", True)
+            assert container["securityContext"].get("runAsUser", 1)
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 

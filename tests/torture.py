@@ -85,7 +85,7 @@ def torture(root: Path, *, kills: int, train_kills: int, seed: int = 0, say=prin
     with endpoint(faults=0.25, hang=2.0) as server:
         folder = prepare(root / "storm", server.url)
         for number, stage in enumerate(stages):
-            wanted = kills * (number + 1) // len(DATA) if stage in DATA else kills + train_kills
+            wanted = -(-kills * (number + 1) // len(DATA)) if stage in DATA else kills + train_kills
             while killed < wanted:
                 child = start(stage, folder)
                 try:

@@ -168,7 +168,7 @@ def run(
             f"{labels or 'labels'}: too few of one kind in either half (thresholds are judged on the other); label more triplets"
         )
     chosen = choose(fit, params.filter)
-    sections = {"paper": FilterParams(), "params.yaml": params.filter, "calibrated": chosen}
+    sections = {"reference": FilterParams(), "params.yaml": params.filter, "calibrated": chosen}
     table = {name: measure(judged, section) for name, section in sections.items()}
     by_type = {t: x.model_dump(exclude_none=True, by_alias=True) for t, x in chosen.by_type.items()}
     found = {"direction": chosen.direction, "shift": chosen.shift, "outside": chosen.outside, "by_type": by_type}

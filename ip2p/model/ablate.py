@@ -44,6 +44,7 @@ from ip2p.world.language import LanguageError
 from ip2p.world.truth import truth_of
 
 _FACTS = ["pair_id", "triplet_id", "edit_type", "original_prompt", "edit_prompt", "edited_prompt"]
+"""Of an example all but its pictures and scores."""
 VARIANTS = ("filtered", "random", "tenth", "truth")
 
 
@@ -199,9 +200,7 @@ def _truth(params: Params, pairs: Path, dataset: Path, wanted: int) -> Iterator[
     """Rendered source and true edit of each training triplet."""
     size = params.pretrain.size
     for path in shards(dataset, "train-"):
-        rows = read_shard(
-            path, columns=["pair_id", "triplet_id", "edit_type", "original_prompt", "edit_prompt", "edited_prompt"]
-        ).to_pylist()
+        rows = read_shard(path, columns=_FACTS).to_pylist()
         for row in rows:
             truth = truth_of(row["original_prompt"], row["edit_prompt"], seed=int(row["triplet_id"][:7], 16), size=size)
             for column, picture in (("original_image", truth.source_CHW), ("edited_image", truth.target_CHW)):

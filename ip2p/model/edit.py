@@ -73,13 +73,12 @@ def edit_batch(
     requests: list[EditRequest],
     options: EditOptions,
     *,
-    remembered: Remembered | None = None,
     on_step: Callable[[int], None] = lambda i: None,
 ) -> Tensor:
     """Edited images `BCHW` in [0, 1] of images in [0, 1] whose sides are multiples of the latent factor."""
-    sources = remembered.encode(editor, images_BCHW) if remembered else encode_images(editor, images_BCHW)[0]
+    sources = encode_images(editor, images_BCHW)[0]
     noise = draw_noise([r.seed for r in requests], tuple(sources.shape[1:]), options.steps)  # while a GPU still encodes
-    texts = (remembered or Remembered()).embed(editor, ["", *(r.instruction for r in requests)])
+    texts = Remembered().embed(editor, ["", *(r.instruction for r in requests)])  # each instruction once
     predict = guided_predictor(editor, Guide(requests, sources, texts[:1], texts[1:], options), on_step)
     scheduler: Any = editor.scheduler
     prediction = scheduler.config.prediction_type
@@ -95,7 +94,6 @@ def edit_pictures(
     *,
     masks: Sequence[Image.Image | None] | None = None,
     batch: int = 8,
-    remembered: Remembered | None = None,
     on_step: Callable[[int], None] = lambda i: None,
 ) -> list[Image.Image]:
     """Edit pictures of any sizes; each comes back at its own size. White in a mask: edit here, and nowhere else.
@@ -115,7 +113,7 @@ def edit_pictures(
         for first in range(0, len(members), batch):
             some = members[first : first + batch]
             images = torch.stack([from_pillow(on_white(pictures[i]).resize(size, Image.Resampling.LANCZOS)) for i in some])
-            done = edit_batch(editor, images, [requests[i] for i in some], options, remembered=remembered, on_step=on_step)
+            done = edit_batch(editor, images, [requests[i] for i in some], options, on_step=on_step)
             edited |= {i: paste_back(pictures[i], to_pillow(x), masks[i]) for i, x in zip(some, done, strict=True)}
     return [edited[i] for i in range(len(pictures))]
 

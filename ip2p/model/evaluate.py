@@ -38,7 +38,7 @@ _EXAMPLES = 12
 _EXTREMES = 4
 _CODE = (
     *(f"model/{n}.py" for n in ("evaluate", "heldout", "measure", "edit", "guidance", "sdedit")),
-    *(f"{n}.py" for n in ("sampler", "diffusion", "clip", "pictures", "dataset/alignment")),
+    *(f"{n}.py" for n in ("sampler", "diffusion", "models", "clip", "pictures", "dataset/alignment")),
 )
 """What decides what is sampled and measured."""
 

@@ -238,7 +238,7 @@ def _activations(unet: Any, base: Diffusion, batch: int) -> int:
 
 
 def _unet_without_data(base: Diffusion, section: TrainParams) -> Any:
-    """The UNet that would be trained, in shapes only; call outside of a `FakeTensorMode`, then `_filled` inside."""
+    """The UNet that would be trained, in shapes only; call outside of a `FakeTensorMode`, then `_fill` inside."""
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):

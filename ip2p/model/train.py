@@ -83,7 +83,7 @@ def run(params: Params, *, dataset: Folder, marker: Path, out: Path, work: Path)
         model_digest(*start_of(params)),
         code_mark(
             *(f"model/{n}.py" for n in ("train", "trainer", "objective", "lora", "data", "unet", "preferences")),
-            *("muon.py", "diffusion.py", "pictures.py", "attention.py", "parallel.py"),
+            *("muon.py", "diffusion.py", "models.py", "pictures.py", "attention.py", "parallel.py"),
         ),
     )
     job = Job(params, dataset, data, work / mark, out, preferences)

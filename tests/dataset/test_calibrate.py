@@ -48,7 +48,7 @@ def test_a_persons_labels_are_joined_with_their_pairs(tiny, made, tmp_path):
     path.write_text("".join(json.dumps({"pair_id": i, "good": n % 2 == 0}) + "\n" for n, i in enumerate(ids)))
     lines = run(tiny, labels=path, pairs=made / "pairs", out=tmp_path / "out", progress=lambda *_: None)
     assert any("calibrated" in x for x in lines)
-    assert set(read_json(tmp_path / "out" / "calibration.json")) == {"paper", "params.yaml", "calibrated", "found"}
+    assert set(read_json(tmp_path / "out" / "calibration.json")) == {"reference", "params.yaml", "calibrated", "found"}
     assert (tmp_path / "out" / "calibration.png").exists()
 
 

@@ -33,7 +33,7 @@ def reasons(section, *rows):
     return Chain(section).decide(table(*rows)).reasons.tolist()
 
 
-def test_the_defaults_are_the_papers():
+def test_the_defaults_are_the_reference_codes():
     assert (PAPER.caption, PAPER.image, PAPER.direction, PAPER.keep) == (0.2, 0.7, 0.2, 4)
 
 

@@ -138,8 +138,11 @@ def test_a_benchmark_that_is_not_there_or_not_one_is_told(benchmarks):
 
 
 def test_pictures_above_the_benchmarks_folder_are_refused(benchmarks):
-    with pytest.raises(DataError):
-        of_benchmark("pie_bench", change_pie(benchmarks, image_path="../../../secret.png"), count=1, size=SIZE)
+    folder = change_pie(benchmarks, image_path="../../secret.png")
+    (benchmarks / "secret.png").write_bytes(png("red"))
+    assert (folder / "annotation_images" / "../../secret.png").is_file()
+    with pytest.raises(DataError, match="not a regular file inside"):
+        of_benchmark("pie_bench", folder, count=1, size=SIZE)
 
 
 def test_a_benchmark_is_measured_on_what_is_not_for_training(benchmarks, tmp_path):
@@ -285,8 +288,9 @@ def test_what_magicbrushs_folders_lack_is_told_by_name(archive):
         of_benchmark("magicbrush", archive, count=10, size=SIZE)
     for turns, told in (
         ([{"input": "x"}], "17, turn 1: a turn needs"),
-        ([{**sessions["17"][0], "input": "../../../x"}], "missing, or not"),
+        ([{**sessions["17"][0], "input": "../../../x"}], "not a regular file inside"),
     ):
+        (archive.parent / "x").write_bytes(png("red"))
         (archive / "edit_sessions.json").write_text(json.dumps({"17": turns}))
         with pytest.raises(DataError, match=told):
             of_benchmark("magicbrush", archive, count=10, size=SIZE)

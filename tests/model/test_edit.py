@@ -9,8 +9,8 @@ from PIL import Image, ImageChops, ImageDraw
 from ip2p.dataset.world_writer import write_triplets
 from ip2p.diffusion import encode_images, encode_text
 from ip2p.errors import DataError, ModelError
-from ip2p.model import edit, guidance
-from ip2p.model.edit import Remembered, edit_batch, edit_pictures, feathered, load_editor, working_size
+from ip2p.model import guidance
+from ip2p.model.edit import edit_batch, edit_pictures, feathered, load_editor, working_size
 from ip2p.model.guidance import EditOptions, EditRequest, Guide, guided_predictor
 from ip2p.model.seen import read_seen
 from ip2p.models import EMBEDDED
@@ -145,18 +145,6 @@ def test_an_interval_and_kept_differences_save_rows_and_change_the_picture_a_lit
     other = edit_batch(editor, images[:1], [replace(REQUESTS[0], seed=5)], EditOptions(steps=8))
     far = (other - whole).abs().mean()
     assert 0 < (kept - whole).abs().mean() < far and 0 < (partly - whole).abs().mean() < 2 * far
-
-
-def test_what_is_remembered_is_not_computed_again_and_changes_nothing(editor, images, monkeypatch):
-    fresh = edit_batch(editor, images, REQUESTS, THREE)
-    remembered = Remembered(most=4)
-    edit_batch(editor, images, REQUESTS, THREE, remembered=remembered)
-    monkeypatch.setattr(edit, "encode_images", None)
-    monkeypatch.setattr(edit, "encode_text", None)
-    assert torch.allclose(edit_batch(editor, images, REQUESTS, THREE, remembered=remembered), fresh, atol=1e-5)
-    monkeypatch.undo()
-    edit_batch(editor, images[:1], [EditRequest("something new")], THREE, remembered=remembered)
-    assert len(remembered.texts) == 4 and "" in remembered.texts
 
 
 def test_a_picture_too_long_for_its_width_is_refused(editor):

@@ -119,8 +119,13 @@ def test_parts_of_a_step_are_shared_out_as_one(setup, tmp_path):
     train.run(params, **paths)
     parts = params.model_copy(update={"train": params.train.model_copy(update={"accumulate": 2})})
     train.run(parts, **{**paths, "work": tmp_path / "work2", "out": tmp_path / "editor2"})
-    whole, shared = weights(paths["out"]), weights(tmp_path / "editor2")
-    assert all(torch.allclose(whole[k], shared[k], atol=2e-4) for k in whole)
+    whole, shared = (json.loads(next(work.glob("*/progress.json")).read_text()) for work in (paths["work"], tmp_path / "work2"))
+    for name in (
+        "gradient_norm",
+        "loss",
+        "preference_loss",
+    ):  # weights would tell nothing: Adam's first step is of one length whatever the gradient
+        assert whole[name] == pytest.approx(shared[name], rel=1e-3), name
 
 
 def test_what_is_wrong_with_preferences_is_said(setup, folder, teacher, tmp_path):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from ip2p.model import edit
 from ip2p.model.edit import Remembered, edit_batch
 from ip2p.model.guidance import EditOptions, EditRequest
 from ip2p.model.stream import advance_all, begin_editing, pictures_of
@@ -34,3 +35,24 @@ def test_a_prediction_on_the_way_is_a_picture(editor):
     advance_all(editor, [editing])
     assert not editing.ended
     assert pictures_of(editor, [editing]).shape == (1, 3, 96, 96)
+
+
+def test_what_is_remembered_is_not_computed_again_and_changes_nothing(editor, monkeypatch):
+    image, request, options = (
+        torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(0)),
+        EditRequest("make it winter"),
+        EditOptions(2),
+    )
+    remembered = Remembered(most=2)
+    made = []
+    for _ in range(2):
+        editing = begin_editing(editor, image, request, options, remembered)
+        while not editing.ended:
+            advance_all(editor, [editing])
+        made.append(pictures_of(editor, [editing]))
+        monkeypatch.setattr(edit, "encode_images", None)
+        monkeypatch.setattr(edit, "encode_text", None)
+    assert torch.equal(*made)
+    monkeypatch.undo()
+    begin_editing(editor, image, EditRequest("something new"), options, remembered)
+    assert set(remembered.texts) == {"", "something new"} and len(remembered.sources) == 1

@@ -17,7 +17,7 @@ from benchmarks import train as benchmark
 from ip2p.checkpoint import trained_state
 from ip2p.errors import DataError, ModelError, ParamsError, UserError
 from ip2p.model import objective, plan, train, trainer
-from ip2p.model.data import draw_batch
+from ip2p.model.data import TrainBatch, draw_batch
 from ip2p.model.unet import grow_unet, new_editor_unet
 from ip2p.models import EMBEDDED, load_diffusion
 from ip2p.params import TrainParams
@@ -273,9 +273,35 @@ def test_min_snr_caps_the_weight_of_easy_timesteps():
     assert objective.snr_weight(torch.tensor([0.0]), "epsilon", 5.0).item() == 1.0  # zero terminal SNR
 
 
+def test_min_snr_weighs_the_loss_of_each_sample(teacher):
+    unet, generator = grow_unet(teacher.unet).eval(), torch.Generator().manual_seed(0)
+    side, channels = teacher.image_size // teacher.factor, teacher.latent_channels
+    clean, noise, source = (torch.randn(3, channels, side, side, generator=generator) for _ in range(3))
+    text = torch.randn(3, teacher.text_encoder.config.max_position_embeddings, unet.config.cross_attention_dim, generator=generator)
+    batch = TrainBatch(clean, noise, torch.tensor([1, 500, 990]), source, text)
+    with torch.no_grad():
+        errors, plain, weighed = (
+            objective._errors(unet, batch, teacher),
+            *(objective.loss_of(unet, batch, teacher, min_snr=g) for g in (0, 5)),
+        )
+    alpha = teacher.scheduler.alphas_cumprod[batch.timesteps_B]
+    assert plain.item() == pytest.approx(errors.mean().item())
+    expected = (errors * objective.snr_weight(alpha, "v_prediction", 5.0)).mean().item()
+    assert weighed.item() == pytest.approx(expected) and weighed.item() != pytest.approx(plain.item())
+
+
+def test_gradients_are_clipped_to_the_norm_that_is_asked_for(setup, teacher):
+    params, paths = setup
+    start, moved = grow_unet(teacher.unet).state_dict(), []
+    for clip_norm in (0.0, 1e-12):  # so small that AdamW's epsilon leaves nothing of a step
+        train.run(with_train(params, steps=1, ema=0.0, weight_decay=0.0, clip_norm=clip_norm), **paths)
+        moved.append(max((v - start[k]).abs().max().item() for k, v in weights(paths["out"]).items()))
+    assert moved[0] > 1e-5 and moved[1] < 1e-7
+
+
 def test_the_prediction_is_the_parameters(setup):
     params, paths = setup
-    train.run(with_train(params, prediction="epsilon", min_snr=5.0, clip_norm=1.0), **paths)
+    train.run(with_train(params, prediction="epsilon", min_snr=5.0), **paths)
     assert json.loads((paths["out"] / "scheduler" / "scheduler_config.json").read_text())["prediction_type"] == "epsilon"
 
 

@@ -12,8 +12,10 @@ import httpx
 import pytest
 
 from ip2p.errors import ParamsError
+from ip2p.params import ServeParams
 from ip2p.serve import guard
 from ip2p.serve.app import _JsonLines, serve
+from ip2p.serve.intake import RefusedError
 from ip2p.serve.jobs import BusyError, Job
 from tests.serve.conftest import png, ready, running, serving
 from tests.services import until
@@ -148,6 +150,22 @@ def test_every_picture_of_a_request_is_charged(locked):
     assert locked.client.post("/v1/images/edits", files={"image": png()}, headers={"X-API-Key": "open-sesame"}, **many).status_code == 429
 
 
+def test_what_a_client_spent_comes_back_with_time(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(guard.time, "monotonic", lambda: now[0])
+    gate = guard.Guard(None, section=ServeParams(rate=2), keys=(), engine=None)
+    gate._rate("me")
+    gate._charge("me", 3)
+    for wait, refused in ((0, True), (59, True), (30, True), (2, False), (0, True)):  # two a minute: two owed and one more take 90 seconds
+        now[0] += wait
+        if refused:
+            with pytest.raises(RefusedError):
+                gate._rate("me")
+        else:
+            gate._rate("me")
+    gate._rate("you")
+
+
 def test_what_the_queue_refuses_costs_nothing(locked, monkeypatch):
     def full(*jobs):
         raise BusyError
@@ -197,4 +215,6 @@ def test_stored_text_stays_text(server):
     assert told["state"] == "done"
     answer = server.client.get("/api/v1/edits?count=1")
     assert answer.headers["content-type"] == "application/json"
-    assert "innerHTML" not in server.client.get("/page/editor.js").text
+    for script in ("editor", "api", "mask"):
+        assert "export" in (told := server.client.get(f"/page/{script}.js").text) or "import" in told
+        assert "innerHTML" not in told

@@ -1,4 +1,5 @@
 import random
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -6,7 +7,7 @@ from hypothesis import strategies as st
 
 from ip2p.world.edits import Edit, sample_any_edit
 from ip2p.world.language import LanguageError, read_caption, read_instruction, write_caption, write_instruction, write_mention
-from ip2p.world.scenes import sample_scene
+from ip2p.world.scenes import GLOBAL_VALUES, KINDS, sample_scene
 
 
 @given(st.integers(0, 2**32))
@@ -46,5 +47,12 @@ def test_an_unknown_instruction_is_refused():
 
 
 def test_mentions_are_parts_of_the_scene():
-    scene = sample_scene(random.Random(3))
-    assert {write_mention(scene, random.Random(i)) for i in range(20)} != {""}
+    for seed in range(20):
+        scene = sample_scene(random.Random(seed))
+        said = {write_mention(scene, random.Random(i)) for i in range(20)}
+        there = {thing.kind for thing in scene.things} | {scene.setting, scene.time, scene.season, scene.style}
+        others = (
+            {*KINDS, *(value for name in ("setting", "time", "season", "style") for value in GLOBAL_VALUES[name])} - there - {"day"}
+        )  # which rainy ones are too
+        assert len(said) > 5 and any(thing.kind in mention for mention in said for thing in scene.things)
+        assert not any(re.search(rf"\b{value}\b", mention) for mention in said for value in others)

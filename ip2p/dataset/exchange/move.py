@@ -32,7 +32,11 @@ from ip2p.store import code_mark, fingerprint, read_shards, replace_folder, shar
 
 _SHARD, _SIDE = 64, 512
 """Rows a shard of imported pairs, or more if a triplet's pairs go on; longest side at which pictures are measured."""
-_CODE = ("clip.py", "safety.py", "dataset/alignment.py", "dataset/exchange/move.py", "dataset/looks.py", "dataset/measures.py")
+_CODE = (
+    *(f"{n}.py" for n in ("clip", "models", "pictures", "safety")),
+    *(f"dataset/{n}.py" for n in ("alignment", "exchange/move", "looks", "measures", "synthesis")),
+)
+"""What decides what a pair scores."""
 _SIZES = "the two pictures differ in size"
 
 

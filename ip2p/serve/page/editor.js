@@ -318,7 +318,7 @@ function offer(groups) {
       for (const instruction of group.instructions) {
         const button = document.createElement("button");
         button.type = "button";
-        button.textContent = instruction.replace(/^make (it|the sky) (an? )?/, "");
+        button.textContent = instruction.replace(/^make it (an? )?/, "");
         button.title = instruction;
         button.addEventListener("click", () => {
           $("instruction").value = instruction;

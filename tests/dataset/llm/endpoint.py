@@ -42,6 +42,7 @@ class Endpoint(ThreadingHTTPServer):
         self.paid = Counter()  # by Idempotency-Key: generated and charged each time, as most endpoints do
         self.failures = Counter()
         self.seen = []
+        self.authorized = set()  # Authorization headers of completions
         self.files, self.batches, self.jobs = {}, {}, {}
         self.most_at_once = self.at_once = self.most_batches = 0
 
@@ -168,6 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json({"error": {"message": "response_format is not supported"}}, 400)
         key = self.headers["idempotency-key"]
         with server.lock:
+            server.authorized.add(self.headers["authorization"])
             number, server.count = server.count, server.count + 1
             server.at_once += 1
             server.most_at_once = max(server.most_at_once, server.at_once)

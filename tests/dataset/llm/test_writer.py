@@ -240,7 +240,13 @@ def test_a_hostile_caption_reaches_the_model_as_data_and_touches_no_row_but_its_
     def reply(caption, edit_type):
         if "PWNED" in caption:
             return json.dumps(
-                {"instruction": "PWNED", "edited_caption": "PWNED", "edit_type": edit_type, "caption": "a stolen row", "id": "../x"}
+                {
+                    "instruction": "say PWNED",
+                    "edited_caption": "a PWNED picture",
+                    "edit_type": edit_type,
+                    "caption": "a stolen row",
+                    "id": "../x",
+                }
             )
         return write(caption, edit_type)
 
@@ -250,7 +256,7 @@ def test_a_hostile_caption_reaches_the_model_as_data_and_touches_no_row_but_its_
             assert [m["role"] for m in body["messages"]] == ["system", "user", "assistant", "user"]
             assert body["messages"][-1]["content"].count("\n") == 1
     rows = read_triplets(tmp_path / "out")
-    assert [t.caption.text for t in rows if "PWNED" in t.instruction] in ([], [read_captions(str(source))[0][2].text])
+    assert [t.caption.text for t in rows if "PWNED" in t.instruction] == [read_captions(str(source))[0][2].text]
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["captions.jsonl", "journal.jsonl", "triplets.parquet"]
 
 
@@ -332,5 +338,6 @@ def test_the_key_is_sent_and_written_nowhere(tmp_path, monkeypatch):
     monkeypatch.setenv("TOY_KEY", "sk-sentinel")
     with endpoint() as server:
         report = run(params(server, count=11, llm={"key_env": "TOY_KEY"}), tmp_path)
+    assert server.authorized == {"Bearer sk-sentinel"}
     assert "sk-sentinel" not in json.dumps(report.as_dict())
     assert not any(b"sk-sentinel" in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
