@@ -44,6 +44,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "better": {"preference_loss": "better", "preference_weight": 1.0},
     "dpo": {"preference_loss": "dpo", "preference_weight": 0.1},
 }
+COMPARED = ("success", "stayed", "l1", "image_similarity")
 NAMES = {
     "start": "the shipped editor",
     "without": "trained on without votes",
@@ -128,10 +129,11 @@ def trained(params: Params, name: str) -> Path:
 def markdown(reports: dict[str, Any]) -> str:
     """That part of the page."""
     votes = read_json(HOME / "votes/dataset.json")["pairs"]
-    gains = [
-        f"{NAMES[a]} − {NAMES[b]} {difference(paired(reports[a]['rows'], reports[b]['rows'])['success'])}"
-        for a, b in (("better", "without"), ("better", "start"), ("better", "dpo"), ("dpo", "without"))
-    ]
+    gains = []
+    for a, b in (("better", "without"), ("better", "start"), ("better", "dpo"), ("dpo", "without")):
+        less = paired(reports[a]["rows"], reports[b]["rows"])
+        gains.append(f"| {NAMES[a]} − {NAMES[b]} | {' | '.join(difference(less[m]) for m in COMPARED)} |")
+    told = "\n".join(gains)
     rows = {t: [r["headline"]["by_type"][t]["success"] for r in reports.values()] for t in sorted(reports["start"]["headline"]["by_type"])}
     by_type = "\n".join(f"| {t} | " + " | ".join(f"{v:.2f}" for v in values) + " |" for t, values in rows.items())
     how = f"{TRAINING['steps']} steps of training at a rate of {TRAINING['lr']:g}"
@@ -145,7 +147,11 @@ with {TRAINING["preference_batch"]} of the votes a step, of weight {shares}, and
 
 {table({NAMES[n]: r["headline"] for n, r in reports.items()})}
 
-Differences in success, edit by edit: {"; ".join(gains)}.
+Differences, edit by edit:
+
+| | {" | ".join(m.replace("_", " ") for m in COMPARED)} |
+|---{"|---" * len(COMPARED)}|
+{told}
 
 | success | {" | ".join(NAMES[n] for n in reports)} |
 |---{"|---" * len(reports)}|
