@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
-from tests.serve.conftest import png
+from tests.serve.conftest import png, ready, running, serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; `apt-get install chromium` brings it")
@@ -276,6 +276,25 @@ def test_a_stored_script_is_text(page, server):
     server.edit(instruction="<img src=x onerror=alert(1)><script>alert(2)</script>")
     page.reload()
     page.get_by_test_id("history").get_by_text("<img src=x onerror=alert(1)>").first.wait_for()
+
+
+def test_where_keys_are_wanted_the_page_asks_until_one_is_right(browser, tiny, editor_folder, tmp_path):
+    with running(serving(tiny, tmp_path, editor_folder), tmp_path, keys=("open-sesame",)) as server:
+        server.client.headers["Authorization"] = "Bearer open-sesame"
+        ready(server)
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(server.url)
+        for key in ("wrong", "open-sesame"):
+            page.locator("#key").fill(key)
+            page.get_by_role("button", name="Go on").click()
+        page.get_by_test_id("served").get_by_text("version folder").wait_for()
+        give(page)
+        page.get_by_test_id("instruction").fill("make it night")
+        page.get_by_test_id("go").click()
+        edited(page)
+        expect(page.locator("#history img")).to_have_count(1)
+        context.close()
 
 
 def test_on_a_phone_nothing_is_cut_off(page):
