@@ -119,7 +119,8 @@ def table(ways: list[Way], costs: list[Cost], work: Work, *, made: bool) -> str:
     judged = () if made else ("success", "− the first row's")
     head = ("", "ms alone", "×", "ms in batches", "×", "differs", *judged, "peak", "bandwidth")
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    reference, usual = torch.cat(ways[0].pictures), [] if made else successes(torch.cat(ways[0].pictures), work)
+    reference = torch.cat(ways[0].pictures)
+    usual = [] if made else successes(reference, work)
     for way, cost in zip(ways, costs, strict=True):
         pictures, together = torch.cat(way.pictures), statistics.median(way.batches)
         cells = [way.name, *speed(way.alone, ways[0].alone, 1), *speed(way.batches, ways[0].batches, work.batch)]

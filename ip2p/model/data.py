@@ -140,9 +140,14 @@ def load_latents(
         "text_of_N": tuple(index[t] for t in instructions),
         "groups": _groups(list(zip(rows["triplet_id"].to_pylist(), instructions, strict=True))),
     }
-    parts = {size: [read_tensors(p) for p, (_, of) in pictures.items() if of == size] for size in sizes}
-    mapped: dict[int, dict[str, Any]] = {size: {n: Mapped([p[n] for p in some]) for n in _LATENTS} for size, some in parts.items()}
+    mapped = {size: _mapped([p for p, (_, of) in pictures.items() if of == size]) for size in sizes}
     return tuple(Latents(**mapped[size], **shared) for size in turns)
+
+
+def _mapped(files: Sequence[Path]) -> dict[str, Any]:
+    """The latents of a size, from its files."""
+    parts = [read_tensors(path) for path in files]
+    return {name: Mapped([part[name] for part in parts]) for name in _LATENTS}
 
 
 def _drop_others(cache: Path, wanted: set[Path]) -> None:

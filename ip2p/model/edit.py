@@ -32,6 +32,8 @@ from ip2p.sampler import draw_noise, make_schedule, sample
 
 _FEATHER = 1 / 64
 """Width of a mask's soft inner edge, as a share of the longest side."""
+_MARKED = 127
+"""Grey of a mask above which a pixel is edited."""
 
 
 def load_editor(folder: Path | str, *, device: torch.device, dtype: torch.dtype = torch.float32, compiled: bool = False) -> Diffusion:
@@ -136,9 +138,14 @@ def working_size(editor: Diffusion, size: tuple[int, int]) -> tuple[int, int]:
     return width, height
 
 
+def marks_nothing(mask: Image.Image) -> bool:
+    """Whether a mask of greys, white where to edit, leaves everything as it is."""
+    return bool(mask.getextrema()[1] <= _MARKED)  # type: ignore[operator]
+
+
 def feathered(mask: Image.Image) -> Image.Image:
     """The mask with a soft inner edge. Where a region is too thin for it to be full anywhere, its edge is as much harder as it takes."""
-    hard = mask.convert("L").point(lambda v: 255 if v > 127 else 0)
+    hard = mask.convert("L").point(lambda v: 255 if v > _MARKED else 0)
     regions, count = ndimage.label(np.asarray(hard))
     soft = np.zeros_like(regions, dtype=np.uint8)
     left, width = np.arange(count + 1) > 0, max(mask.size) * _FEATHER

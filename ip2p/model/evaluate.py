@@ -122,8 +122,8 @@ def run(
 
 def measure_again(params: Params, *, editor: Path, challenger: Path, triplets: Path, dataset: Path, work: Path) -> dict[str, Any]:
     """What the gate compares of an earlier editor's report, on the edits, and at the size, that the challenger's evaluation is of."""
+    size = open_editor(challenger, params.models).image_size  # not held while the champion is
     model, bench, setting = open_editor(editor, params.models), open_bench(params, work), _scales(params.evaluate)
-    size = open_editor(challenger, params.models).image_size
     held = held_out(params, triplets=triplets, dataset=dataset, size=size, seen=seen_in(challenger, params.evaluate))
     point = bench.point("editor", setting, held, partial(_edited, bench, model, held, setting), digest(editor))
     return {"held_out": held.mark, "measured": bench.mark, "rows": point.rows, "edit_types": [e.edit_type for e in held.edits]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import shutil
 import sys
@@ -160,6 +161,12 @@ def fetch_version(params: Params, number: str, into: Path) -> EditorVersion:
         raise ModelError(f"models:/{name}/{number}: holds {', '.join(sorted(strange))}; only safetensors, JSON and text are loaded")
     defaults = json.loads((told.get("signature") or {}).get("params") or "[]")
     return EditorVersion(name, number, editor, {p["name"]: p["default"] for p in defaults})
+
+
+def forget_version(params: Params, number: str, into: Path) -> None:
+    """Delete what `fetch_version` brought here of a version, that it be fetched anew."""
+    for folder in into.glob(f"{glob.escape(params.register_.name)}-{number}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def forget_versions(into: Path, keep: Collection[Path]) -> None:

@@ -7,7 +7,6 @@ are loaded on request, to be compared, and the latest few are kept.
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
 import time
 from collections import OrderedDict
@@ -26,7 +25,7 @@ from ip2p.model.edit import edit_pictures, open_editor
 from ip2p.model.guidance import EditOptions, EditRequest, edit_options
 from ip2p.models import editor_named
 from ip2p.params import Params
-from ip2p.release.registry import EditorVersion, champion_number, fetch_version, forget_versions, version_numbers
+from ip2p.release.registry import EditorVersion, champion_number, fetch_version, forget_version, forget_versions, version_numbers
 from ip2p.serve import metrics
 from ip2p.serve.jobs import Served
 from ip2p.store import read_json, write_json
@@ -161,9 +160,7 @@ class Champion:
         wait = self._refused[2] if self._refused is not None and self._refused[0] == number else _AGAIN
         self._refused = number, time.monotonic() + wait, min(2 * wait, _LATEST)
         self._fetched.pop(number, None)
-        for folder in self._work.glob("*"):
-            if folder.name.startswith(f"{self._params.register_.name}-{number}-"):
-                shutil.rmtree(folder, ignore_errors=True)
+        forget_version(self._params, number, self._work)
 
     def _make_room(self) -> None:
         """Keep on disk only the versions in use, and the champion before this one, for a rollback."""

@@ -22,7 +22,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from ip2p.errors import ModelError
-from ip2p.model.edit import paste_back
+from ip2p.model.edit import marks_nothing, paste_back
 from ip2p.model.guidance import MAX_SCALE as MAX_SCALE
 from ip2p.model.guidance import EditRequest
 from ip2p.params import Params
@@ -228,7 +228,7 @@ def _check(ask: Ask, max_steps: int) -> None:
             raise RefusedError(400, f"{name}: give 0 to {MAX_SCALE:g}", field=name)
     if ask.mask is not None and ask.mask.size != ask.picture.size:
         raise RefusedError(400, f"mask: is {ask.mask.size}, the picture {ask.picture.size}; make them equal", field="mask")
-    if ask.mask is not None and ask.mask.getextrema()[1] <= 127:  # type: ignore[operator]
+    if ask.mask is not None and marks_nothing(ask.mask):
         raise RefusedError(400, "mask: marks nothing, so nothing would be edited", field="mask")
 
 

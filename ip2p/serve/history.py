@@ -105,20 +105,24 @@ class History:
 
     def keep_picture(self, png: bytes) -> str:
         """Write a picture, once; returns its name."""
+        return self._kept(png)[0]
+
+    def _kept(self, png: bytes) -> tuple[str, bool]:
+        """Write a picture, once; its name, and whether it was written now."""
         name = hashlib.sha256(png).hexdigest()
-        if not self.picture_path(name).exists():
+        if new := not self.picture_path(name).exists():
             write_bytes(self.picture_path(name), png)
             self.disk.used += len(png)
-        return name
+        return name, new
 
     def store(self, row: EditRow, *, source: bytes, mask: bytes | None, picture: bytes) -> None:
         """Store an edit with its pictures. Where the database does not take it, the disk has no more pictures than before."""
         new: list[str] = []
 
         def keep(png: bytes) -> str:
-            name = hashlib.sha256(png).hexdigest()
-            new.extend([] if self.picture_path(name).exists() else [name])
-            return self.keep_picture(png)
+            name, written = self._kept(png)
+            new.extend([name] * written)
+            return name
 
         try:
             row.source, row.mask, row.picture = keep(source), keep(mask) if mask else None, keep(picture)

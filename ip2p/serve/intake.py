@@ -94,13 +94,9 @@ def from_base64(text: object, *, field: str) -> bytes:
 
 def to_png(picture: Image.Image, parameters: str | None = None) -> bytes:
     """PNG, with the edit's parameters as its text if they are given."""
-    from PIL.PngImagePlugin import PngInfo
-
-    buffer, info = io.BytesIO(), PngInfo()
-    if parameters is not None:
-        info.add_itxt("parameters", parameters)
-    picture.save(buffer, "PNG", compress_level=3, pnginfo=info)
-    return buffer.getvalue()
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue() if parameters is None else with_parameters(buffer.getvalue(), parameters)
 
 
 def with_parameters(png: bytes, parameters: str) -> bytes:

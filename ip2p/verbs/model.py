@@ -170,9 +170,10 @@ def _check(options: argparse.Namespace) -> int:
 def _require_fitting(output: Path, size: tuple[int, int], mask: Image.Image | None) -> None:
     """Raise `ParamsError` if a mask asks for nothing, or the file's format cannot hold what it is to hold."""
     from ip2p.errors import ParamsError
+    from ip2p.model.edit import marks_nothing
     from ip2p.pictures import MAX_WEBP
 
-    if mask is not None and mask.getextrema()[1] < 128:  # type: ignore[operator]
+    if mask is not None and marks_nothing(mask):
         raise ParamsError("--mask: nothing in it is white, so nothing would be edited; paint white where to edit")
     kind = output.suffix.lower()
     if mask is not None and kind in _JPEG:

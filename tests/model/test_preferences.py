@@ -120,11 +120,7 @@ def test_parts_of_a_step_are_shared_out_as_one(setup, tmp_path):
     parts = params.model_copy(update={"train": params.train.model_copy(update={"accumulate": 2})})
     train.run(parts, **{**paths, "work": tmp_path / "work2", "out": tmp_path / "editor2"})
     whole, shared = (json.loads(next(work.glob("*/progress.json")).read_text()) for work in (paths["work"], tmp_path / "work2"))
-    for name in (
-        "gradient_norm",
-        "loss",
-        "preference_loss",
-    ):  # weights would tell nothing: Adam's first step is of one length whatever the gradient
+    for name in ("gradient_norm", "loss", "preference_loss"):  # not the weights: Adam's first step has one length whatever the gradient
         assert whole[name] == pytest.approx(shared[name], rel=1e-3), name
 
 

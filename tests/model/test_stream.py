@@ -38,13 +38,8 @@ def test_a_prediction_on_the_way_is_a_picture(editor):
 
 
 def test_what_is_remembered_is_not_computed_again_and_changes_nothing(editor, monkeypatch):
-    image, request, options = (
-        torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(0)),
-        EditRequest("make it winter"),
-        EditOptions(2),
-    )
-    remembered = Remembered(most=2)
-    made = []
+    image, options = torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(0)), EditOptions(2)
+    request, remembered, made = EditRequest("make it winter"), Remembered(most=2), []
     for _ in range(2):
         editing = begin_editing(editor, image, request, options, remembered)
         while not editing.ended:

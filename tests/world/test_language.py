@@ -51,8 +51,7 @@ def test_mentions_are_parts_of_the_scene():
         scene = sample_scene(random.Random(seed))
         said = {write_mention(scene, random.Random(i)) for i in range(20)}
         there = {thing.kind for thing in scene.things} | {scene.setting, scene.time, scene.season, scene.style}
-        others = (
-            {*KINDS, *(value for name in ("setting", "time", "season", "style") for value in GLOBAL_VALUES[name])} - there - {"day"}
-        )  # which rainy ones are too
+        values = {*KINDS, *(value for name in ("setting", "time", "season", "style") for value in GLOBAL_VALUES[name])}
+        others = values - there - {"day"}  # which rainy ones are too
         assert len(said) > 5 and any(thing.kind in mention for mention in said for thing in scene.things)
         assert not any(re.search(rf"\b{value}\b", mention) for mention in said for value in others)

@@ -155,8 +155,8 @@ async function editNow(source) {
   const before = now.edit;
   $("verdict").hidden = $("choice").hidden = true;
   now.edit = null;
-  let form;
-  const done = await trying(async () => follow(await api.ask((form = await asked(picked))), source));
+  const form = await trying(() => asked(picked));
+  const done = form && (await trying(async () => follow(await api.ask(form), source)));
   if (now.source !== source || now.edit) return remember(); // another picture was chosen meanwhile, or an edit opened again
   if (!done) {
     $("after").hidden = $("wipe").hidden = true;
