@@ -1,8 +1,10 @@
 """Training samples a second: ours against a plain loop that does what diffusers' `train_instruct_pix2pix.py` does.
 
 The plain loop decodes, crops, flips, encodes both images and the text anew in every step. Same start, data, loss, optimizer and
-batch; the loss is the mean over the later half of the steps, with its standard error. `--model sd15` builds a folder of Stable
-Diffusion 1.5's true size with random weights (256 px, the paper's) and wants a GPU; `sd15-small` checks that command anywhere.
+batch; the loss is the mean over the later half of the steps, with its standard error. All ways take turns, for a machine that others
+use too is not as fast from one minute to the next: × is the median over the turns of how many times as fast as the first way a way
+was in that turn. `--model sd15` builds a folder of Stable Diffusion 1.5's true size with random weights (256 px, the paper's) and
+wants a GPU; `sd15-small` checks that command anywhere.
 """
 
 from __future__ import annotations
@@ -11,9 +13,13 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -32,12 +38,24 @@ from ip2p.store import digest, read_shards, write_json, write_shard
 from ip2p.world.truth import truth_of
 
 
+@dataclass
+class Way:
+    """A way to train, its samples a second in each turn, and the losses of its steps."""
+
+    name: str
+    loop: Callable[[Params, Path], tuple[float, list[float]]]
+    params: Params
+    rates: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("world", "sd15", "sd15-small"), default="world")
     parser.add_argument("--pairs", type=int, default=128, help="image pairs (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=32, help="samples a step (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=24, help="steps of each loop (default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=3, help="of each loop (default: %(default)s)")
     parser.add_argument("--compile", action="store_true", help="ours also with torch.compile, compiled before its steps are timed")
     parser.add_argument("--half", action="store_true", help="bfloat16 alone, for a GPU that is had for minutes")
     options = parser.parse_args()
@@ -49,34 +67,43 @@ def main() -> None:
         write_json(root / "validated.json", {"dataset": digest(root / "dataset")})
         table = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)  # what training tells on its way is not part of the table
-        print("| | samples/s | × | loss | peak | bandwidth |\n|---|---|---|---|---|---|", file=table, flush=True)
-        first = None
-        for name, loop, dtype, changes in ways(params, half=options.half, compiled=options.compile):
-            told = params.model_copy(
-                update={
-                    "models": params.models.model_copy(update={"dtype": dtype}),
-                    "train": params.train.model_copy(update=changes),
-                }
-            )
-            rate, losses = loop(told, root)
-            first = first or rate
-            late = losses[len(losses) // 2 :]
-            loss = f"{statistics.mean(late):.3f} ± {statistics.stdev(late) / len(late) ** 0.5:.3f}"
-            base = train.load_base(told)
-            shares = cost_of_step(base, options.batch).shares(options.batch / rate, base.device, base.dtype)
-            print(f"| {name} | {rate:.1f} | {rate / first:.1f} | {loss} | {shares} |", file=table, flush=True)
+        tried = list(ways(params, half=options.half, compiled=options.compile))
+        for turn in range(options.turns):
+            for way in tried:
+                rate, way.losses = way.loop(way.params, root)
+                way.rates.append(rate)
+                print(f"turn {turn + 1} of {options.turns}: {way.name}, {rate:.1f} samples/s", file=sys.stderr, flush=True)
+        print("| | samples/s | × | loss | peak | bandwidth |\n|---|---|---|---|---|---|", file=table)
+        for way in tried:
+            print(row(way, tried[0].rates, options.batch), file=table, flush=True)
 
 
-def ways(params: Params, *, half: bool, compiled: bool):
-    device = train.resolve_device(params.models.device)
+def row(way: Way, first: list[float], batch: int) -> str:
+    """What a way came to, against the first way's rates."""
+    rate, times = statistics.median(way.rates), statistics.median(b / a for a, b in zip(first, way.rates, strict=True))
+    late = way.losses[len(way.losses) // 2 :]
+    base = train.load_base(way.params)
+    shares = cost_of_step(base, batch).shares(batch / rate, base.device, base.dtype)
+    loss = f"{statistics.mean(late):.3f} ± {statistics.stdev(late) / len(late) ** 0.5:.3f}"
+    return f"| {way.name} | {rate:.1f} | {times:.1f} | {loss} | {shares} |"
+
+
+def ways(params: Params, *, half: bool, compiled: bool) -> Iterator[Way]:
+    """The plain loop and ours in each arithmetic, then what else ours can do."""
     plain, cached = ("the plain loop", run_plain), ("ours: cached latents and texts", run_ours)
     for name, loop in (plain, cached):
         for dtype in ("bfloat16",) if half else ("float32", "bfloat16"):
-            yield (f"{name}, {dtype}", loop, dtype, {})
+            yield Way(f"{name}, {dtype}", loop, changed(params, dtype))
     if compiled:
-        yield (f"ours, {dtype}, compiled", run_ours, dtype, {"compile": True})
-    if device.type == "cpu":
-        yield ("+ a process a core", run_ours, "bfloat16", {"workers": 2})
+        yield Way(f"ours, {dtype}, compiled", run_ours, changed(params, dtype, compile=True))
+    if train.resolve_device(params.models.device).type == "cpu":
+        yield Way("+ a process a core", run_ours, changed(params, "bfloat16", workers=2))
+
+
+def changed(params: Params, dtype: str, **changes: Any) -> Params:
+    """The same in this arithmetic, with another `train` section."""
+    models, section = params.models.model_copy(update={"dtype": dtype}), params.train.model_copy(update=changes)
+    return params.model_copy(update={"models": models, "train": section})
 
 
 def parameters(root: Path, teacher: str, options: argparse.Namespace) -> Params:

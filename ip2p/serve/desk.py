@@ -38,7 +38,8 @@ _LOOK = 0.05
 _HANDS = 4
 """Pictures that are decoded, pasted or encoded at once."""
 MAX_INSTRUCTION = 32_000
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**53 - 1
+"""JSON carries whole numbers no further: JavaScript, for one, rounds what is larger (RFC 8259, section 6)."""
 T = TypeVar("T")
 log = logging.getLogger("ip2p.serve")
 
@@ -221,7 +222,7 @@ def _check(ask: Ask, max_steps: int) -> None:
     if ask.steps is not None and not 2 <= ask.steps <= max_steps:
         raise RefusedError(400, f"steps: {ask.steps} is out of range, give 2 to {max_steps}", field="steps")
     if ask.seed is not None and not 0 <= ask.seed <= MAX_SEED:
-        raise RefusedError(400, "seed: out of range, give 0 to 2^63 - 1", field="seed")
+        raise RefusedError(400, f"seed: out of range, give 0 to {MAX_SEED:,}", field="seed")
     for name in ("text_guidance", "image_guidance"):
         value = getattr(ask, name)
         if value is not None and not 0 <= value <= MAX_SCALE:

@@ -73,6 +73,7 @@ def test_size_and_format_are_as_asked(client):
         ({"response_format": "url"}, "response_format"),
         ({"extra_body": {"num_inference_steps": "many"}}, "num_inference_steps"),
         ({"extra_body": {"seed": -1}}, "seed"),
+        ({"extra_body": {"seed": 2**53}}, "seed"),  # which JSON does not carry
         ({"extra_body": {"guidance_scale": "nan"}}, "guidance_scale"),
         ({"extra_body": {"guidance_scale": 99}}, "guidance_scale"),
         ({"extra_body": {"image_guidance_scale": 99}}, "image_guidance_scale"),
