@@ -27,7 +27,7 @@ from prefect.states import Failed, Pending
 from ip2p.errors import ParamsError, UserError
 from ip2p.params import Params, load_params
 from ip2p.records import StageReport
-from ip2p.stages import Engine, run_stage
+from ip2p.stages import TELLS, Engine, run_stage
 
 PARENT = "IP2P_PARENT_TASK_RUN"
 _LEASE = 60
@@ -99,7 +99,7 @@ def _progress(name: str) -> Callable[[int, int], None]:
 
     def report(done: int, of: int) -> None:
         percent = 100.0 * done / max(1, of)
-        if abs(percent - shown["printed"]) >= 1 or done == of:
+        if name not in TELLS and (abs(percent - shown["printed"]) >= 1 or done == of):
             print(f"{name} {done}/{of}", flush=True)
             shown["printed"] = percent
         if "id" not in held:

@@ -1,4 +1,4 @@
-"""The four CLIP similarities (paper §3.2), once: `filter` and `evaluate` share them.
+"""The four CLIP similarities (paper §3.1.2), once: `filter` and `evaluate` share them.
 
 Images in [0, 1], resized bicubic to CLIP's size with no crop; features are L2-normalised.
 Shapes: B batch, D embedding, C H W image.

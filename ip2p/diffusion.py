@@ -59,6 +59,17 @@ class Diffusion:
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     @property
+    def alphas_cumprod(self) -> Tensor:
+        """The noise schedule: cumulative product of alphas, `T`."""
+        alphas: Tensor = self.scheduler.alphas_cumprod  # type: ignore[attr-defined]
+        return alphas
+
+    @property
+    def prediction(self) -> str:
+        """What the UNet predicts: `epsilon` or `v_prediction`."""
+        return str(self.scheduler.config.prediction_type)  # type: ignore[attr-defined]
+
+    @property
     def held(self) -> torch.dtype:
         """What the weights of UNet and autoencoder are held in, and so what goes into them."""
         held: torch.dtype = self.unet.conv_in.weight.dtype
@@ -110,7 +121,7 @@ def text_arguments(model: Diffusion, text_BLD: Tensor, side: tuple[int, int]) ->
 
 @torch.no_grad()
 def encode_images(model: Diffusion, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (its mode) and spread of the autoencoder's posterior of images in [0, 1]: latents as they are, unscaled (METHOD §4)."""
+    """Mean (its mode) and spread of the autoencoder's posterior of images in [0, 1]: latents as they are, unscaled."""
     with model.arithmetic():
         images = (images_BCHW.to(model.device) * 2 - 1).to(model.held, memory_format=model.layout)
         posterior = model.vae.encode(of_any_batch(images)).latent_dist
@@ -134,9 +145,9 @@ def run_unet(model: Diffusion, rows_BCHW: Tensor, timestep: Tensor, text_BLD: Te
     with model.arithmetic():
         rows = of_any_batch(rows_BCHW.to(model.held, memory_format=model.layout))
         times = of_any_batch(timestep.to(model.device).expand(len(rows)).contiguous())
-        told = text_arguments(model, text_BLD.to(model.held), (rows.shape[-2], rows.shape[-1]))
-        told = tree_map(lambda x: of_any_batch(x.contiguous()), told)  # as a recording's copies lie
-        prediction = (model.graphed or partial(unet_output, model.unet))(rows, times, **told)
+        conditions = text_arguments(model, text_BLD.to(model.held), (rows.shape[-2], rows.shape[-1]))
+        conditions = tree_map(lambda x: of_any_batch(x.contiguous()), conditions)  # as a recording's copies lie
+        prediction = (model.graphed or partial(unet_output, model.unet))(rows, times, **conditions)
     return prediction.to(torch.float32, copy=True)
 
 

@@ -70,6 +70,12 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def placement(models: ModelsParams) -> tuple[torch.device, torch.dtype]:
+    """The device and the arithmetic that the parameters say."""
+    device = resolve_device(models.device)
+    return device, resolve_dtype(models.dtype, device)
+
+
 def load_diffusion(
     name: str,
     *,
@@ -165,10 +171,10 @@ def _require_activation(architecture: str, pretrained: str) -> None:
 
 def free_pairs(models: ModelsParams) -> int:
     """How many image pairs can be sampled at once: 8 on a CPU; on a GPU from its free memory and what two sizes of batch take."""
-    device = resolve_device(models.device)
+    device, dtype = placement(models)
     if device.type != "cuda":
         return 8
-    teacher = load_diffusion(models.teacher, device=device, dtype=resolve_dtype(models.dtype, device))
+    teacher = load_diffusion(models.teacher, device=device, dtype=dtype)
     side, text = teacher.unet.config.sample_size, encode_text(teacher, [""])
     peaks = []
     for pairs in (1, 3):

@@ -17,6 +17,8 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from ip2p.errors import UserError
 from ip2p.startup import processes
 
+_LOOK = 1.0
+"""Seconds between two looks at how far the processes are."""
 _BUCKET = 2**24
 """Gradients that are sent at once."""
 
@@ -47,16 +49,17 @@ def agree(number: int, device: torch.device) -> bool:
     return bool(most == -least)
 
 
-def launch(workers: int, work: Callable[..., None], *arguments: object) -> None:
-    """Run `work(rank, workers, *arguments)` here, or in `workers` processes of one thread each."""
+def launch(workers: int, work: Callable[..., None], *arguments: object, watch: Callable[[], None] = lambda: None) -> None:
+    """Run `work(rank, workers, *arguments)` here, or in `workers` processes of one thread each; `watch` is then called here each second."""
     if workers == 1:
         work(0, 1, *arguments)
         return
     with tempfile.TemporaryDirectory() as folder:
         try:
-            torch.multiprocessing.start_processes(  # type: ignore[no-untyped-call,attr-defined]
-                _joined, args=(workers, folder, work, arguments), nprocs=workers, start_method=processes().get_start_method()
-            )
+            started = {"nprocs": workers, "join": False, "start_method": processes().get_start_method()}
+            both = torch.multiprocessing.start_processes(_joined, args=(workers, folder, work, arguments), **started)  # type: ignore[no-untyped-call,attr-defined]
+            while not both.join(timeout=_LOOK):
+                watch()
         except (ProcessRaisedException, ProcessExitedException) as error:
             told = Path(folder) / "error"
             if told.exists():

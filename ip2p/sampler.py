@@ -130,6 +130,12 @@ def _dpmpp_2m(x: Tensor, clean: Tensor, before: Tensor, sigmas: Tensor, i: int) 
     return sigmas[i + 1] / sigmas[i] * x - torch.expm1(-step) * ahead
 
 
+def add_noise(clean: Tensor, noise: Tensor, alpha: Tensor, prediction: str) -> tuple[Tensor, Tensor]:
+    """Noisy latents at cumulative `alpha`, and what the UNet is to predict of them: eps, or v (Salimans & Ho 2022)."""
+    noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+    return noisy, noise if prediction == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+
+
 def to_clean(x: Tensor, output: Tensor, sigma: Tensor, prediction: str) -> Tensor:
     """The predicted clean latents, from noisy latents at `sigma` and the UNet's eps or v."""
     if prediction == "epsilon":

@@ -20,6 +20,8 @@ TRIPLETS, PAIRS, DATASET = Path("data/triplets"), Path("data/pairs"), Path("data
 MARKER, EDITOR = Path("data/validated.json"), Path(TRAINED)
 REPORTS, DOCS, EVALUATION, PAGE = Path("reports"), Path("reports/data_docs"), Path("reports/evaluation"), Path("reports/report.html")
 WORK = Path("work")
+TELLS = ("train",)
+"""Stages that print by themselves how far they are."""
 
 
 def run_stage(name: str, params: Params, *, progress: Progress = lambda done, of: None, engine: Engine | None = None) -> StageReport:
@@ -61,7 +63,7 @@ def _run(name: str, params: Params, progress: Progress, engine: Engine | None) -
         from ip2p.model import train
 
         dataset, marker = _validated(params)
-        return train.run(params, dataset=dataset, marker=marker, out=EDITOR, work=WORK / "train")
+        return train.run(params, dataset=dataset, marker=marker, out=EDITOR, work=WORK / "train", progress=progress)
     if name == "evaluate":
         from ip2p.model import evaluate
 

@@ -90,7 +90,7 @@ def made(tiny, tmp_path_factory):
 def editor_folder(teacher, tmp_path_factory):
     """An editor whose source channels have been nudged, so that the picture matters."""
     from ip2p.model.folder import save_editor
-    from ip2p.model.unet import grow_unet
+    from tests.grown import grow_unet
 
     folder = tmp_path_factory.mktemp("editor") / "editor"
     unet = grow_unet(teacher.unet)

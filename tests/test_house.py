@@ -10,6 +10,9 @@ import pytest
 import yaml
 
 from ip2p.cli import STAGE_HELP, build_parser
+from ip2p.dataset import pairs
+from ip2p.dataset.exchange import move
+from ip2p.model import data, evaluate, preferences, train
 from ip2p.params import Params
 from ip2p.stages import STAGES
 
@@ -79,14 +82,59 @@ def imports(path: Path) -> set[Path]:
     return found
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_dvc_watches_every_source_that_a_stage_imports(stage):
-    first = ROOT / "ip2p" / (f"{MODULES[stage]}/{stage}.py" if stage in MODULES else "release/registry.py")
+def closure_of(first: Path) -> set[Path]:
+    """A module and all of ip2p that it imports, and what they import."""
     closure, open_ = set(), {first}
     while open_:
         path = open_.pop()
         closure.add(path)
         open_ |= imports(path) - closure
-    wanted = [p.relative_to(ROOT) for p in closure if not INFRASTRUCTURE & set(p.relative_to(ROOT).with_suffix("").parts)]
+    return closure
+
+
+# Whose code a kept result is fingerprinted with, and what they import that is not in the list: it decides nothing, or is fingerprinted by
+# what it gave.
+PLUMBING = {"dataset/read.py", "graphs.py", "startup.py", "tensors.py", "torchvision_cpu.py"}
+FINGERPRINTED = {
+    "dataset/pairs.py": (pairs.CODE, {"parallel.py"}),
+    "dataset/exchange/move.py": (
+        move.CODE,
+        {
+            "diffusion.py",
+            "sampler.py",
+            *(f"dataset/{n}" for n in ("exchange", "filter.py", "filters", "judge.py", "llm", "p2p", "survival.py")),
+        },
+    ),
+    "model/data.py": (data.CODE, {"parallel.py"}),
+    "model/preferences.py": (preferences.CODE, {"model/data.py", "parallel.py"}),
+    "model/train.py": (
+        train.CODE,
+        {"checkpoint.py", "records.py", *(f"model/{n}.py" for n in ("edit", "folder", "guidance", "plan", "seen"))},
+    ),
+    "model/evaluate.py": (
+        evaluate.CODE,
+        {"records.py", "sheets.py", "world", "dataset/exchange", "dataset/judge.py", "dataset/llm", "dataset/world_writer.py"}
+        | {f"model/{n}.py" for n in ("benchmarks", "bootstrap", "plots", "seen", "unet")},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FINGERPRINTED)
+def test_a_result_is_made_anew_when_any_code_that_decides_it_changes(name):
+    code, apart = FINGERPRINTED[name]
+    left = sorted(
+        str(path)
+        for path in (p.relative_to(ROOT / "ip2p") for p in closure_of(ROOT / "ip2p" / name))
+        if not INFRASTRUCTURE & set(path.with_suffix("").parts)
+        and str(path) not in code
+        and not {str(p) for p in (path, *path.parents)} & (apart | PLUMBING)
+    )
+    assert left == [] and all((ROOT / "ip2p" / n).is_file() for n in code)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dvc_watches_every_source_that_a_stage_imports(stage):
+    first = ROOT / "ip2p" / (f"{MODULES[stage]}/{stage}.py" if stage in MODULES else "release/registry.py")
+    wanted = [p.relative_to(ROOT) for p in closure_of(first) if not INFRASTRUCTURE & set(p.relative_to(ROOT).with_suffix("").parts)]
     watched = {Path(d) for d in GRAPH[stage]["deps"]}
     assert GRAPH[stage].get("always_changed") or [str(p) for p in wanted if not watched & {p, *p.parents}] == []

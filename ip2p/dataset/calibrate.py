@@ -31,7 +31,7 @@ from ip2p.dataset.synthesis import similar
 from ip2p.dataset.world_writer import write_triplets
 from ip2p.diffusion import reconstruct
 from ip2p.errors import DataError
-from ip2p.models import load_clip, load_diffusion, resolve_device, resolve_dtype
+from ip2p.models import load_clip, load_diffusion, placement
 from ip2p.params import FilterParams, Params, TypeThresholds
 from ip2p.pictures import from_pillow
 from ip2p.store import fingerprint, shards, write_bytes, write_json
@@ -131,9 +131,9 @@ def read_labels(path: Path, pairs: Path) -> Labels:
 
 def world_labels(params: Params, count: int, progress: Callable[[int, int], None] = lambda done, of: None) -> Labels:
     """Four labelled pairs of each of `count` triplets, whose truth the world knows; pictures as the autoencoder draws them."""
-    device = resolve_device(params.models.device)
+    device, dtype = placement(params.models)
     clip = load_clip(params.models.clip, device=device)
-    teacher = load_diffusion(params.models.teacher, device=device, dtype=resolve_dtype(params.models.dtype, device))
+    teacher = load_diffusion(params.models.teacher, device=device, dtype=dtype)
     triplets = list(write_triplets(count=count, stream=f"{params.seed}/calibrate"))
     rows: list[dict[str, Any]] = []
     for first in range(0, count, _BATCH):

@@ -1,4 +1,4 @@
-"""Image pairs → dataset (paper §3.2): the chain of filters, best k a triplet, splits by triplet; every reject keeps its reason.
+"""Image pairs → dataset (paper §3.1.2): the chain of filters, best k a triplet, splits by triplet; every reject keeps its reason.
 
 Goes shard by shard: scores first, images only of shards in which something stays.
 """

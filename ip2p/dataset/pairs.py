@@ -1,4 +1,4 @@
-"""Triplets → image pairs (paper §3.2) as shards: planned, made on workers, resumed, assembled.
+"""Triplets → image pairs (paper §3.1.2) as shards: planned, made on workers, resumed, assembled.
 
 A unit of triplets is one shard, a pure function of its fingerprint: the same bits from one worker or many, in any order.
 """
@@ -24,7 +24,7 @@ from ip2p.dataset.rounds import next_samples
 from ip2p.dataset.synthesis import ABANDONED, Made, Synthesiser, load_synthesiser, remember_texts, sample_pairs
 from ip2p.dataset.thresholds import reject_reason
 from ip2p.errors import ParamsError
-from ip2p.models import free_pairs, model_digest, resolve_device, resolve_dtype
+from ip2p.models import free_pairs, model_digest, placement
 from ip2p.parallel import leave_with_parent
 from ip2p.params import PairsParams, Params
 from ip2p.pictures import to_png
@@ -35,7 +35,7 @@ from ip2p.store import assemble, code_mark, fingerprint, read_shards, shard_byte
 Progress = Callable[[int, int], None]
 Engine = Callable[[Params, list["Unit"], Path], Iterator[int]]
 """Makes units, writes their shards to the folder, and yields how many are done after each."""
-_SOURCES = (
+CODE = (
     "clip.py",
     "dataset/alignment.py",
     "dataset/looks.py",
@@ -57,6 +57,7 @@ _SOURCES = (
     "safety.py",
     "sampler.py",
 )
+"""What decides which pairs are made and how they look."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,10 @@ def plan_units(triplets: list[Triplet], params: Params) -> list[Unit]:
     """Shards in order, each with the fingerprint of all that decides its content. `pairs.batch` must be known (`with_batch`)."""
     section, models = params.pairs, params.models
     same = section.model_dump(exclude={"workers", "engine", "ray_address"})
-    digests = [model_digest(models.teacher, "teacher"), model_digest(models.clip, "clip"), code_mark(*_SOURCES)]
+    digests = [model_digest(models.teacher, "teacher"), model_digest(models.clip, "clip"), code_mark(*CODE)]
     digests += [model_digest(models.safety, "safety")] if models.safety else []
-    device = resolve_device(models.device)
-    digests += [device.type, str(resolve_dtype(models.dtype, device)), str(models.threads), str(models.compile)]
+    device, dtype = placement(models)
+    digests += [device.type, str(dtype), str(models.threads), str(models.compile)]
     if section.strategy == "adaptive" or section.abandon_at:
         digests.append(fingerprint(params.filter.model_dump(include={"caption", "image", "direction", "copy_limit", "by_type", "keep"})))
     groups = [tuple(triplets[i : i + section.unit]) for i in range(0, len(triplets), section.unit)]
@@ -186,8 +187,8 @@ def with_batch(params: Params, made: Path) -> Params:
 
 def _batch_for(params: Params) -> str:
     """What the batch of `0` depends on, beside the memory that happens to be free."""
-    device = resolve_device(params.models.device)
-    return fingerprint(params.models.teacher, device.type, str(resolve_dtype(params.models.dtype, device)), params.pairs.method)
+    device, dtype = placement(params.models)
+    return fingerprint(params.models.teacher, device.type, str(dtype), params.pairs.method)
 
 
 def make_in_processes(params: Params, pending: list[Unit], work: Path) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""Triplet and draw → a scored image pair (paper §3.2, METHOD §2): many pairs a batch, each with its own p2p and guidance.
+"""Triplet and draw → a scored image pair (paper §3.1.2): many pairs a batch, each with its own p2p and guidance.
 
 Both images share the initial and every step's ancestral noise; attention is shared by the chosen Prompt-to-Prompt method.
 Texts are embedded once each; CLIP scores are computed on the device, where the images are. Rows of the UNet's batch: source
@@ -8,7 +8,6 @@ and target without text, then source and target with text.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from ip2p.dataset.p2p.processor import Steering, install, plan_step
 from ip2p.dataset.p2p.words import align_words
 from ip2p.dataset.thresholds import Similar, reject_reason
 from ip2p.diffusion import Diffusion, decode_latents, encode_text, run_guided
-from ip2p.models import Clip, load_clip, load_diffusion, resolve_device, resolve_dtype
+from ip2p.models import Clip, load_clip, load_diffusion, placement
 from ip2p.params import FilterParams, ModelsParams, PairsParams
 from ip2p.records import Draw, Triplet
 from ip2p.safety import Safety, load_safety
@@ -56,8 +55,8 @@ class Made:
 
 def load_synthesiser(models: ModelsParams, section: PairsParams, thresholds: FilterParams, seed: int) -> Synthesiser:
     """Load teacher and CLIP and install the Prompt-to-Prompt method."""
-    device = resolve_device(models.device)
-    teacher = load_diffusion(models.teacher, device=device, dtype=resolve_dtype(models.dtype, device), compiled=models.compile)
+    device, dtype = placement(models)
+    teacher = load_diffusion(models.teacher, device=device, dtype=dtype, compiled=models.compile)
     steering = install(teacher.unet, section.method)
     clip = load_clip(models.clip, device=device)
     safety = load_safety(models.safety, device=device) if models.safety else None
@@ -162,6 +161,4 @@ def _twice(noise: Tensor) -> Tensor:
 
 
 def _schedule(teacher: Diffusion, section: PairsParams) -> Schedule:
-    scheduler: Any = teacher.scheduler
-    prediction = scheduler.config.prediction_type
-    return make_schedule(scheduler.alphas_cumprod, steps=section.steps, prediction=prediction, solver=section.solver)
+    return make_schedule(teacher.alphas_cumprod, steps=section.steps, prediction=teacher.prediction, solver=section.solver)

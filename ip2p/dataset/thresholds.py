@@ -1,4 +1,4 @@
-"""The CLIP thresholds of the paper's filter (§3.2), for one scored pair: why it is rejected, if it is."""
+"""The CLIP thresholds of the paper's filter (§3.1.2), for one scored pair: why it is rejected, if it is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MISSES = {
 
 @dataclass(frozen=True, slots=True)
 class Similar:
-    """The four similarities of a pair (METHOD §3)."""
+    """The four similarities of a pair (paper §3.1.2; Gal et al. 2022 for that of direction)."""
 
     sim_0: float
     sim_1: float

@@ -1,4 +1,4 @@
-"""Captions → triplets (paper §3.1): caption, instruction, edited caption, by the world's grammar or a language model."""
+"""Captions → triplets (paper §3.1.1): caption, instruction, edited caption, by the world's grammar or a language model."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from ip2p.model.heldout import HeldOut, held_out
 from ip2p.model.measure import Point, judged_by, paired
 from ip2p.model.plots import plot_curves
 from ip2p.model.seen import NONE, Seen, known_by
-from ip2p.models import model_digest, resolve_device, resolve_dtype
+from ip2p.models import model_digest, placement
 from ip2p.params import Params
 from ip2p.pictures import to_png
 from ip2p.records import RECORD
@@ -88,7 +88,7 @@ def run(
             train.run(told, dataset=folder / "dataset", marker=folder / "validated.json", out=out_of, work=folder / "train")
         editor = open_editor(out_of, params.models)
         held = held or held_out(params, triplets=triplets, dataset=dataset, size=editor.image_size, seen=_seen(params, pairs))
-        curves[name] = (count, editor_curve(bench, editor, digest(out_of), held, system=name))
+        curves[name] = (count, list(editor_curve(bench, editor, digest(out_of), held, system=name)))
         progress(number + 1, len(variants))
     report = _report(params, told, curves, held)
     write_json(out / "report.json", report)
@@ -108,7 +108,7 @@ def _is_trained_so(editor: Path, params: Params, dataset: Path) -> bool:
     if not (editor / RECORD).exists():
         return False
     record = read_json(editor / RECORD)
-    dtype = resolve_dtype(params.models.dtype, resolve_device(params.models.device))
+    _, dtype = placement(params.models)
     now = {"dataset": digest(dataset), "start_digest": model_digest(*train.start_of(params)), "seed": params.seed, "dtype": str(dtype)}
     return all(record.get(k) == v for k, v in (now | {"train": train.recorded(params.train)}).items())
 

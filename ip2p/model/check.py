@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from ip2p.errors import ModelError
 from ip2p.model.data import example_pairs
 from ip2p.model.unet import new_editor_unet
 from ip2p.records import RECORD
+from ip2p.sampler import add_noise
 from ip2p.store import read_json
 
 _TIMESTEPS = (50, 200, 400, 600, 800, 950)
@@ -90,7 +90,7 @@ def behaviour(editor: Diffusion, teacher: Diffusion, before: Tensor, after: Tens
     nothing = denoising_loss(editor, clean, none, empty)
     start = replace(teacher, unet=new_editor_unet(teacher.unet, editor.latent_channels).to(editor.device).eval())
     before_training = denoising_loss(start, clean, none, encode_text(teacher, [""]).expand(len(instructions), -1, -1))
-    same_type = editor.scheduler.config.prediction_type == teacher.scheduler.config.prediction_type  # type: ignore[attr-defined]
+    same_type = editor.prediction == teacher.prediction
     spread, helped = float(clean.std()), told < _HELPED * blind
     return [
         Finding("latents of unit spread", 0.5 < spread < 2.0, f"{spread:.2f} after the autoencoder's scaling factor of {scale:g}"),
@@ -117,13 +117,11 @@ def behaviour(editor: Diffusion, teacher: Diffusion, before: Tensor, after: Tens
 
 def denoising_loss(model: Diffusion, clean: Tensor, source: Tensor, text: Tensor) -> float:
     """Mean squared error of an editor's prediction, of the type that its scheduler names, over `_TIMESTEPS`."""
-    scheduler: Any = model.scheduler
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)).to(model.device)
     total = 0.0
     for t in _TIMESTEPS:
-        alpha = float(scheduler.alphas_cumprod[t])
-        target = noise if scheduler.config.prediction_type == "epsilon" else alpha**0.5 * noise - (1 - alpha) ** 0.5 * clean
-        rows = torch.cat([alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise, source], dim=1)
+        noisy, target = add_noise(clean, noise, model.alphas_cumprod[t].to(model.device), model.prediction)
+        rows = torch.cat([noisy, source], dim=1)
         for part, x, y in zip(rows.split(_BATCH), text.split(_BATCH), target.split(_BATCH), strict=True):
             total += float((run_unet(model, part, torch.tensor(t), x) - y).square().mean()) * len(part)
     return total / len(clean) / len(_TIMESTEPS)

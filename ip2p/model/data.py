@@ -43,6 +43,8 @@ _PIXELS = 2**23
 """Pixels of all views that a GPU encodes at once."""
 _TEXTS = 4096
 """Instructions a file."""
+CODE = ("model/data.py", "diffusion.py", "pictures.py")
+"""What decides how latents and texts come out."""
 _LATENTS = ("source_NVCHW", "mean_NVCHW", "std_NVCHW")
 
 
@@ -116,7 +118,7 @@ def load_latents(
     sizes = sorted(set(turns))
     how = fingerprint(
         *(model_digest, str(model.dtype), section.views, section.flip, seed),
-        code_mark("model/data.py", "diffusion.py", "pictures.py"),
+        code_mark(*CODE),
     )
     pictures = {cache / f"latents-{fingerprint(how, size, digest(p))}.safetensors": (p, size) for size in sizes for p in paths}
     texts = {cache / f"texts-{fingerprint(how, c)}.safetensors": c for c in _chunks(distinct, _TEXTS)}
@@ -186,7 +188,7 @@ def _read_ahead(paths: Sequence[Shard]) -> Iterator[pa.Table]:
 def draw_batch(latents: Latents, section: TrainParams, *, seed: int, step: int, first: int = 0, count: int | None = None) -> TrainBatch:
     """Samples `first` … `first + count` of a step's global batch, the same whoever draws them.
 
-    Triplets are drawn evenly, then one kept pair and one view of each; conditioning is dropped as METHOD §4 says.
+    Triplets are drawn evenly, then one kept pair and one view of each; conditioning is dropped as the paper does (§3.2.1).
     """
     whole, count = section.batch, section.batch if count is None else count
     generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % _SEEDS)
@@ -281,7 +283,7 @@ def example_pairs(dataset: Folder, count: int, size: int) -> tuple[list[str], Te
 
 
 def _view(pair_CHW: Tensor, view: int, *, mirror: bool, seed: int) -> Tensor:
-    """View 0 is the pair itself; the others are random resized crops (256–288 of 256, METHOD §4), odd ones mirrored if asked."""
+    """View 0 is the pair itself; the others are random resized crops (as the reference: 256 of up to 288), odd ones mirrored if asked."""
     if view == 0:
         return pair_CHW
     generator = torch.Generator().manual_seed((seed * 16 + view) % _SEEDS)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from ip2p.errors import DataError
 from ip2p.graphs import Graphed
 from ip2p.model.guidance import EditOptions, EditRequest, Guide, guided_predictor
 from ip2p.model.unet import require_editor
-from ip2p.models import load_diffusion, resolve_device, resolve_dtype
+from ip2p.models import load_diffusion, placement
 from ip2p.params import ModelsParams
 from ip2p.pictures import MAX_RATIO, from_pillow, on_white, to_pillow
 from ip2p.sampler import draw_noise, make_schedule, sample
@@ -46,8 +45,8 @@ def load_editor(folder: Path | str, *, device: torch.device, dtype: torch.dtype 
 
 def open_editor(folder: Path | str, models: ModelsParams) -> Diffusion:
     """Load a trained editor as the parameters say: device, arithmetic, compiled or not."""
-    device = resolve_device(models.device)
-    return load_editor(folder, device=device, dtype=resolve_dtype(models.dtype, device), compiled=models.compile)
+    device, dtype = placement(models)
+    return load_editor(folder, device=device, dtype=dtype, compiled=models.compile)
 
 
 @dataclass
@@ -82,9 +81,7 @@ def edit_batch(
     noise = draw_noise([r.seed for r in requests], tuple(sources.shape[1:]), options.steps)  # while a GPU still encodes
     texts = Remembered().embed(editor, ["", *(r.instruction for r in requests)])  # each instruction once
     predict = guided_predictor(editor, Guide(requests, sources, texts[:1], texts[1:], options), on_step)
-    scheduler: Any = editor.scheduler
-    prediction = scheduler.config.prediction_type
-    schedule = make_schedule(scheduler.alphas_cumprod, steps=options.steps, prediction=prediction, solver=options.solver)
+    schedule = make_schedule(editor.alphas_cumprod, steps=options.steps, prediction=editor.prediction, solver=options.solver)
     return decode_latents(editor, sample(predict, schedule, noise.to(editor.device)))
 
 

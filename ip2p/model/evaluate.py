@@ -7,7 +7,7 @@ teacher, an earlier editor (`evaluate.previous`); differences from them are pair
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from ip2p.model.heldout import HeldOut, held_out, require_rest, seen_in
 from ip2p.model.measure import Edit, Meter, Point, judged_by, load_dino, measure, paired, picture_name
 from ip2p.model.plots import plot_curves, plot_types
 from ip2p.model.sdedit import sdedit
-from ip2p.models import editor_named, load_clip, load_diffusion, model_digest, model_label, resolve_device, resolve_dtype
+from ip2p.models import editor_named, load_clip, load_diffusion, model_digest, model_label, placement
 from ip2p.params import EvaluateParams, JudgeParams, Params
 from ip2p.pictures import encoded, from_bytes, grid, to_pillow
 from ip2p.records import SHOWN, StageReport
@@ -36,7 +36,7 @@ from ip2p.track import track
 Progress = Callable[[int, int], None]
 _EXAMPLES = 12
 _EXTREMES = 4
-_CODE = (
+CODE = (
     *(f"model/{n}.py" for n in ("evaluate", "heldout", "measure", "edit", "guidance", "sdedit")),
     *(f"{n}.py" for n in ("sampler", "diffusion", "models", "clip", "pictures", "dataset/alignment")),
 )
@@ -59,7 +59,7 @@ class Bench:
         how = section.model_dump(include={"steps", "solver", "guidance_interval", "guidance_every", "protocol"})
         dino = model_digest(section.dino, "dino") if section.dino else None
         arithmetic = (str(self.teacher.dtype), models.compile)
-        return fingerprint("measured", how, arithmetic, model_digest(models.clip, "clip"), dino, code_mark(*_CODE))
+        return fingerprint("measured", how, arithmetic, model_digest(models.clip, "clip"), dino, code_mark(*CODE))
 
     def point(self, system: str, setting: dict[str, float], held: HeldOut, edit: Edit, *identity: str) -> Point:
         """Measure, or take what was measured before of the same system and edits; at the headline's scales pictures are kept."""
@@ -132,21 +132,19 @@ def measure_again(params: Params, *, editor: Path, challenger: Path, triplets: P
 def open_bench(params: Params, work: Path) -> Bench:
     """Load what measures."""
     models, section = params.models, params.evaluate
-    device = resolve_device(models.device)
+    device, dtype = placement(models)
     if models.threads:
         torch.set_num_threads(models.threads)
     dino = load_dino(section.dino, device=device) if section.dino else None
     meter = Meter(load_clip(models.clip, device=device), legacy=section.protocol == "legacy", dino=dino)
-    teacher = load_diffusion(models.teacher, device=device, dtype=_dtype(params), compiled=models.compile)
+    teacher = load_diffusion(models.teacher, device=device, dtype=dtype, compiled=models.compile)
     return Bench(params, meter, teacher, work)
 
 
-def editor_curve(bench: Bench, model: Diffusion, identity: str, held: HeldOut, *, system: str = "editor") -> list[Point]:
+def editor_curve(bench: Bench, model: Diffusion, identity: str, held: HeldOut, *, system: str = "editor") -> Iterator[Point]:
     """The editor over the sweep of both scales (paper Fig. 8)."""
-    return [
-        bench.point(system, setting, held, partial(_edited, bench, model, held, setting), identity)
-        for setting in _sweep(bench.params.evaluate)
-    ]
+    for setting in _sweep(bench.params.evaluate):
+        yield bench.point(system, setting, held, partial(_edited, bench, model, held, setting), identity)
 
 
 def _points(bench: Bench, model: Diffusion, identity: str, held: HeldOut, progress: Progress) -> list[Point]:
@@ -155,8 +153,8 @@ def _points(bench: Bench, model: Diffusion, identity: str, held: HeldOut, progre
     points = [bench.point("source", {}, held, held.sources)]
     if held.known:
         points.append(bench.point("truth", {}, held, held.targets))
-    for setting in _sweep(section):
-        points.append(bench.point("editor", setting, held, partial(_edited, bench, model, held, setting), identity))
+    for point in editor_curve(bench, model, identity, held):
+        points.append(point)
         progress(len(points) - 1 - held.known, total)
     teacher = model_digest(bench.params.models.teacher, "teacher")
     for strength in section.sdedit_strengths:
@@ -192,8 +190,8 @@ def _benchmark(bench: Bench, model: Diffusion, identity: str, held: HeldOut) -> 
     editor = bench.point("editor", setting, held, partial(_edited, bench, model, held, setting), identity)
     source = bench.point("source", {}, held, held.sources)
     types = [e.edit_type for e in held.edits]
-    told = {"count": len(types), "masked": held.masked, "editor": editor.summary(types), "source": source.means()}
-    return told | {"paired": paired(editor.rows, source.rows)}
+    summary = {"count": len(types), "masked": held.masked, "editor": editor.summary(types), "source": source.means()}
+    return summary | {"paired": paired(editor.rows, source.rows)}
 
 
 def _judge(section: JudgeParams, headline: Point, held: HeldOut, journal: Path, out: Path) -> dict[str, Any]:
@@ -215,10 +213,6 @@ def _sweep(section: EvaluateParams) -> list[dict[str, float]]:
 
 def _scales(section: EvaluateParams) -> dict[str, float]:
     return {"text_guidance": section.text_guidance, "image_guidance": section.image_guidance}
-
-
-def _dtype(params: Params) -> torch.dtype:
-    return resolve_dtype(params.models.dtype, resolve_device(params.models.device))
 
 
 def _edited(bench: Bench, model: Diffusion, held: HeldOut, setting: dict[str, float], some: slice) -> Tensor:

@@ -1,4 +1,4 @@
-"""What training minimises and by which schedules (METHOD §4): the loss, the rate, the EMA's decay, the optimizers."""
+"""What training minimises and by which schedules: the loss, the rate, the EMA's decay, the optimizers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ip2p.errors import ParamsError
 from ip2p.model.data import TrainBatch
 from ip2p.muon import Muon
 from ip2p.params import TrainParams
+from ip2p.sampler import add_noise
 
 
 def loss_of(unet: Any, batch: TrainBatch, model: Diffusion, *, min_snr: float = 0.0) -> Tensor:
     """Mean squared error of the UNet's eps (or v) on a batch; with `min_snr` γ, min(SNR, γ) weights x0 (Hang et al. 2023)."""
     errors_B = _errors(unet, batch, model)
     if min_snr:
-        scheduler: Any = model.scheduler
-        alpha_B = scheduler.alphas_cumprod[batch.timesteps_B].to(model.device)
-        errors_B = errors_B * snr_weight(alpha_B, scheduler.config.prediction_type, min_snr)
+        alpha_B = model.alphas_cumprod[batch.timesteps_B].to(model.device)
+        errors_B = errors_B * snr_weight(alpha_B, model.prediction, min_snr)
     return errors_B.mean()
 
 
@@ -39,15 +39,13 @@ def dpo_loss(unet: Any, start: Any, batch: TrainBatch, model: Diffusion, *, beta
 
 def _errors(unet: Any, batch: TrainBatch, model: Diffusion) -> Tensor:
     """The mean squared error of each sample's eps (or v)."""
-    scheduler: Any = model.scheduler
-    device, prediction = model.device, scheduler.config.prediction_type
-    alpha = scheduler.alphas_cumprod[batch.timesteps_B].view(-1, 1, 1, 1).to(device)
+    device = model.device
+    alpha = model.alphas_cumprod[batch.timesteps_B].view(-1, 1, 1, 1).to(device)
     clean, noise, source, text = (x.to(device) for x in (batch.clean_BCHW, batch.noise_BCHW, batch.source_BCHW, batch.text_BLD))
-    noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-    target = noise if prediction == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+    noisy, target = add_noise(clean, noise, alpha, model.prediction)
     rows = torch.cat([noisy, source], dim=1).contiguous(memory_format=torch.channels_last)
-    told = text_arguments(model, text, (rows.shape[-2], rows.shape[-1]))
-    errors_B: Tensor = (unet(rows, batch.timesteps_B.to(device), **told).sample.float() - target).square().mean(dim=(1, 2, 3))
+    conditions = text_arguments(model, text, (rows.shape[-2], rows.shape[-1]))
+    errors_B: Tensor = (unet(rows, batch.timesteps_B.to(device), **conditions).sample.float() - target).square().mean(dim=(1, 2, 3))
     return errors_B
 
 
@@ -66,7 +64,7 @@ def learning_rate(section: TrainParams, step: int) -> float:
 
 
 def ema_rate(section: TrainParams, step: int) -> float:
-    """EMA decay with warm-up (METHOD §4)."""
+    """EMA decay with warm-up, as the reference averages: min(decay, (1 + step) / (10 + step))."""
     return min(section.ema, (1 + step) / (10 + step))
 
 

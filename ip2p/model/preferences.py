@@ -23,6 +23,8 @@ from ip2p.store import code_mark, digest, fingerprint, read_json, read_shard, sh
 from ip2p.tensors import read_tensors, write_tensors
 
 _AT_ONCE = 16
+CODE = ("model/preferences.py", "diffusion.py", "pictures.py")
+"""What decides how the preferred edits come out."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def preferences_folder(named: str) -> Path:
 
 def load_preferences(folder: Path, model: Diffusion, *, model_digest: str, cache: Path, rank: int = 0) -> Preferences:
     """Encode what the folder holds, or read what `cache` has of it. Raises `DataError` if nobody preferred anything."""
-    code = code_mark("model/preferences.py", "diffusion.py", "pictures.py")
+    code = code_mark(*CODE)
     path = cache / f"preferences-{fingerprint(digest(folder), model_digest, str(model.dtype), model.image_size, code)}.safetensors"
     if rank == 0 and not path.exists():
         for old in cache.glob("preferences-*"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -24,10 +22,8 @@ def sdedit(
     solver: Solver = "euler_ancestral",
 ) -> Tensor:
     """SDEdit with the teacher: noise the source to `strength` of the schedule, denoise with the edited caption."""
-    scheduler: Any = teacher.scheduler
-    prediction = scheduler.config.prediction_type
     steps = max(2, round(steps * strength))
-    schedule = make_schedule(scheduler.alphas_cumprod, steps=steps, prediction=prediction, solver=solver, start=strength)
+    schedule = make_schedule(teacher.alphas_cumprod, steps=steps, prediction=teacher.prediction, solver=solver, start=strength)
     latents = encode_images(teacher, sources_BCHW)[0] * teacher.vae.config.scaling_factor
     context = torch.cat([encode_text(teacher, [""]).expand(len(captions), -1, -1), encode_text(teacher, captions)])
 

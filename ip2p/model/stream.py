@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,11 +46,9 @@ class Editing:
 @torch.inference_mode()
 def begin_editing(editor: Diffusion, image_CHW: Tensor, request: EditRequest, options: EditOptions, remembered: Remembered) -> Editing:
     """Start an edit of an image in [0, 1] whose sides are multiples of the latent factor."""
-    scheduler: Any = editor.scheduler
     sources = remembered.encode(editor, image_CHW[None])
     texts = remembered.embed(editor, ["", request.instruction])
-    prediction = scheduler.config.prediction_type
-    schedule = make_schedule(scheduler.alphas_cumprod, steps=options.steps, prediction=prediction, solver=options.solver)
+    schedule = make_schedule(editor.alphas_cumprod, steps=options.steps, prediction=editor.prediction, solver=options.solver)
     noise = draw_noise([request.seed], tuple(sources.shape[1:]), options.steps).to(editor.device)
     guide = Guide([request], sources, texts[:1], texts[1:], options)
     return Editing(guide, schedule.on(editor.device), noise, begin(schedule, noise[0]))

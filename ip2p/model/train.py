@@ -1,4 +1,4 @@
-"""Dataset → editor (paper §3.2, METHOD §4): the teacher's UNet, grown, learns to denoise the edited image given the source.
+"""Dataset → editor (paper §3.2): the teacher's UNet, grown, learns to denoise the edited image given the source.
 
 Crash-safe: checkpoints carry everything and every step seeds its own randomness, so a killed run resumed gives the same
 losses. The global batch is drawn alike by all and split over workers, so it does not depend on their number.
@@ -13,7 +13,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -35,7 +35,7 @@ from ip2p.model.preferences import Preferences, load_preferences, preferences_fo
 from ip2p.model.seen import NONE, Seen, known_by, read_seen
 from ip2p.model.trainer import Job, Trainer
 from ip2p.model.unet import require_start
-from ip2p.models import editor_folder, editor_named, load_diffusion, model_digest, model_label, resolve_device, resolve_dtype
+from ip2p.models import editor_folder, editor_named, load_diffusion, model_digest, model_label, placement
 from ip2p.parallel import barrier, joined, launch
 from ip2p.params import Params, TrainParams
 from ip2p.pictures import grid, to_pillow
@@ -49,23 +49,34 @@ _GRID, _GRID_PIXELS = 6, 2**21
 _MEMORY = {"accumulate", "gradient_checkpointing", "compile", "ema_on_cpu"}
 _WITHOUT_EFFECT = {"workers", "log_every", "grid_every", "checkpoint_every", "keep", "cache_gb", *_MEMORY}
 """Parameters that do not change what is learned, up to the order of sums."""
+CODE = (
+    *(f"model/{n}.py" for n in ("train", "trainer", "objective", "lora", "data", "unet", "preferences")),
+    *(f"{n}.py" for n in ("attention", "diffusion", "models", "muon", "parallel", "pictures", "sampler")),
+)
+"""What decides what is learned."""
+
+
+Progress = Callable[[int, int], None]
+Loaded = tuple[Diffusion, tuple[Latents, ...], Preferences | None]
 
 
 class DivergedError(UserError):
     """The loss, or a weight, is no longer a number."""
 
 
-def run(params: Params, *, dataset: Folder, marker: Path, out: Path, work: Path) -> StageReport:
+def run(params: Params, *, dataset: Folder, marker: Path, out: Path, work: Path, progress: Progress = lambda done, of: None) -> StageReport:
     """Train an editor into the diffusers folder `out`, resuming from `work`. Raises `DataError` if not validated."""
     began = time.monotonic()
     section = params.train
     if not marker.exists():
         raise DataError(f"{marker}: missing, so {dataset} was not validated; run `ip2p validate` (or `dvc repro`) first")
-    device = resolve_device(params.models.device)
+    device, dtype = placement(params.models)
     if params.models.threads:
         torch.set_num_threads(params.models.threads)
     rank, launched = joined(cpu=device.type == "cpu")
     workers = launched if launched > 1 else section.workers if device.type == "cpu" else 1
+    if launched == 1 and device.type == "cuda" and (cards := torch.cuda.device_count()) > 1:
+        print(f"train: one of {cards} GPUs is used; `accelerate launch --num_processes {cards} -m ip2p.cli train` uses all", flush=True)
     _require_shares(section, workers)
     if launched == 1 < workers:
         expect_processes()
@@ -78,21 +89,18 @@ def run(params: Params, *, dataset: Folder, marker: Path, out: Path, work: Path)
         section.model_dump(exclude=_WITHOUT_EFFECT),
         digest(preferences) if preferences else None,
         params.seed,
-        str(resolve_dtype(params.models.dtype, device)),
+        str(dtype),
         data,
         model_digest(*start_of(params)),
-        code_mark(
-            *(f"model/{n}.py" for n in ("train", "trainer", "objective", "lora", "data", "unet", "preferences")),
-            *("muon.py", "diffusion.py", "models.py", "pictures.py", "attention.py", "parallel.py"),
-        ),
+        code_mark(*CODE),
     )
     job = Job(params, dataset, data, work / mark, out, preferences)
     job.work.mkdir(parents=True, exist_ok=True)
     with _alone(work) if rank == 0 else nullcontext():
-        _all(rank, launched, workers, job)
-    progress = read_json(job.work / "progress.json")
+        _all(rank, launched, workers, job, partial(_told_of, job, progress))
+    last = read_json(job.work / "progress.json")
     seen = section.steps * section.batch
-    extra = {"loss": progress["loss"], "samples_per_second": progress["samples_per_second"], "dataset": data[:16], "run": mark}
+    extra = {"loss": last["loss"], "samples_per_second": last["samples_per_second"], "dataset": data[:16], "run": mark}
     return StageReport(stage="train", seen=seen, kept=seen, seconds=time.monotonic() - began, extra=extra)
 
 
@@ -107,7 +115,7 @@ def _alone(work: Path) -> Iterator[None]:
         yield
 
 
-def _all(rank: int, launched: int, workers: int, job: Job) -> None:
+def _all(rank: int, launched: int, workers: int, job: Job, watch: Callable[[], None]) -> None:
     """Train, in this process or in several, and drop what earlier trainings left."""
     base = load_base(job.params)
     require_start(base.unet, base.latent_channels)
@@ -115,10 +123,10 @@ def _all(rank: int, launched: int, workers: int, job: Job) -> None:
     require_memory(job.params, base, workers=workers)
     loaded = base, *_data(job, base, rank, launched)  # encoded once, before several processes want it
     if launched > 1 or workers == 1:
-        _work(rank, workers, job, loaded)
+        _work(rank, workers, job, loaded, watch)
     else:
         del base, loaded
-        launch(workers, _work, job)
+        launch(workers, _work, job, watch=watch)
     barrier()
     if rank == 0:
         for old in job.work.parent.iterdir():
@@ -144,17 +152,17 @@ def load_base(params: Params) -> Diffusion:
     from diffusers import DDIMScheduler
 
     models, section = params.models, params.train
-    device = resolve_device(models.device)
+    device, dtype = placement(models)
     name, kind = start_of(params)
     subject = "train.start" if section.start else "models.teacher"
-    base = load_diffusion(name, device=device, dtype=resolve_dtype(models.dtype, device), kind=kind, subject=subject, exact=True)
+    base = load_diffusion(name, device=device, dtype=dtype, kind=kind, subject=subject, exact=True)
     for size in section.sizes:
         if size % base.factor:
             raise ParamsError(f"train.sizes: {size} pixels are no multiple of the autoencoder's {base.factor}")
     base = replace(base, side=max(section.sizes, default=None))
     if section.prediction is not None:
         return replace(base, scheduler=DDIMScheduler.from_config(base.scheduler.config, prediction_type=section.prediction))
-    known, own = ("epsilon", "v_prediction"), base.scheduler.config.prediction_type  # type: ignore[attr-defined]
+    known, own = ("epsilon", "v_prediction"), base.prediction
     if own not in known:
         raise ModelError(f"{subject}: {name} predicts `{own}`, which is not known here; set train.prediction to one of {', '.join(known)}")
     return base
@@ -163,26 +171,31 @@ def load_base(params: Params) -> Diffusion:
 def _data(job: Job, base: Diffusion, rank: int = 0, workers: int = 1) -> tuple[tuple[Latents, ...], Preferences | None]:
     params, cache = job.params, job.work.parent
     mark = model_digest(*start_of(params))
-    told = partial(_told, "train: latents, part")
     of = partial(load_latents, job.dataset, base, params.train, model_digest=mark, seed=params.seed, cache=cache)
-    latents = of(rank=rank, workers=workers, on_part=told)
+    latents = of(rank=rank, workers=workers, on_part=_told_part)
     if job.preferences is None:
         return latents, None
     return latents, load_preferences(job.preferences, base, model_digest=mark, cache=cache, rank=rank)
 
 
-def _told(what: str, done: int, of: int) -> None:
-    print(f"{what} {done} of {of}", flush=True)
+def _told_part(done: int, of: int) -> None:
+    print(f"train: latents, part {done} of {of}", flush=True)
 
 
-def _work(rank: int, workers: int, job: Job, loaded: tuple[Diffusion, tuple[Latents, ...], Preferences | None] | None = None) -> None:
+def _told_of(job: Job, progress: Progress) -> None:
+    """Tell how far the process that writes `progress.json`, this one or another, has come."""
+    if (path := job.work / "progress.json").exists():
+        progress(read_json(path)["step"], job.params.train.steps)
+
+
+def _work(rank: int, workers: int, job: Job, loaded: Loaded | None = None, watch: Callable[[], None] = lambda: None) -> None:
     if loaded is None:
         base = load_base(job.params)
         loaded = base, *_data(job, base)
     trainer = Trainer(job, rank, workers, *loaded)
     del loaded
     if rank > 0:
-        _train(trainer, None)
+        _train(trainer, None, watch)
         return
     params = job.params
     parameters = {f"train.{k}": v for k, v in params.train.model_dump().items()} | {
@@ -192,7 +205,7 @@ def _work(rank: int, workers: int, job: Job, loaded: tuple[Diffusion, tuple[Late
         "processes": workers,
     }
     with track(params.track, "train", parameters, resume=job.work / "mlflow-run") as tracked:
-        _train(trainer, tracked)
+        _train(trainer, tracked, watch)
         if params.train.lora_rank:
             merge_lora(trainer.unet, trainer.ema, job.work / "lora")
         else:
@@ -229,7 +242,7 @@ def _seen(job: Job) -> Seen:
     return before.with_captions(known_by(row["original_prompt"], row["triplet_id"]) for row in rows)
 
 
-def _train(trainer: Trainer, tracked: Run | None) -> None:
+def _train(trainer: Trainer, tracked: Run | None, watch: Callable[[], None]) -> None:
     """The loop: step, and on rank 0 log, checkpoint and draw sample grids."""
     section = trainer.job.params.train
     began, since = time.monotonic(), trainer.step
@@ -245,15 +258,16 @@ def _train(trainer: Trainer, tracked: Run | None) -> None:
             raise DivergedError(f"train: {found} at step {trainer.step}; lower train.lr in params.yaml, which begins anew")
         if tracked is None:
             continue
-        told = None
+        values = None
         if last or trainer.step % section.log_every == 0:
             speed = (trainer.step - since) * section.batch / (time.monotonic() - began)
-            told = _tell(trainer, speed)
+            values = _tell(trainer, speed)
+            watch()
             began, since = time.monotonic(), trainer.step
         if keep:
             trainer.save()
-        if told is not None:  # after what is kept, for it may wait for a server
-            tracked.metrics(told, trainer.step)
+        if values is not None:  # after what is kept, for it may wait for a server
+            tracked.metrics(values, trainer.step)
         if not last and trainer.step % section.grid_every == 0:
             _log_grid(trainer, tracked)
 

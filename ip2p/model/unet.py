@@ -30,11 +30,6 @@ def new_editor_unet(start: UNet2DConditionModel, latent_channels: int) -> UNet2D
     return editor.requires_grad_(True)
 
 
-def grow_unet(teacher: UNet2DConditionModel) -> UNet2DConditionModel:
-    """`new_editor_unet` of a teacher."""
-    return new_editor_unet(teacher, int(teacher.config.in_channels))
-
-
 def require_start(start: UNet2DConditionModel, latent_channels: int) -> None:
     """Raise `ModelError` unless the UNet is a teacher's or an editor's."""
     channels = int(start.config.in_channels)

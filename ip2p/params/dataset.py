@@ -62,7 +62,7 @@ class LlmParams(Section):
 
 
 class TripletsParams(Section):
-    """Captions to triplets (paper §3.1)."""
+    """Captions to triplets (paper §3.1.1)."""
 
     writer: Literal["world", "llm"] = "world"
     """Who writes instructions and edited captions: the world's grammar, or a language model (`llm`)."""
@@ -88,7 +88,7 @@ class TripletsParams(Section):
 
 
 class PairsParams(Section):
-    """Triplets to image pairs by Prompt-to-Prompt (paper §3.2)."""
+    """Triplets to image pairs by Prompt-to-Prompt (paper §3.1.2)."""
 
     samples: Count = 3
     """Most pairs sampled for a triplet (paper: 100)."""
@@ -172,7 +172,7 @@ class TypeThresholds(Section):
 
 
 class FilterParams(Section):
-    """Image pairs to a dataset by CLIP (paper §3.2; reference: 0.2, 0.2, 0.7, 0.2, best 4)."""
+    """Image pairs to a dataset by CLIP (paper §3.1.2; reference: 0.2, 0.2, 0.7, 0.2, best 4)."""
 
     chain: tuple[Literal["clip", "alignment", "degenerate", "duplicates", "embedding", "unsafe"], ...] = (
         "clip",

@@ -11,7 +11,7 @@ from ip2p.params.dataset import JudgeParams
 
 
 class TrainParams(Section):
-    """Editor from teacher (paper §3.3; reference: lr 1e-4, batch 1024, EMA 0.9999, 10k+ steps)."""
+    """Editor from teacher (paper §3.2, appendix A; reference: lr 1e-4, batch 1024, EMA 0.9999, 10k+ steps)."""
 
     steps: Count = 600
     batch: Count = 32

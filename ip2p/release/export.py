@@ -45,7 +45,7 @@ def export_editor(folder: Path | str, to: str, output: str | None, *, evaluation
         if Path(output).suffix != ".safetensors":
             raise ParamsError(f"--output: {output} must end with .safetensors")
         path = save_single_file(editor, Path(output))
-        kind, shape = editor.scheduler.config.prediction_type, editor.unet.config  # type: ignore[attr-defined]
+        kind, shape = editor.prediction, editor.unet.config
         told = [] if kind == "epsilon" else [f"of {kind}, which the file cannot say: tell its reader"]
         if (shape.in_channels, shape.cross_attention_dim) != _USUAL:
             told.append("not of Stable Diffusion 1's shape: only readers that are given the configuration of its folder load it")
@@ -78,7 +78,7 @@ def _embed(folder: Path) -> str:
     for part in ("vae", "text_encoder"):
         if not _same(getattr(editor, part), getattr(teacher, part)):
             raise ModelError(f"{folder}: its {part} is not the embedded teacher's, which an embedded editor gets; train it from `world`")
-    ours, theirs = (x.scheduler.config["prediction_type"] for x in (editor, teacher))  # type: ignore[attr-defined]
+    ours, theirs = (x.prediction for x in (editor, teacher))
     if ours != theirs:
         raise ModelError(f"{folder}: predicts {ours}, an embedded editor {theirs} as its teacher does; leave `train.prediction` out")
     target = EMBEDDED / "editor"

@@ -99,10 +99,10 @@ def _edit(options: argparse.Namespace) -> int:
     _require_writable(options.output)
     _require_fitting(options.output, picture.size, mask)
     from ip2p.model.edit import edit_pictures, load_editor
-    from ip2p.models import resolve_device, resolve_dtype
+    from ip2p.models import placement
 
-    device = resolve_device(params.models.device)
-    editor = load_editor(_editor_asked(options.model), device=device, dtype=resolve_dtype(params.models.dtype, device))
+    device, dtype = placement(params.models)
+    editor = load_editor(_editor_asked(options.model), device=device, dtype=dtype)
     request = EditRequest(options.instruction, s_text, s_image, options.seed)
     how = EditOptions(steps, section.solver, section.guidance_interval, section.guidance_every)
     edited, *_ = edit_pictures(editor, [picture], [request], how, masks=[mask], on_step=lambda i: bar(i + 1, steps))

@@ -24,9 +24,10 @@ def require_belonging(options: argparse.Namespace, what: str, **flags: str) -> N
 def stage(options: argparse.Namespace) -> int:
     """Run the stage that the verb names; returns the exit code."""
     from ip2p.params import load_params
-    from ip2p.stages import run_stage
+    from ip2p.stages import TELLS, run_stage
 
-    report = run_stage(options.verb, load_params(options.params), progress=bar)
+    progress = (lambda done, of: None) if options.verb in TELLS else bar
+    report = run_stage(options.verb, load_params(options.params), progress=progress)
     print(f"{report.stage}: kept {report.kept} of {report.seen} in {report.seconds:.1f} s")
     for reason, count in report.dropped_by_reason.items():
         print(f"  {count:6d}  {reason}")

@@ -10,7 +10,6 @@ import random
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,8 +78,7 @@ def held_out_scenes(count: int) -> list[Scene]:
 @torch.inference_mode()
 def sample_captions(teacher: Diffusion, captions: list[str], *, steps: int = _STEPS, guidance: float = _GUIDANCE) -> Tensor:
     """Teacher samples in [0, 1], one a caption, seeds 0, 1, …"""
-    scheduler: Any = teacher.scheduler
-    schedule = make_schedule(scheduler.alphas_cumprod, steps=steps, prediction=scheduler.config.prediction_type, solver="dpmpp_2m")
+    schedule = make_schedule(teacher.alphas_cumprod, steps=steps, prediction=teacher.prediction, solver="dpmpp_2m")
     empty, parts, side = encode_text(teacher, [""]), [], teacher.image_size // teacher.factor
     for first in range(0, len(captions), _BATCH):
         texts = encode_text(teacher, captions[first : first + _BATCH])

@@ -11,12 +11,12 @@ from ip2p.errors import ModelError, ParamsError
 from ip2p.model import check
 from ip2p.model.edit import load_editor
 from ip2p.model.folder import save_editor
-from ip2p.model.unet import grow_unet
 from ip2p.models import load_diffusion
 from ip2p.params import TrainParams
 from ip2p.release import export
 from ip2p.release.export import export_editor
 from ip2p.store import digest
+from tests.grown import grow_unet
 
 
 @pytest.fixture

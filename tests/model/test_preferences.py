@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 from ip2p.errors import DataError, ParamsError
 from ip2p.model import objective, plan, preferences, train
 from ip2p.model.data import TrainBatch
-from ip2p.model.unet import grow_unet
 from ip2p.params import TrainParams
 from ip2p.pictures import from_bytes
 from ip2p.store import digest, read_shards, write_json, write_shard
+from tests.grown import grow_unet
 
 
 @pytest.fixture

@@ -18,10 +18,11 @@ from ip2p.checkpoint import trained_state
 from ip2p.errors import DataError, ModelError, ParamsError, UserError
 from ip2p.model import objective, plan, train, trainer
 from ip2p.model.data import TrainBatch, draw_batch
-from ip2p.model.unet import grow_unet, new_editor_unet
+from ip2p.model.unet import new_editor_unet
 from ip2p.models import EMBEDDED, load_diffusion
 from ip2p.params import TrainParams
 from ip2p.store import digest
+from tests.grown import grow_unet
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from ip2p.errors import ModelError
-from ip2p.model.unet import grow_unet, require_editor
+from ip2p.model.unet import require_editor
+from tests.grown import grow_unet
 
 
 @torch.no_grad()

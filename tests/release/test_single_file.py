@@ -5,9 +5,9 @@ from safetensors import safe_open
 from benchmarks.sd15 import build
 from ip2p.errors import ModelError
 from ip2p.model.folder import save_editor
-from ip2p.model.unet import grow_unet
 from ip2p.models import load_diffusion
 from ip2p.release.single_file import save_single_file
+from tests.grown import grow_unet
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""MagicBrush's columns (METHOD §9): single turns, with the visible change as mask. Captions and ids ride along for the way back.
+"""MagicBrush's columns (Zhang et al. 2023): single turns, with the visible change as mask. Captions and ids ride along for the way back.
 
 A pair is an image of its own (`img_id`), edited once (turn 1); of a session of several turns each is read as a pair,
 and all of them lie in one split. Read, but not written: the folders that its test split comes as, `edit_sessions.json` with

@@ -32,9 +32,9 @@ from ip2p.store import code_mark, fingerprint, read_shards, replace_folder, shar
 
 _SHARD, _SIDE = 64, 512
 """Rows a shard of imported pairs, or more if a triplet's pairs go on; longest side at which pictures are measured."""
-_CODE = (
-    *(f"{n}.py" for n in ("clip", "models", "pictures", "safety")),
-    *(f"dataset/{n}.py" for n in ("alignment", "exchange/move", "looks", "measures", "synthesis")),
+CODE = (
+    *(f"{n}.py" for n in ("clip", "models", "pictures", "records", "safety")),
+    *(f"dataset/{n}.py" for n in ("alignment", "exchange/move", "looks", "measures", "synthesis", "thresholds")),
 )
 """What decides what a pair scores."""
 _SIZES = "the two pictures differ in size"
@@ -75,7 +75,7 @@ def import_pairs(source: Path, layout: str, out: Path, params: Params, progress:
     examples = (_captioned(e, source) for e in _layout(layout).read(source))
     for number, some in enumerate(_whole_triplets(_usable(examples, params.filter.splits, dropped))):
         path = staging / f"pairs-{number:05d}.parquet"
-        mark = fingerprint("import", layout, models, code_mark(*_CODE), [e.content for e in some])
+        mark = fingerprint("import", layout, models, code_mark(*CODE), [e.content for e in some])
         if shard_mark(path) != mark:  # else an earlier import got so far
             write_shard(path, _scored(some, clip, safety), mark)
         triplets = {e.triplet_id for e in some}

@@ -1,4 +1,4 @@
-"""InstructPix2Pix's own layout (METHOD §9): a folder an edit, JPEGs named by seed, `seeds.json` over all.
+"""InstructPix2Pix's own layout, as its authors give their data out: a folder an edit, JPEGs named by seed, `seeds.json` over all.
 
 `prompt.json` spells the caption both ways; ours also holds split, edit type and the triplet, so that splits stay by triplet.
 """

@@ -1,4 +1,4 @@
-"""The paper's filter (§3.2): four CLIP similarities against thresholds, which may differ by edit type."""
+"""The paper's filter (§3.1.2): four CLIP similarities against thresholds, which may differ by edit type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a language model is asked for and how its reply is read (paper §3.1): one caption and edit type in, one edit out.
+"""What a language model is asked for and how its reply is read (paper §3.1.1): one caption and edit type in, one edit out.
 
 Three formats: `json_schema` (structured output), `text` (two labelled lines, or JSON if the model prefers) and
 `completion` (the reference's, for fine-tuned completion models). A caption is data: it goes into the prompt as a JSON
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import string
 import unicodedata
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -107,8 +108,8 @@ def types_asked(section: TripletsParams, format: Format) -> tuple[str, ...]:
 
 
 def bare(text: str) -> str:
-    """A caption as the reference compares it: stripped, no `.!?` at the end, lower case."""
-    return text.strip().rstrip(".!?").lower()
+    """A caption as the reference compares it: no spaces and no `.!?` at its ends, lower case."""
+    return text.strip(f"{string.whitespace}.!?").lower()
 
 
 def _ask(caption: str, edit_type: str) -> str:

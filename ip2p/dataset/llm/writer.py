@@ -1,4 +1,4 @@
-"""Captions → triplets by a language model (paper §3.1): in rounds until enough are kept; every drop has its reason.
+"""Captions → triplets by a language model (paper §3.1.1): in rounds until enough are kept; every drop has its reason.
 
 Which caption is asked for which edit type depends on what was kept before, never on the order in which replies arrive: the
 same journal gives the same triplets.
@@ -122,7 +122,7 @@ class _Desk:
             self.written.dropped[reason] += count
 
     def read(self, wave: Wave, journal: Journal) -> list[Triplet]:
-        """Drafts of the wave's replies; what is no edit is dropped (the reference's rules, METHOD §1)."""
+        """Drafts of the wave's replies; what is no edit is dropped (the reference's rules)."""
         drafts = []
         for caption, edit_type, request in wave:
             paid = journal.replies.get(request.id)

@@ -1,4 +1,4 @@
-"""The reference's Prompt-to-Prompt (METHOD §2): the edited image attends as its source does, over its own values.
+"""The reference's Prompt-to-Prompt (paper §3.1.2): the edited image attends as its source does, over its own values.
 
 softmax(QKᵀ) of the source applied to the target's V is fused attention with Q and K taken from the source's row: no
 attention map is ever materialised. It holds with and without text alike.

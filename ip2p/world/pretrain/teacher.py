@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ip2p.attention import Float32Attention
 from ip2p.params.model import HELD_OUT
+from ip2p.sampler import add_noise
 from ip2p.world.corpus import scene_of
 from ip2p.world.edits import Edit
 from ip2p.world.language import write_caption, write_instruction, write_mention
@@ -124,7 +125,7 @@ def train_teacher(
     def loss(drawn: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
         picks, tokens, noise, timesteps = drawn
         clean, alpha = of_side[noise.shape[-1]][picks].float(), alphas_T[timesteps].view(-1, 1, 1, 1)
-        noisy, target = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+        noisy, target = add_noise(clean, noise, alpha, "v_prediction")
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16):
             v = predict(noisy.contiguous(memory_format=torch.channels_last), timesteps, tokens)
         return F.mse_loss(v.float(), target), {}
