@@ -72,9 +72,8 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
     options = parser.parse_args()
     from ip2p.dataset.pairs import draw_sample
-    from ip2p.dataset.synthesis import load_synthesiser, sample_pairs
+    from ip2p.dataset.synthesis import free_pairs, load_synthesiser, sample_pairs
     from ip2p.dataset.world_writer import write_triplets
-    from ip2p.models import free_pairs
     from ip2p.params import FilterParams, ModelsParams, PairsParams
 
     with tempfile.TemporaryDirectory() as work:

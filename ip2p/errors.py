@@ -21,3 +21,8 @@ class ModelError(UserError):
 
 class ValidationFailedError(UserError):
     """The dataset breaks its expectations; the message names the offending rows."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another's error says, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

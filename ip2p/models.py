@@ -6,7 +6,6 @@ A name is `world` (the embedded models; `world-128`: teacher and editor at 128 p
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,8 +15,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from ip2p.diffusion import Diffusion, decode_latents, encode_text, run_unet
-from ip2p.errors import ModelError
+from ip2p.diffusion import Diffusion
+from ip2p.errors import ModelError, first_line
 from ip2p.params import ModelsParams
 from ip2p.records import CAPTIONS, RECORD, TRAINED
 from ip2p.store import digest, fingerprint
@@ -147,7 +146,7 @@ def load_clip(name: str, *, device: torch.device) -> Clip:
         model = open_clip.create_model(source, pretrained=weights, device=device, weights_only=True, require_pretrained=True)
         tokenizer = open_clip.get_tokenizer(source)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ModelError(f"models.clip: {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"models.clip: {name} cannot be loaded: {first_line(error)}") from error
     preprocess = open_clip.get_model_preprocess_cfg(model)
     size = preprocess["size"]
     return Clip(
@@ -167,26 +166,6 @@ def _require_activation(architecture: str, pretrained: str) -> None:
     quick = (open_clip.get_pretrained_cfg(architecture, pretrained) or {}).get("quick_gelu")
     if quick and not (open_clip.get_model_config(architecture) or {}).get("quick_gelu"):
         raise ModelError(f"models.clip: {architecture}:{pretrained} has weights of QuickGELU; write {architecture}-quickgelu:{pretrained}")
-
-
-def free_pairs(models: ModelsParams) -> int:
-    """How many image pairs can be sampled at once: 8 on a CPU; on a GPU from its free memory and what two sizes of batch take."""
-    device, dtype = placement(models)
-    if device.type != "cuda":
-        return 8
-    teacher = load_diffusion(models.teacher, device=device, dtype=dtype)
-    side, text = teacher.unet.config.sample_size, encode_text(teacher, [""])
-    peaks = []
-    for pairs in (1, 3):
-        torch.cuda.reset_peak_memory_stats(device)
-        rows = torch.zeros(4 * pairs, teacher.latent_channels, side, side, device=device)
-        with torch.inference_mode():
-            run_unet(teacher, rows, torch.tensor(500.0), text.expand(len(rows), -1, -1))
-            decode_latents(teacher, rows[: 2 * pairs])
-        peaks.append(torch.cuda.max_memory_allocated(device))
-    a_pair = max(1, (peaks[1] - peaks[0]) // 2)
-    free, _ = torch.cuda.mem_get_info(device)
-    return int(max(1, min(256, 0.8 * free // a_pair)))
 
 
 def model_source(name: str, *, kind: str, subject: str) -> str:
@@ -271,7 +250,7 @@ def _at_commit(source: str) -> str:
 
 
 def _is_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or (os.sep == "\\" and ":" in name)
+    return name.startswith((".", "/", "~"))
 
 
 def _part(load: Any, source: str, part: str, subject: str, **options: Any) -> Any:
@@ -283,13 +262,13 @@ def _part(load: Any, source: str, part: str, subject: str, **options: Any) -> An
     try:
         loaded = load.from_pretrained(**pinned(source), subfolder=part, **options, **({"output_loading_info": True} if weights else {}))
     except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:  # NotImplementedError: weights are missing
-        raise ModelError(f"{subject}: {source}/{part} cannot be loaded: {(str(error).splitlines() or ['?'])[0]}") from error
+        raise ModelError(f"{subject}: {source}/{part} cannot be loaded: {first_line(error)}") from error
     if not weights:
         return loaded
     model, info = loaded
     if missing := sorted(k for k in info["missing_keys"] if not k.endswith("position_ids")):
-        told = f"{missing[0]}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}"
-        raise ModelError(f"{subject}: {source}/{part} lacks the weights {told}; bring the whole folder")
+        named = f"{missing[0]}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}"
+        raise ModelError(f"{subject}: {source}/{part} lacks the weights {named}; bring the whole folder")
     return model
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ip2p.errors import ModelError
+from ip2p.errors import ModelError, first_line
 from ip2p.models import model_source, pinned
 from ip2p.torchvision_cpu import declare_operators
 
@@ -40,7 +40,7 @@ def load_safety(name: str, *, device: torch.device) -> Safety:
         model = AutoModelForImageClassification.from_pretrained(**pinned(source), use_safetensors=True)
         preprocess = AutoImageProcessor.from_pretrained(**pinned(source))
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError(f"models.safety: {source} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"models.safety: {source} cannot be loaded: {first_line(error)}") from error
     unsafe = tuple(int(i) for i, label in model.config.id2label.items() if str(label).lower() in LABELS)
     if not unsafe:
         raise ModelError(f"models.safety: {source} knows {sorted(map(str, model.config.id2label.values()))}, none of {', '.join(LABELS)}")

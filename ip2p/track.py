@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from ip2p.errors import UserError
+from ip2p.errors import UserError, first_line
 from ip2p.params import TrackParams
 from ip2p.store import write_bytes
 
@@ -55,8 +55,7 @@ def mlflow_in_reach() -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError) as error:
-        told = (str(error).splitlines() or ["?"])[0][:300]
-        raise UserError(f"MLflow (track.uri, MLFLOW_TRACKING_URI) cannot be used: {told}") from error
+        raise UserError(f"MLflow (track.uri, MLFLOW_TRACKING_URI) cannot be used: {first_line(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class Run:
         try:
             send()
         except (MlflowException, OSError) as error:
-            print(f"track: MLflow cannot be reached, {otherwise} ({(str(error).splitlines() or ['?'])[0][:200]})", flush=True)
+            print(f"track: MLflow cannot be reached, {otherwise} ({first_line(error)})", flush=True)
             return False
         return True
 

@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ip2p.errors import DataError
+from ip2p.errors import DataError, first_line
 from ip2p.records import Caption
 
 COLUMNS = ("caption", "input", "text", "TEXT", "prompt", "original_prompt")
@@ -147,13 +147,13 @@ def _hub(name: str, split: str) -> Iterator[Row]:
     try:
         rows = load_dataset(name, split=split, streaming=True)
     except (OSError, ValueError) as error:
-        raise DataError(f"hf:{name}: split {split!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise DataError(f"hf:{name}: split {split!r} cannot be loaded: {first_line(error)}") from error
     number = 0
     try:
         for number, row in enumerate(rows, 1):
             yield f"hf:{name}:{number}", row
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"hf:{name}: reading stopped after row {number}: {str(error).splitlines()[0]}; run again") from error
+        raise DataError(f"hf:{name}: reading stopped after row {number}: {first_line(error)}; run again") from error
 
 
 def _text(row: dict[str, Any], column: str | None, where: str) -> str:

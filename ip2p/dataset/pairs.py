@@ -21,10 +21,10 @@ from ip2p.dataset.measures import measure_pairs
 from ip2p.dataset.read import Drops, read_drops, read_triplets
 from ip2p.dataset.rounds import Progress as Tried
 from ip2p.dataset.rounds import next_samples
-from ip2p.dataset.synthesis import ABANDONED, Made, Synthesiser, load_synthesiser, remember_texts, sample_pairs
+from ip2p.dataset.synthesis import ABANDONED, Made, Synthesiser, free_pairs, load_synthesiser, remember_texts, sample_pairs
 from ip2p.dataset.thresholds import reject_reason
 from ip2p.errors import ParamsError
-from ip2p.models import free_pairs, model_digest, placement
+from ip2p.models import model_digest, placement
 from ip2p.parallel import leave_with_parent
 from ip2p.params import PairsParams, Params
 from ip2p.pictures import to_png

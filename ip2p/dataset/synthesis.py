@@ -16,7 +16,7 @@ from ip2p.clip import Similarities, image_features, similarities, text_features
 from ip2p.dataset.p2p.processor import Steering, install, plan_step
 from ip2p.dataset.p2p.words import align_words
 from ip2p.dataset.thresholds import Similar, reject_reason
-from ip2p.diffusion import Diffusion, decode_latents, encode_text, run_guided
+from ip2p.diffusion import Diffusion, decode_latents, encode_text, run_guided, run_unet
 from ip2p.models import Clip, load_clip, load_diffusion, placement
 from ip2p.params import FilterParams, ModelsParams, PairsParams
 from ip2p.records import Draw, Triplet
@@ -51,6 +51,26 @@ class Made:
     scores: list[Similar]
     features: tuple[Tensor, Tensor]
     picks: list[int]
+
+
+def free_pairs(models: ModelsParams) -> int:
+    """How many image pairs can be sampled at once: 8 on a CPU; on a GPU from its free memory and what two sizes of batch take."""
+    device, dtype = placement(models)
+    if device.type != "cuda":
+        return 8
+    teacher = load_diffusion(models.teacher, device=device, dtype=dtype)
+    side, text = teacher.unet.config.sample_size, encode_text(teacher, [""])
+    peaks = []
+    for pairs in (1, 3):
+        torch.cuda.reset_peak_memory_stats(device)
+        rows = torch.zeros(4 * pairs, teacher.latent_channels, side, side, device=device)
+        with torch.inference_mode():
+            run_unet(teacher, rows, torch.tensor(500.0), text.expand(len(rows), -1, -1))
+            decode_latents(teacher, rows[: 2 * pairs])
+        peaks.append(torch.cuda.max_memory_allocated(device))
+    a_pair = max(1, (peaks[1] - peaks[0]) // 2)
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(max(1, min(256, 0.8 * free // a_pair)))
 
 
 def load_synthesiser(models: ModelsParams, section: PairsParams, thresholds: FilterParams, seed: int) -> Synthesiser:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ip2p.clip import image_features, similarities, text_features
 from ip2p.dataset.alignment import align
-from ip2p.errors import ModelError
+from ip2p.errors import ModelError, first_line
 from ip2p.model.bootstrap import bootstrap, share_interval
 from ip2p.model.heldout import HeldOut
 from ip2p.models import Clip, model_source, pinned
@@ -123,7 +123,7 @@ def load_dino(name: str, *, device: torch.device) -> Dino:
         model = AutoModel.from_pretrained(**pinned(source), use_safetensors=True)
         preprocess = AutoImageProcessor.from_pretrained(**pinned(source))
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelError(f"evaluate.dino: {source} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"evaluate.dino: {source} cannot be loaded: {first_line(error)}") from error
     size = preprocess.size.get("shortest_edge") or preprocess.size["height"]
     return Dino(model.to(device).eval().requires_grad_(False), size, tuple(preprocess.image_mean), tuple(preprocess.image_std), device)
 

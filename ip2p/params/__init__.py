@@ -13,11 +13,21 @@ from pydantic import Field, ValidationError
 
 from ip2p.errors import ParamsError
 from ip2p.params.base import ModelsParams, Section, StorageParams
-from ip2p.params.dataset import FilterParams, JudgeParams, LlmParams, PairsParams, TripletsParams, TypeThresholds, ValidateParams
+from ip2p.params.dataset import (
+    EvaluateJudgeParams,
+    FilterParams,
+    JudgeParams,
+    LlmParams,
+    PairsParams,
+    TripletsParams,
+    TypeThresholds,
+    ValidateParams,
+)
 from ip2p.params.model import EvaluateParams, PretrainParams, RegisterParams, ReportParams, TrackParams, TrainParams
 from ip2p.params.serve import ServeParams
 
 __all__ = [
+    "EvaluateJudgeParams",
     "EvaluateParams",
     "FilterParams",
     "JudgeParams",

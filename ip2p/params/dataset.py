@@ -18,6 +18,7 @@ class LlmParams(Section):
     base_url: Annotated[str, Field(pattern=r"^https?://[^\s/]")] | None = None
     """Such as `http://127.0.0.1:8000/v1` (vLLM, Ollama, llama.cpp …); none: api.openai.com."""
     model: str = "gpt-4o-mini"
+    """The endpoint's name of the model."""
     key_env: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]*$")] | None = None
     """Name of the environment variable that holds the key; never the key. None: OPENAI_API_KEY for OpenAI, no key elsewhere."""
     format: Literal["auto", "json_schema", "text", "completion"] = "auto"
@@ -28,12 +29,15 @@ class LlmParams(Section):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = 0.1
     """The reference's sampling; `null` leaves one out, for models that refuse it."""
     max_tokens: Count = 256
+    """Most tokens of a reply."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the endpoint calls that: OpenAI's reasoning models want the second."""
     concurrency: Annotated[int, Field(ge=1, le=1024)] = 16
     """Requests under way at once."""
     timeout: Positive = 60.0
     """Seconds until an answer counts as lost."""
     retries: Annotated[int, Field(ge=0, le=20)] = 6
+    """Times that a request is sent again after a failure that may pass."""
     backoff: Positive = 0.5
     """Seconds of the first wait; it doubles, with jitter, up to a minute. `Retry-After` wins."""
     max_failed: Share = 0.01
@@ -41,6 +45,7 @@ class LlmParams(Section):
     batch: bool = False
     """Whether requests go by the Batch API: within a day, at `batch_discount` of the price."""
     batch_discount: Share = 0.5
+    """Share of the price that a batch costs."""
     batches: Count = 4
     """Batches under way at once; one at a time where the endpoint says that too much waits."""
     poll: Positive = 30.0
@@ -73,12 +78,13 @@ class TripletsParams(Section):
     edit_types: tuple[str, ...] | None = None
     """Kinds of edit to ask for; none: all that the writer knows."""
     weights: dict[str, Positive] = {}
-    """Of kinds of edit, 1 for those not named: one of weight 2, such as one that is done badly so far, is asked for twice as often."""
+    """How often a kind of edit is asked for, relative to the others (1 if not named): 2 for one that is done badly so far, say."""
     per_caption: Count = 1
     """Most triplets that a language model writes for one caption, each of another edit type."""
     near_duplicate: Share = 0.9
     """A language model's triplet is dropped if as similar to an earlier one (Jaccard of word 3-grams); 1: only equal ones."""
     llm: LlmParams = LlmParams()
+    """The language model, if one writes."""
 
     @model_validator(mode="after")
     def _distinct(self) -> TripletsParams:
@@ -140,7 +146,7 @@ class JudgeParams(LlmParams):
     With `batch` the filter waits once for about half a gigabyte of pictures, and again for the next best of those that fell.
     """
 
-    where: ClassVar[str] = "judge"
+    where: ClassVar[str] = "filter.judge"
     model: str = "gpt-4o-2024-11-20"
     moderation: None = None
     """A judge's questions are not moderated."""
@@ -158,6 +164,12 @@ class JudgeParams(LlmParams):
     """Longest side at which the pictures are sent, pixels."""
     tokens_image: Count = 800
     """Tokens that a picture costs at most, for the budget."""
+
+
+class EvaluateJudgeParams(JudgeParams):
+    """The same, for the headline's edits."""
+
+    where: ClassVar[str] = "evaluate.judge"
 
 
 class TypeThresholds(Section):

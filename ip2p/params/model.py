@@ -7,14 +7,16 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ip2p.params.base import Count, Positive, Section, Share
-from ip2p.params.dataset import JudgeParams
+from ip2p.params.dataset import EvaluateJudgeParams
 
 
 class TrainParams(Section):
     """Editor from teacher (paper §3.2, appendix A; reference: lr 1e-4, batch 1024, EMA 0.9999, 10k+ steps)."""
 
     steps: Count = 600
+    """Optimizer steps."""
     batch: Count = 32
+    """Samples a step, of all processes together."""
     sizes: tuple[Count, ...] = ()
     """Sides of the pictures trained on, pixels, several of which steps take in turns (one named twice, twice as often); none: what the
     UNet was made for, at which it edits in any case (reference: trained at 256, edits at 512)."""
@@ -41,7 +43,9 @@ class TrainParams(Section):
     """AdamW (the reference's), its moments in 8 bits (on GPUs: `ip2p[gpu]`), or Muon for matrices and convolutions, which learns
     more from each of a few steps (ip2p/muon.py)."""
     lr: Positive = 1e-4
+    """Learning rate, between warm-up and decay."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled weight decay, of either optimizer."""
     warmup: Annotated[int, Field(ge=0)] = 0
     """Steps of linear warm-up (reference: none)."""
     decay: Share = 0.0
@@ -65,10 +69,13 @@ class TrainParams(Section):
     cache_gb: Positive = 100.0
     """Most disk that cached latents and text embeddings may take, GB."""
     checkpoint_every: Count = 100
+    """Steps between checkpoints, from which a killed training goes on."""
     keep: Count = 2
     """Checkpoints kept."""
     grid_every: Count = 200
+    """Steps between grids of sample edits in MLflow."""
     log_every: Count = 10
+    """Steps between figures, printed and in MLflow."""
     workers: Count = 2
     """CPU processes that share each batch; on GPUs, and over several machines, `accelerate launch` says how many."""
     accumulate: Count = 1
@@ -88,7 +95,11 @@ class TrainParams(Section):
 
 
 class EvaluateParams(Section):
-    """Held-out editing (paper Fig. 8) and, in the world, the truth."""
+    """Held-out editing (paper Fig. 8) and, in the world, the truth.
+
+    Its scales, steps, solver and interval are also what a registered version carries, and what `ip2p edit` and `ip2p serve` edit with
+    where nobody says otherwise.
+    """
 
     count: Count = 88
     """Held-out edits."""
@@ -103,9 +114,10 @@ class EvaluateParams(Section):
     """A self-supervised vision model (transformers folder or Hub id, such as `facebook/dino-vits16`); none: not measured."""
     protocol: Literal["correct", "legacy"] = "correct"
     """`legacy` feeds CLIP images in [-1, 1], as the reference does by mistake, and resized unfiltered: only to compare with its figures."""
-    judge: JudgeParams | None = None
+    judge: EvaluateJudgeParams | None = None
     """A vision language model that judges the headline's edits; none: not asked."""
     steps: Annotated[int, Field(ge=2, le=1000)] = 20
+    """UNet steps of an edit."""
     solver: Literal["euler_ancestral", "dpmpp_2m"] = "euler_ancestral"
     """Euler ancestral (the reference's), or DPM-Solver++(2M); edits of the world are better by the first (docs/benchmarks.md)."""
     guidance_interval: tuple[Share, Share] = (0.0, 1.0)
@@ -113,11 +125,13 @@ class EvaluateParams(Section):
     guidance_every: Count = 1
     """Steps for which guidance differences are kept; every other step takes a third of the work (the reference: 1)."""
     text_guidance: Positive = 7.5
-    """Text guidance scale s_T while s_I is swept."""
+    """Text guidance scale s_T while s_I is swept, and of the headline figures."""
     image_guidance: Positive = 1.5
     """Image guidance scale s_I while s_T is swept, and of the headline figures."""
     image_guidance_sweep: tuple[Positive, ...] = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2)
+    """Values of s_I along the curve of Fig. 8."""
     text_guidance_sweep: tuple[Positive, ...] = ()
+    """Values of s_T, at `image_guidance`, that the curve shows besides."""
     sdedit_strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.3, 0.5, 0.7, 0.9)
     """Shares of the noise schedule that the SDEdit baseline runs."""
     sdedit_guidance: Positive = 7.5
@@ -125,6 +139,7 @@ class EvaluateParams(Section):
     sdedit_steps: Annotated[int, Field(ge=2, le=1000)] | None = None
     """Steps of the whole schedule, of which SDEdit runs its strength's share; none: `steps`."""
     batch: Count = 16
+    """Edits at once."""
 
     @field_validator("guidance_interval")
     @classmethod
@@ -160,6 +175,7 @@ class TrackParams(Section):
     uri: str = "sqlite:///work/mlflow.db"
     """MLflow tracking URI; MLFLOW_TRACKING_URI in the environment wins."""
     experiment: str = "ip2p"
+    """MLflow experiment that all runs belong to."""
 
 
 HELD_OUT = 2_048
@@ -174,11 +190,15 @@ class PretrainParams(Section):
     scenes: Annotated[int, Field(gt=HELD_OUT)] = 49_152
     """Rendered, those that are held out among them."""
     clip_steps: Count = 3_500
+    """Steps of CLIP's training."""
     autoencoder_steps: Count = 8_000
+    """Steps of the autoencoder's."""
     teacher_steps: Count = 10_000
+    """Steps of the teacher's."""
     minutes: Positive | None = None
     """End each part's leg after so many minutes if its steps take longer (one process): for a GPU that is had for minutes."""
     rate: Positive = 2e-3
+    """Learning rate of each part."""
     decay: Share = 0.3
     """Share of a leg over which the rate falls to zero."""
     clip_batch: Count = 64
@@ -186,6 +206,7 @@ class PretrainParams(Section):
     autoencoder_batch: Count = 16
     """Crops of `autoencoder_crop` pixels a step, shared by the processes."""
     autoencoder_crop: Annotated[int, Field(ge=16, multiple_of=8)] = 48
+    """Side of the crops that the autoencoder learns from, pixels."""
     teacher_batch: Count = 64
     """Samples a step, shared by the processes."""
     teacher_sizes: tuple[Annotated[int, Field(ge=32, multiple_of=32)], ...] = ()

@@ -29,6 +29,7 @@ class ServeParams(Section):
     queue: Count = 16
     """Most edits that wait; above it requests are refused with 429."""
     max_steps: Count = 100
+    """Most steps that a request may ask for."""
     max_pixels: Count = 16_000_000
     """Largest picture accepted, pixels."""
     max_megabytes: Positive = 32.0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ip2p.errors import ModelError, ParamsError, UserError
+from ip2p.errors import ModelError, ParamsError, UserError, first_line
 from ip2p.model.edit import load_editor
 from ip2p.model.folder import forget_origin, model_card, save_editor
 from ip2p.model.seen import NONE, read_seen
@@ -122,4 +122,4 @@ def _push(folder: Path, repository: str, evaluation: Path | None) -> str:
             api.create_repo(repository, private=True, exist_ok=True)
             return str(api.upload_folder(repo_id=repository, folder_path=Path(work) / "editor", commit_message="Editor"))
         except (HfHubHTTPError, OSError, ValueError) as error:
-            raise UserError(f"{repository}: cannot be pushed: {str(error).splitlines()[0]}; set HF_TOKEN in the environment") from error
+            raise UserError(f"{repository}: cannot be pushed: {first_line(error)}; set HF_TOKEN in the environment") from error

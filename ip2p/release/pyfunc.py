@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,13 @@ import pandas as pd
 from mlflow.models import set_model
 
 from ip2p.model.edit import edit_pictures, load_editor
-from ip2p.model.guidance import EditOptions, EditRequest
+from ip2p.model.guidance import EditRequest
 from ip2p.models import resolve_device
-from ip2p.pictures import open_picture
+from ip2p.pictures import encoded, open_picture
+from ip2p.release.version import options_of
+
+_AT_ONCE = 32
+"""Rows whose pictures are decoded at once; those of one size are edited together."""
 
 
 class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc,name-defined]
@@ -25,21 +28,13 @@ class EditorModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc,name-defined]
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Edit each row's picture; parameters hold for all rows."""
-        given = params or {}
-        results = []
-        for number, row in enumerate(model_input.itertuples()):
-            picture = open_picture(
-                bytes(row.image),  # type: ignore[arg-type]
-                where=f"row {number}: image",
-            )
-            request = EditRequest(str(row.instruction), given["text_guidance"], given["image_guidance"], given["seed"])
-            buffer = io.BytesIO()
-            interval = (given["guidance_from"], given["guidance_until"])
-            options = EditOptions(given["steps"], given["solver"], interval, given["guidance_every"])
-            edited, *_ = edit_pictures(self.editor, [picture], [request], options)
-            edited.save(buffer, "PNG")
-            results.append(buffer.getvalue())
-        return pd.DataFrame({"image": results})
+        given, edited = params or {}, []
+        for first in range(0, len(model_input), _AT_ONCE):
+            some = model_input.iloc[first : first + _AT_ONCE]
+            pictures = [open_picture(bytes(data), where=f"row {first + i}: image") for i, data in enumerate(some["image"])]
+            requests = [EditRequest(str(x), given["text_guidance"], given["image_guidance"], given["seed"]) for x in some["instruction"]]
+            edited += [encoded(x) for x in edit_pictures(self.editor, pictures, requests, options_of(given))]
+        return pd.DataFrame({"image": edited})
 
 
 set_model(EditorModel())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ip2p.model.guidance import EditOptions
 from ip2p.params import EvaluateParams, Params
 from ip2p.pictures import to_png
 
@@ -35,6 +37,25 @@ def send_version(mlflow: Any, client: Any, params: Params, editor: Path, report:
     return str(model_version.version)
 
 
+def settings_of(section: EvaluateParams) -> dict[str, Any]:
+    """The scales and sampling parameters, by the names that a version's signature gives them."""
+    return {
+        "text_guidance": section.text_guidance,
+        "image_guidance": section.image_guidance,
+        "steps": section.steps,
+        "solver": section.solver,
+        "guidance_from": section.guidance_interval[0],
+        "guidance_until": section.guidance_interval[1],
+        "guidance_every": section.guidance_every,
+    }
+
+
+def options_of(settings: Mapping[str, Any]) -> EditOptions:
+    """How edits are sampled by such settings."""
+    interval = settings["guidance_from"], settings["guidance_until"]
+    return EditOptions(settings["steps"], settings["solver"], interval, settings["guidance_every"])
+
+
 def code_version() -> str:
     """Package version and, in a git checkout, the commit."""
     here = Path(__file__).parent
@@ -56,20 +77,11 @@ def _signature(section: EvaluateParams) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
+    types = {float: DataType.double, int: DataType.long, str: DataType.string}
+    settings = settings_of(section) | {"seed": 0}
     inputs = Schema([ColSpec(DataType.binary, "image"), ColSpec(DataType.string, "instruction")])
     return ModelSignature(
         inputs=inputs,
         outputs=Schema([ColSpec(DataType.binary, "image")]),
-        params=ParamSchema(
-            [
-                ParamSpec("text_guidance", DataType.double, section.text_guidance),
-                ParamSpec("image_guidance", DataType.double, section.image_guidance),
-                ParamSpec("steps", DataType.long, section.steps),
-                ParamSpec("solver", DataType.string, section.solver),
-                ParamSpec("guidance_from", DataType.double, section.guidance_interval[0]),
-                ParamSpec("guidance_until", DataType.double, section.guidance_interval[1]),
-                ParamSpec("guidance_every", DataType.long, section.guidance_every),
-                ParamSpec("seed", DataType.long, 0),
-            ]
-        ),
+        params=ParamSchema([ParamSpec(name, types[type(value)], value) for name, value in settings.items()]),
     )

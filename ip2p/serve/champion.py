@@ -22,10 +22,11 @@ from PIL import Image
 from ip2p.errors import ModelError
 from ip2p.graphs import undisturbed
 from ip2p.model.edit import edit_pictures, open_editor
-from ip2p.model.guidance import EditOptions, EditRequest, edit_options
+from ip2p.model.guidance import EditOptions, EditRequest
 from ip2p.models import editor_named
 from ip2p.params import Params
 from ip2p.release.registry import EditorVersion, champion_number, fetch_version, forget_version, forget_versions, version_numbers
+from ip2p.release.version import options_of, settings_of
 from ip2p.serve import metrics
 from ip2p.serve.jobs import Served
 from ip2p.store import read_json, write_json
@@ -145,10 +146,9 @@ class Champion:
         metrics.SWAPS.labels("taken").inc()
         self._before = self._served.version if self._served else None
         self._served, self._refused = served, None
-        told = self._fetched.get(number)
-        write_json(
-            self._work / _LAST, {"version": number} | ({} if told is None else {"folder": str(told.folder), "defaults": told.defaults})
-        )
+        fetched = self._fetched.get(number)
+        kept = {} if fetched is None else {"folder": str(fetched.folder), "defaults": fetched.defaults}
+        write_json(self._work / _LAST, {"version": number} | kept)
         with self._loading:
             self._make_room()
 
@@ -205,31 +205,19 @@ class Champion:
             self._stop.wait(self._params.serve.poll_seconds)
 
     def _load(self, number: str) -> Served:
-        told: Callable[[str, Any], Any] = _identity
+        settings = settings_of(self._params.evaluate)
         if number in (FOLDER, FALLBACK):
             folder: Path | str = editor_named(str(self._params.serve.editor if number == FOLDER else self._params.serve.fallback))
         else:
             version = self._fetched.get(number) or fetch_version(self._params, number, self._work)
             self._fetched[number] = version
-            folder, told = version.folder, version.defaults.get
+            folder = version.folder
+            settings |= version.defaults
         with undisturbed:
-            return self._opened(number, folder, told)
-
-    def _opened(self, number: str, folder: Path | str, told: Callable[[str, Any], Any]) -> Served:
-        """The editor in a folder, tried out, with the version's own defaults."""
-        section = self._params.evaluate
-        editor = open_editor(folder, self._params.models)
-        usual = edit_options(section)
-        interval = (told("guidance_from", usual.interval[0]), told("guidance_until", usual.interval[1]))
-        defaults = EditOptions(told("steps", usual.steps), told("solver", usual.solver), interval, told("guidance_every", usual.every))
-        scales = told("text_guidance", section.text_guidance), told("image_guidance", section.image_guidance)
-        served = Served(number, editor, defaults, *scales)
-        _try_out(served)
+            editor = open_editor(folder, self._params.models)
+            served = Served(number, editor, options_of(settings), settings["text_guidance"], settings["image_guidance"])
+            _try_out(served)
         return served
-
-
-def _identity(_name: str, usual: Any) -> Any:
-    return usual
 
 
 def _try_out(served: Served) -> None:

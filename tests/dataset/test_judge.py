@@ -45,7 +45,7 @@ def run(params, made, folder):
 def test_a_judge_without_a_key_is_told_apart_from_the_writer(tiny, made, tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     params = tiny.model_copy(update={"filter": FilterParams.model_validate({"caption": -1, "image": -1, "direction": -1, "judge": {}})})
-    with pytest.raises(EndpointError, match=r"^judge.key_env: OPENAI_API_KEY is not set"):
+    with pytest.raises(EndpointError, match=r"^filter.judge.key_env: OPENAI_API_KEY is not set"):
         run(params, made, tmp_path)
 
 

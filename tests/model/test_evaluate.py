@@ -15,7 +15,7 @@ from ip2p.model.measure import Meter, Point, judged_by, measure, paired
 from ip2p.model.sdedit import sdedit
 from ip2p.model.seen import NONE, read_seen
 from ip2p.models import EMBEDDED
-from ip2p.params import EvaluateParams, JudgeParams
+from ip2p.params import EvaluateJudgeParams, EvaluateParams
 from ip2p.world.truth import truth_of
 from tests.dataset.llm.endpoint import endpoint
 
@@ -190,7 +190,7 @@ def test_other_scales_of_the_sweep_can_become_the_headlines(evaluated, tmp_path)
         ({"previous": "./nowhere"}, r"evaluate\.previous: nowhere is no editor's folder"),
         ({"benchmarks": {"magicbrush": "./nowhere"}}, r"evaluate\.benchmarks: no folder nowhere"),
         ({"benchmarks": {"pie_bench": "."}}, r"mapping_file\.json: missing"),
-        ({"judge": JudgeParams(key_env="NOPE_KEY")}, r"judge\.key_env: NOPE_KEY is not set"),
+        ({"judge": EvaluateJudgeParams(key_env="NOPE_KEY")}, r"^evaluate\.judge\.key_env: NOPE_KEY is not set"),
     ],
 )
 def test_what_is_wanted_at_the_end_is_missed_before_anything_is_sampled(evaluated, tmp_path, section, told):
@@ -232,7 +232,7 @@ def test_a_judge_is_asked_once_about_each_edit_and_its_raw_replies_are_kept(eval
     params, paths = evaluated
     marks = json.dumps({"why": "I see", "followed": 9, "kept": 4, "quality": 9})
     with endpoint(reply=lambda asked: marks, faults=0.2) as server:
-        judge = JudgeParams(base_url=server.url, model="eye-1", backoff=0.01, retries=12, timeout=1.5)
+        judge = EvaluateJudgeParams(base_url=server.url, model="eye-1", backoff=0.01, retries=12, timeout=1.5)
         judged = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"judge": judge})})
         for _ in range(2):
             evaluate.run(judged, **{**paths, "out": tmp_path / "judged"})

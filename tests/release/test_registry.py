@@ -19,6 +19,7 @@ from infra import local
 from ip2p import track
 from ip2p.errors import DataError, ParamsError, UserError
 from ip2p.model import evaluate, train
+from ip2p.pictures import encoded
 from ip2p.release import people, registry
 from ip2p.store import digest
 from tests.services import until
@@ -68,11 +69,14 @@ def test_a_good_editor_becomes_champion_and_is_served_from_the_registry(home):
 
     # the champion edits a picture through MLflow alone
     model = mlflow.pyfunc.load_model("models:/ip2p-editor@champion")
-    buffer = io.BytesIO()
-    Image.new("RGB", (120, 90), "green").save(buffer, "PNG")
-    frame = pd.DataFrame({"image": [buffer.getvalue()], "instruction": ["make it winter"]})
+    sizes = ((120, 90), (64, 64), (120, 90))
+    pictures = [encoded(Image.new("RGB", size, "green")) for size in sizes]
+    frame = pd.DataFrame({"image": pictures, "instruction": ["make it winter", "make it night", "make it night"]})
     edited = model.predict(frame, params={"steps": 2, "text_guidance": 3.0, "image_guidance": 1.2, "seed": 1})
-    assert Image.open(io.BytesIO(edited["image"][0])).size == (120, 90)
+    assert tuple(Image.open(io.BytesIO(x)).size for x in edited["image"]) == sizes  # in the order of the rows
+    assert len(set(edited["image"])) == 3
+    with pytest.raises(DataError, match="row 1: image"):
+        model.predict(pd.DataFrame({"image": [pictures[0], b"none"], "instruction": ["make it winter"] * 2}))
     assert torch.is_grad_enabled()  # a loaded model leaves its host's torch alone
 
 
