@@ -65,20 +65,23 @@ def stage(name: str) -> Any:
 def push_data() -> None:
     """Send the data of this version to DVC's default remote; what is there already is not sent again."""
     if call_dvc("push") != 0:
-        raise StageFailedError("dvc push failed (see above); the data are here still, push again when the remote can be reached")
+        raise StageFailedError("dvc push failed (see above); the data are here still, run again when the remote can be reached")
 
 
 @flow(name="pipeline", flow_run_name="pipeline", description="From nothing to a registered editor")
 def pipeline(push: bool = False) -> Any:
-    """All stages, in order; stops at the first that fails. With `push` the data then go to DVC's default remote."""
+    """All stages, in order; stops at the first that fails.
+
+    With `push` the data go to DVC's default remote before the editor is registered: none is served whose data are on one machine alone.
+    """
     for name in stages():
+        if push and name == "register":
+            state = push_data(return_state=True)
+            if not state.is_completed():
+                return Failed(message="dvc push failed; the data are here still, run again when the remote can be reached")
         state = stage.with_options(name=name, task_run_name=name)(name, return_state=True)
         if not state.is_completed():
             return Failed(message=state.message)
-    if push:
-        state = push_data(return_state=True)
-        if not state.is_completed():
-            return Failed(message="dvc push failed; the data are here still, push again when the remote can be reached")
     return Completed(message="all stages are up to date")
 
 

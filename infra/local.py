@@ -303,17 +303,12 @@ def _create_databases(topology: Topology) -> None:
 
 
 def _deploy(topology: Topology) -> None:
-    """The work pool, the limit of GPU slots and the deployments of prefect.yaml."""
-    for command in (
-        ["work-pool", "create", POOL, "--type", "process", "--overwrite"],
-        ["gcl", "create", "gpu", "--limit", "1"],
-        ["deploy", "--all"],
-    ):
-        environment = {**os.environ, **topology.environment(), "PYTHONPATH": str(topology.project)}
-        call = [sys.executable, "-m", "prefect", "--no-prompt", *command]
-        done = subprocess.run(call, cwd=topology.project, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode and command[0] != "gcl":  # the limit may be there already
-            raise TopologyError(f"prefect {' '.join(command)}: {(done.stderr or done.stdout).strip()[-2000:]}")
+    """Tell Prefect of the project (flows/deploy.py)."""
+    environment = {**os.environ, **topology.environment(), "PYTHONPATH": str(topology.project)}
+    call = [sys.executable, "-m", "flows.deploy"]
+    done = subprocess.run(call, cwd=topology.project, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise TopologyError((done.stderr or done.stdout).strip()[-2000:])
 
 
 def _configure_dvc(topology: Topology) -> None:

@@ -83,6 +83,12 @@ def runs(topology, *names):
     return [f for f in found if f["name"] in names]
 
 
+def tasks(topology, flow_run):
+    """The task runs of a flow run in the order in which they began."""
+    asked = {"flow_runs": {"id": {"any_": [flow_run]}}, "sort": "EXPECTED_START_TIME_ASC"}
+    return [t["name"] for t in httpx.post(f"{topology.url('prefect')}/api/task_runs/filter", json=asked).json()]
+
+
 def begin(topology, *names):
     """Ask for a run of each of these deployments; their ids."""
     told = [call(topology, topology.project, "prefect", "deployment", "run", f"{name}/{name}") for name in names]
@@ -161,6 +167,7 @@ def test_from_deployment_to_feedback_and_a_second_clone_trains_on_the_data_of_th
     # another run goes on there; its data go to S3, its models to MLflow, which keeps them in Postgres and S3
     finished(topology, begin(topology, "pipeline"))
     assert [f["state_type"] for f in runs(topology, "pipeline")] == ["COMPLETED", "CRASHED", "CANCELLED"]
+    assert tasks(topology, runs(topology, "pipeline")[0]["id"])[-3:] == ["push", "register", "report"]  # none is served without its data
     resumed = json.loads((project / "reports/pairs.json").read_text())["extra"]["shards_resumed"]
     assert resumed >= 3
     tell(f"pipeline run again through the worker: {resumed} shards of pairs went on, data pushed to S3, version 1 registered")
