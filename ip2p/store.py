@@ -180,11 +180,16 @@ def code_mark(*names: str) -> str:
 
 
 def digest(folder: Folder | Shard) -> str:
-    """SHA-256 over names and bytes of a file or of all files in a folder; of a folder in a bucket the one recorded for it."""
+    """SHA-256 over names and bytes of a file or of all files in a folder; of a folder in a bucket the one recorded for it.
+
+    Raises `DataError` if there is none.
+    """
     if isinstance(folder, RemoteFolder):
         return folder.digest
     if isinstance(folder, RemoteFile):
         return hashlib.sha256(f"{folder.name} {folder.md5}".encode()).hexdigest()
+    if not folder.exists():
+        raise DataError(f"{folder}: no such file or folder; run the stage that makes it (`dvc repro`)")
     total = hashlib.sha256()
     files = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file())
     for path in files:

@@ -24,7 +24,7 @@ def trace(id: str, *, triplets: Path, pairs: Path, dataset: Path) -> list[str]:
     triplet_id = pair["triplet_id"] if pair else id
     triplet = _find(triplets, "triplet_id", triplet_id)
     if triplet is None and pair is None:
-        raise DataError(f"{id}: neither a pair of {pairs} nor a triplet of {triplets}")
+        raise DataError(f"{id}: neither a pair of {pairs} nor a triplet of {triplets}, nor the number of a version or the id of an edit")
     lines = []
     if triplet:
         lines += [f"caption      {triplet['caption']}  ({triplet['caption_id']}, from {triplet['source']})"]

@@ -57,7 +57,7 @@ def run(params: Params, *, editor: Path, evaluation: Path, triplets: Path, datas
         theirs = _measured_now(params, champion, theirs, challenger=editor, triplets=triplets, dataset=dataset, work=work)
     decision = decide(report, theirs, Policy(section.margin, section.confidence, section.preserving))
     if known is None:
-        made = {"gate": "not asked yet", "dataset": digest(dataset)[:16], "code": code_version()}
+        made = {"gate": "not asked yet", "code": code_version()}
         tags = identity | made | _parents(client, params, editor)
         number = send_version(mlflow, client, params, editor, report, tags)
         tags["seconds"] = f"{time.monotonic() - began:.1f}"
@@ -178,10 +178,11 @@ def forget_versions(into: Path, keep: Collection[Path]) -> None:
 
 
 def _parents(client: Any, params: Params, editor: Path) -> dict[str, str]:
-    """What a version came from: the model its training started from, the run that trained it, the champion of that day."""
+    """What a version came from: its dataset, the model its training started from, the run that trained it, the champion of that day."""
     champion = _champion(client, params.register_.name)
     record = read_json(editor / RECORD) if (editor / RECORD).exists() else {}  # an editor of others has none
     found = {
+        "dataset": record.get("dataset", "")[:16],
         "start": record.get("start"),
         "start_digest": record.get("start_digest"),
         "training_run": run_tagged(client, params.track, MADE, digest(editor)),

@@ -15,6 +15,8 @@ from ip2p.model.guidance import EditOptions
 from ip2p.params import EvaluateParams, Params
 from ip2p.pictures import to_png
 
+_LOCK = Path("dvc.lock")
+
 
 def send_version(mlflow: Any, client: Any, params: Params, editor: Path, report: dict[str, Any], tags: dict[str, str]) -> str:
     """Log an editor with its report in a run of its own and register it; returns the version's number."""
@@ -24,6 +26,8 @@ def send_version(mlflow: Any, client: Any, params: Params, editor: Path, report:
     with mlflow.start_run(run_name="register"):
         mlflow.log_metrics(metrics)
         mlflow.log_dict(report, "report.json")
+        if _LOCK.exists():
+            mlflow.log_artifact(str(_LOCK))  # which data these are, for `dvc checkout`
         logged = mlflow.pyfunc.log_model(
             name="editor",
             python_model=str(Path(__file__).with_name("pyfunc.py")),

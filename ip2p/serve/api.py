@@ -236,8 +236,9 @@ def _told(job: Job) -> dict[str, Any]:
 
 
 def _row(row: EditRow) -> dict[str, Any]:
-    names = ("id", "created", "version", "instruction", "text_guidance", "image_guidance", "steps", "seed", "width", "height", "mask")
-    return {"state": "done", "step": row.steps, **{n: getattr(row, n) for n in names}}
+    made = ("id", "created", "version", "editor", "width", "height", "mask")
+    asked = ("instruction", "text_guidance", "image_guidance", "steps", "seed")
+    return {"state": "done", "step": row.steps, **{n: getattr(row, n) for n in made + asked}}
 
 
 def _small(png: bytes, side: int) -> bytes:

@@ -111,11 +111,15 @@ async def set_options() -> dict[str, Any]:
 
 @router.get("/sdapi/v1/progress")
 async def progress(request: Request) -> dict[str, Any]:
-    """How much is under way."""
-    waiting, running = request.app.state.desk.engine.load
+    """How much is under way; `progress` is the mean of the edits under way, the step that of the one furthest on."""
+    engine = request.app.state.desk.engine
+    waiting, running = engine.load
+    steps = engine.steps
+    step, of = max(steps, key=lambda x: x[0] / x[1], default=(0, 0))
+    share = sum(done / of for done, of in steps) / len(steps) if steps else 0.0
     state = {"skipped": False, "interrupted": False, "job": "", "job_count": waiting + running, "job_timestamp": "0", "job_no": 0}
-    state |= {"sampling_step": 0, "sampling_steps": 0}
-    return {"progress": 0.0, "eta_relative": 0.0, "state": state, "current_image": None, "textinfo": None}
+    state |= {"sampling_step": step, "sampling_steps": of}
+    return {"progress": share, "eta_relative": 0.0, "state": state, "current_image": None, "textinfo": None}
 
 
 @router.get("/sdapi/v1/samplers")

@@ -23,13 +23,13 @@ from ip2p.errors import ModelError
 from ip2p.graphs import undisturbed
 from ip2p.model.edit import edit_pictures, open_editor
 from ip2p.model.guidance import EditOptions, EditRequest
-from ip2p.models import editor_named
+from ip2p.models import editor_named, model_digest
 from ip2p.params import Params
 from ip2p.release.registry import EditorVersion, champion_number, fetch_version, forget_version, forget_versions, version_numbers
 from ip2p.release.version import options_of, settings_of
 from ip2p.serve import metrics
 from ip2p.serve.jobs import Served
-from ip2p.store import read_json, write_json
+from ip2p.store import digest, read_json, write_json
 
 log = logging.getLogger("ip2p.serve")
 FOLDER, FALLBACK = "folder", "embedded"
@@ -215,7 +215,8 @@ class Champion:
             settings |= version.defaults
         with undisturbed:
             editor = open_editor(folder, self._params.models)
-            served = Served(number, editor, options_of(settings), settings["text_guidance"], settings["image_guidance"])
+            mark = (digest(folder) if isinstance(folder, Path) else model_digest(folder, "editor"))[:16]
+            served = Served(number, mark, editor, options_of(settings), settings["text_guidance"], settings["image_guidance"])
             _try_out(served)
         return served
 

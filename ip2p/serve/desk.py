@@ -184,6 +184,7 @@ def _row(job: Job, picture: Image.Image, door: str) -> EditRow:
         created=time.time(),
         door=door,
         version=job.version,
+        editor=job.editor_digest,
         instruction=request.instruction,
         text_guidance=request.text_guidance,
         image_guidance=request.image_guidance,
@@ -200,7 +201,7 @@ def _row(job: Job, picture: Image.Image, door: str) -> EditRow:
 
 def parameters_of(row: EditRow, name: str) -> str:
     """What makes an edit again, as JSON: kept in its PNG."""
-    told = ("instruction", "text_guidance", "image_guidance", "steps", "solver", "seed", "version")
+    told = ("instruction", "text_guidance", "image_guidance", "steps", "solver", "seed", "version", "editor")
     return json.dumps({"model": name, **{n: getattr(row, n) for n in told}}, ensure_ascii=False)
 
 

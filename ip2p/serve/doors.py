@@ -9,7 +9,7 @@ from ip2p.serve.intake import RefusedError
 
 _FORMS = {"openai": openai.error_body, "automatic1111": automatic.error_body, "api": api.error_body, "page": api.error_body}
 _RETRY = 2
-"""Seconds after which a refused client may come again."""
+"""Seconds after which a refused client may come again, where nothing better is known."""
 
 
 def door_of(path: str) -> str:
@@ -23,7 +23,7 @@ def door_of(path: str) -> str:
 
 def refusal(error: RefusedError, door: str) -> JSONResponse:
     """The answer to a request that is refused."""
-    headers = {"Retry-After": str(_RETRY)} if error.status in (429, 503) else {}
+    headers = {"Retry-After": str(error.retry_after or _RETRY)} if error.status in (429, 503) else {}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer" if door != "automatic1111" else "Basic"
     return JSONResponse(_FORMS[door](error), status_code=error.status, headers=headers)

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import hmac
 import logging
+import math
 import time
 from collections import OrderedDict
 from contextlib import suppress
@@ -165,7 +166,8 @@ class Guard:
         while len(self._spent) > 10_000:
             self._spent.popitem(last=False)
         if left < 1:
-            raise RefusedError(429, f"more than {rate} edits a minute", code="rate_limit_exceeded")
+            again = math.ceil((1 - left) * 60 / rate)
+            raise RefusedError(429, f"more than {rate} edits a minute", code="rate_limit_exceeded", retry_after=again)
 
     def _charge(self, who: str, edits: int) -> None:
         """Spend more of them for a request of several pictures; what is owed fills first."""

@@ -44,6 +44,8 @@ class EditRow(Base):
     created: Mapped[float] = mapped_column(index=True)
     door: Mapped[str]
     version: Mapped[str]
+    editor: Mapped[str | None]
+    """Digest of the editor's folder: of another registry a version has the same number. None: made before this was kept."""
     instruction: Mapped[str]
     text_guidance: Mapped[float]
     image_guidance: Mapped[float]

@@ -33,11 +33,13 @@ _SCANS = 100
 
 
 class RefusedError(UserError):
-    """What was asked for is refused, with an HTTP status and, where it is to blame, the field."""
+    """What was asked for is refused, with an HTTP status, the field to blame, if any, and the seconds after which it may not be."""
 
-    def __init__(self, status: int, message: str, *, field: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, *, field: str | None = None, code: str | None = None, retry_after: int | None = None
+    ) -> None:
         super().__init__(message)
-        self.status, self.field, self.code = status, field, code
+        self.status, self.field, self.code, self.retry_after = status, field, code, retry_after
 
     def worded(self, words: Mapping[str, str]) -> RefusedError:
         """The same with the field named as a door's clients name it."""
@@ -46,7 +48,7 @@ class RefusedError(UserError):
             return self
         message = str(self)
         told = words[ours] + message.removeprefix(ours) if message.startswith(f"{ours}:") else message
-        return RefusedError(self.status, told, field=words[ours], code=self.code)
+        return RefusedError(self.status, told, field=words[ours], code=self.code, retry_after=self.retry_after)
 
 
 def read_upload(data: bytes, *, field: str, max_pixels: int) -> Image.Image:

@@ -42,9 +42,10 @@ class CancelledError(Exception):
 
 @dataclass(eq=False)
 class Served:
-    """An editor that is served: its version's name, its model, its sampling defaults, what it remembers of texts and pictures."""
+    """An editor that is served: its version and digest, its model, its sampling defaults, what it remembers of texts and pictures."""
 
     version: str
+    digest: str
     editor: Diffusion
     defaults: EditOptions
     text_guidance: float
@@ -75,7 +76,7 @@ class Job:
 
     def __post_init__(self) -> None:
         assert self.served is not None
-        self.version = self.served.version
+        self.version, self.editor_digest = self.served.version, self.served.digest
 
     @property
     def editor(self) -> Served:
@@ -119,6 +120,11 @@ class Engine:
     def load(self) -> tuple[int, int]:
         """Jobs that wait, jobs under way."""
         return len(self._waiting), len(self._running)
+
+    @property
+    def steps(self) -> list[tuple[int, int]]:
+        """Of each job under way the steps done and those in all."""
+        return [(job.step, job.options.steps) for job, _ in self._running]
 
     @property
     def alive(self) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from ip2p.errors import UserError
+from ip2p.errors import DataError, UserError
 from ip2p.verbs.stage import bar, require_belonging, stage
 
 _SEED, _BASE = Path("captions/seed.jsonl"), "gpt-4o-mini-2024-07-18"
@@ -71,9 +72,24 @@ def _filter(options: argparse.Namespace) -> int:
 
 def _trace(options: argparse.Namespace) -> int:
     from ip2p.dataset.trace import trace
-    from ip2p.stages import DATASET, PAIRS, TRIPLETS
+    from ip2p.params import load_params
+    from ip2p.stages import DATASET, EDITOR, PAIRS, TRIPLETS
 
-    print("\n".join(trace(options.id, triplets=TRIPLETS, pairs=PAIRS, dataset=DATASET)))
+    try:
+        lines = trace(options.id, triplets=TRIPLETS, pairs=PAIRS, dataset=DATASET)
+    except DataError:
+        number, edit = options.id.isdecimal(), re.fullmatch("[0-9a-f]{32}", options.id)
+        if not number and not edit:
+            raise
+        from ip2p.release.lineage import trace_version
+        from ip2p.serve.lineage import trace_edit
+
+        params = load_params(options.params)
+        if edit:
+            lines = trace_edit(options.id, params, editor=EDITOR, dataset=DATASET)
+        else:
+            lines = trace_version(options.id, params, dataset=DATASET)
+    print("\n".join(lines))
     return 0
 
 
@@ -151,7 +167,8 @@ def add_to_stages(stages: dict[str, argparse.ArgumentParser]) -> None:
 
 def add_verbs(verbs: Any) -> None:
     """Verbs that use what the stages made."""
-    trace = verbs.add_parser("trace", help="where a pair or triplet comes from and what became of it")
-    trace.add_argument("id", help="its id")
+    told = "where an edit that was served, a version, a pair or a triplet comes from, back to the captions"
+    trace = verbs.add_parser("trace", help=told, description=f"Tells {told}.")
+    trace.add_argument("id", help="the id of an edit, pair or triplet, or the number of a version")
     trace.set_defaults(run=_trace)
     _exchange_options(verbs)

@@ -52,6 +52,16 @@ def test_what_clients_ask_at_their_start_is_answered(client, server):
     assert client.interrupt() == {}
 
 
+def test_progress_moves_while_an_edit_is_under_way(client, server):
+    asked = server.client.post("/api/v1/edits", files={"image": png()}, data={"instruction": "make it winter", "steps": "100"}).json()["id"]
+    seen = []
+    while server.client.get(f"/api/v1/edits/{asked}").json()["state"] in ("queued", "running"):
+        told = client.get_progress()
+        seen.append((told["progress"], told["state"]["sampling_step"], told["state"]["sampling_steps"]))
+    moving = [x for x in seen if 0 < x[0] < 1]
+    assert moving == sorted(moving) and len(set(moving)) > 1 and all(share == step / of and of == 100 for share, step, of in moving)
+
+
 def test_the_extensions_client_is_understood(client, server):
     edit = webuiapi.InstructPix2PixInterface(client).img2img
     asked = {"images": [Image.new("RGB", (100, 80), "teal")], "prompt": "make it winter", "steps": 2, "output_image_width": 200}

@@ -137,8 +137,8 @@ def test_with_keys_only_who_has_one_is_answered(locked):
     basic = base64.b64encode(b"anybody:other-key").decode()
     assert httpx.get(f"{locked.url}/sdapi/v1/options", headers={"Authorization": f"Basic {basic}"}).status_code == 200
     # two edits a minute each: the third is refused, another key's is not
-    codes = [locked.client.post("/api/v1/edits", files={"image": png()}, **EDIT).status_code for _ in range(3)]
-    assert codes == [202, 202, 429]
+    told = [locked.client.post("/api/v1/edits", files={"image": png()}, **EDIT) for _ in range(3)]
+    assert [t.status_code for t in told] == [202, 202, 429] and 25 <= int(told[2].headers["retry-after"]) <= 30
     other = {"Authorization": "Bearer other-key"}
     assert locked.client.post("/api/v1/edits", files={"image": png()}, headers=other, **EDIT).status_code == 202
 
@@ -156,11 +156,12 @@ def test_what_a_client_spent_comes_back_with_time(monkeypatch):
     gate = guard.Guard(None, section=ServeParams(rate=2), keys=(), engine=None)
     gate._rate("me")
     gate._charge("me", 3)
-    for wait, refused in ((0, True), (59, True), (30, True), (2, False), (0, True)):  # two a minute: two owed and one more take 90 seconds
+    for wait, left in ((0, 90), (59, 31), (30, 1), (2, 0), (0, 29)):  # two a minute: two owed and one more take 90 seconds
         now[0] += wait
-        if refused:
-            with pytest.raises(RefusedError):
+        if left:
+            with pytest.raises(RefusedError) as refused:
                 gate._rate("me")
+            assert 0 <= refused.value.retry_after - left <= 1
         else:
             gate._rate("me")
     gate._rate("you")
