@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,10 @@ def load_preferences(folder: Path, model: Diffusion, *, model_digest: str, cache
     if rank == 0 and not path.exists():
         for old in cache.glob("preferences-*"):
             old.unlink()
-        rows = list(_preferred(folder))
-        if not rows:
+        encoded = _encoded(_preferred(folder), model)
+        if not encoded:
             raise DataError(f"{folder}: no edit was preferred to another there; gather votes first, or leave train.preferences out")
-        write_tensors(_encoded(rows, model), path, kept="what is encoded is")
+        write_tensors(encoded, path, kept="what is encoded is")
     barrier()
     return Preferences(**read_tensors(path))
 
@@ -94,14 +95,16 @@ def _preferred(folder: Path) -> Iterator[dict[str, Any]]:
                 yield {"better": pictures[0], "worse": pictures[1], "source": row["source"], "instruction": row["caption"]}
 
 
-def _encoded(rows: list[dict[str, Any]], model: Diffusion) -> dict[str, Tensor]:
+def _encoded(rows: Iterator[dict[str, Any]], model: Diffusion) -> dict[str, Tensor]:
+    """Latents and texts of all rows, of which a few are held at once; nothing if there are none."""
     scales = {"source": 1.0, "better": model.vae.config.scaling_factor, "worse": model.vae.config.scaling_factor}
     parts: dict[str, list[Tensor]] = {name: [] for name in (*scales, "text")}
-    for first in range(0, len(rows), _AT_ONCE):
-        some = rows[first : first + _AT_ONCE]
+    first = 0
+    while some := list(islice(rows, _AT_ONCE)):
         for name, scale in scales.items():
             images = [resized(from_bytes(r[name], where=f"preference {first + i}: {name}"), model.image_size) for i, r in enumerate(some)]
             parts[name].append((encode_images(model, torch.stack(images))[0] * scale).half().cpu())
         parts["text"].append(encode_text(model, [r["instruction"] for r in some]).half().cpu())
+        first += len(some)
     names = {"source": "source_NCHW", "better": "better_NCHW", "worse": "worse_NCHW", "text": "text_NLD"}
-    return {names[n]: torch.cat(v).contiguous() for n, v in parts.items()}
+    return {names[n]: torch.cat(v).contiguous() for n, v in parts.items() if v}

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -17,7 +18,7 @@ from ip2p.serve import metrics
 from ip2p.serve.board import Board
 from ip2p.serve.desk import MAX_INSTRUCTION, MAX_SCALE, Ask, Desk, parameters_of, server_event, voter_of
 from ip2p.serve.forms import FILE, form_of, form_schema, number_of, text_of, upload_of, whole_of
-from ip2p.serve.history import REASONS, EditRow
+from ip2p.serve.history import REASONS, EditRow, UnknownEditError
 from ip2p.serve.intake import RefusedError, read_upload, to_png, with_parameters
 from ip2p.serve.jobs import Job
 
@@ -114,7 +115,7 @@ async def ask(request: Request) -> Response:
         asked = Ask(
             await desk.by_hand(read_upload, data, field="image", max_pixels=most),
             text_of(form, "instruction") or "",
-            None if cover is None else painted(await desk.by_hand(read_upload, cover, field="mask", max_pixels=most)),
+            None if cover is None else await desk.by_hand(_mask, cover, most),
             text_guidance=number_of(form, "text_guidance"),
             image_guidance=number_of(form, "image_guidance"),
             steps=whole_of(form, "steps"),
@@ -184,7 +185,7 @@ async def picture(
     if side is not None:
         data = await desk.by_hand(_small, data, side)
     elif what == "picture":
-        data = with_parameters(data, parameters_of(row, desk.params.register_.name))
+        data = await desk.by_hand(with_parameters, data, parameters_of(row, desk.params.register_.name))
     return Response(data, media_type="image/png", headers=headers)
 
 
@@ -196,8 +197,10 @@ async def feedback(request: Request, vote: Annotated[Thumb | Choice, Field(discr
     told = vote.model_dump() | {"other": getattr(vote, "other", None), "voter": voter}
     try:
         row = await run_in_threadpool(lambda: desk.history.vote(**told))
+    except UnknownEditError as error:
+        raise RefusedError(404, str(error), field="edit") from error
     except DataError as error:
-        raise RefusedError(404 if "not known" in str(error) else 409, str(error), field="edit") from error
+        raise RefusedError(409, str(error), field="edit") from error
     metrics.VOTES.labels(vote.kind).inc()
     return {"id": row.id}
 
@@ -239,6 +242,10 @@ def _row(row: EditRow) -> dict[str, Any]:
     made = ("id", "created", "version", "editor", "width", "height", "mask")
     asked = ("instruction", "text_guidance", "image_guidance", "steps", "seed")
     return {"state": "done", "step": row.steps, **{n: getattr(row, n) for n in made + asked}}
+
+
+def _mask(data: bytes, most: int) -> Image.Image:
+    return painted(read_upload(data, field="mask", max_pixels=most))
 
 
 def _small(png: bytes, side: int) -> bytes:

@@ -17,11 +17,12 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from ip2p.errors import ParamsError
+from ip2p.errors import ParamsError, first_line
 from ip2p.models import editor_named
 from ip2p.params import Params
 from ip2p.serve import api, automatic, metrics, openai
@@ -30,6 +31,7 @@ from ip2p.serve.desk import Desk
 from ip2p.serve.doors import door_of, refusal
 from ip2p.serve.guard import Guard
 from ip2p.serve.intake import RefusedError
+from ip2p.serve.wire import configured
 from ip2p.startup import live_long
 
 _STORING = 5.0
@@ -61,6 +63,7 @@ def make_app(params: Params, *, keys: tuple[str, ...] = (), work: Path = Path("w
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(SQLAlchemyError, _no_database)
     _add_service(app, desk)
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
     return app
@@ -107,6 +110,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return answer
 
 
+async def _no_database(request: Request, error: Exception) -> Response:
+    logging.getLogger("ip2p.serve").error("database", extra={"error": first_line(error)})
+    return refusal(RefusedError(503, "the history cannot be reached now; come again later"), door_of(request.url.path))
+
+
 class _JsonLines(logging.Formatter):
     """A JSON object a line: time, level, event, and what was said of it; no pixels, no texts of clients, no keys."""
 
@@ -132,8 +140,6 @@ def _server(app: FastAPI, config: Any) -> Any:
 
 def serve(params: Params) -> None:
     """Serve until SIGTERM or SIGINT. Raises `ParamsError` for a public address without keys, or one that is taken."""
-    import uvicorn
-
     section = params.serve
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # by itself it tries for minutes: a server that starts serves what
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # it served last meanwhile, and one that serves looks again anyway
@@ -159,15 +165,7 @@ def serve(params: Params) -> None:
         listener.close()
         raise ParamsError(f"serve.port: {section.host}:{section.port} cannot be had ({error}); name another") from error
     app = make_app(params, keys=keys)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,  # anybody on this machine could name any address
-        timeout_graceful_shutdown=1 + int(section.drain_seconds),
-        h11_max_incomplete_event_size=16_384,
-    )
+    config = configured(app, log_config=None, timeout_graceful_shutdown=1 + int(section.drain_seconds))
     host = f"[{section.host}]" if ":" in section.host else section.host
     print(f"http://{host}:{listener.getsockname()[1]}/", flush=True)
     _server(app, config).run(sockets=[listener])

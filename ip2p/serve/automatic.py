@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from PIL import Image, ImageOps
 from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
 
 from ip2p.sampler import Solver
 from ip2p.serve.desk import Ask, Desk, parameters_of
@@ -27,6 +28,8 @@ _SIDES = (16, 4096)
 _ECHOED = ("prompt", "cfg_scale", "image_cfg_scale", "steps", "seed", "sampler_name", "batch_size", "n_iter", "width", "height")
 """Fields that are read and told back as `parameters`."""
 _LARGEST = 2**63 - 1
+_PARTS = 20_000
+"""Commas and brackets of a body; clients send some hundred."""
 _WORDS = {"instruction": "prompt", "text_guidance": "cfg_scale", "image_guidance": "image_cfg_scale", "n": "batch_size"}
 """What its clients call our fields."""
 _EXTENSION = {"text_cfg": "cfg_scale", "image_cfg": "image_cfg_scale", "sampler": "sampler_name", "output_batches": "n_iter"}
@@ -64,20 +67,20 @@ def error_body(error: RefusedError) -> dict[str, Any]:
     return {"error": type(error).__name__, "detail": str(error), "body": "", "errors": str(error)}
 
 
-@router.post("/sdapi/v1/img2img", openapi_extra={"requestBody": _BODY})
-async def img2img(request: Request) -> dict[str, Any]:
+@router.post("/sdapi/v1/img2img", openapi_extra={"requestBody": _BODY}, response_model=None)
+async def img2img(request: Request) -> Response:
     """Edit the first of `init_images`."""
-    told, images, info = await _edited(await _json(request), request)
-    return {"images": images, "parameters": told, "info": json.dumps(info)}
+    echoed, images, info = await _edited(await _json(request), request)
+    return await _answer(request, {"images": images, "parameters": echoed, "info": json.dumps(info)})
 
 
-@router.post("/instruct-pix2pix/img2img", openapi_extra={"requestBody": _BODY})
-async def instruct_pix2pix(request: Request) -> dict[str, Any]:
+@router.post("/instruct-pix2pix/img2img", openapi_extra={"requestBody": _BODY}, response_model=None)
+async def instruct_pix2pix(request: Request) -> Response:
     """The same in the extension's words: scales, sampler and count have other names, seeds are drawn, a width names the size."""
     told = await _json(request)
     told |= {usual: told[own] for own, usual in _EXTENSION.items() if own in told} | ({"seed": -1} if told.get("randomize_seed") else {})
     _, images, info = await _edited(told, request)
-    return {"images": images, "info": json.dumps(info), "prompt": info["prompt"]}
+    return await _answer(request, {"images": images, "info": json.dumps(info), "prompt": info["prompt"]})
 
 
 @router.get("/sdapi/v1/scripts")
@@ -145,6 +148,8 @@ async def _edited(told: dict[str, Any], request: Request) -> tuple[dict[str, Any
     desk: Desk = request.app.state.desk
     size, width = _size(told), _side(told, "output_image_width")
     ask, count = await desk.by_hand(_asked, told, desk)
+    echoed = {k: told[k] for k in _ECHOED if k in told}
+    told.clear()  # pictures among it, which are not held while their edits wait
     if width is not None:
         size = width, max(_SIDES[0], min(_SIDES[1], round(width * ask.picture.height / ask.picture.width)))
     jobs = await desk.jobs(ask, count)
@@ -165,7 +170,7 @@ async def _edited(told: dict[str, Any], request: Request) -> tuple[dict[str, Any
         "sd_model_name": f"{name}:{first.version}",
         "infotexts": [parameters_of(row, name) for row, _ in made],
     }
-    return {k: told[k] for k in _ECHOED if k in told}, images, info
+    return echoed, images, info
 
 
 def _encoded(picture: Image.Image, size: tuple[int, int] | None, parameters: str) -> str:
@@ -174,13 +179,28 @@ def _encoded(picture: Image.Image, size: tuple[int, int] | None, parameters: str
 
 
 async def _json(request: Request) -> dict[str, Any]:
+    desk: Desk = request.app.state.desk
+    body = b"".join([chunk async for chunk in request.stream()])  # unlike `request.json` the request does not keep it
     try:
-        told = await request.json()
+        told = await desk.by_hand(_parsed, body)
     except (ValueError, UnicodeDecodeError, RecursionError) as error:
         raise RefusedError(422, "not JSON") from error
     if not isinstance(told, dict):
         raise RefusedError(422, "give a JSON object")
     return told
+
+
+def _parsed(body: bytes) -> Any:
+    """What a body says. Raises `RefusedError` for one of so many parts that they would take a hundred times its bytes."""
+    if sum(body.count(c) for c in b",[{") > _PARTS:
+        raise RefusedError(422, f"more than {_PARTS:,} parts; send what an edit needs")
+    return json.loads(body)
+
+
+async def _answer(request: Request, told: dict[str, Any]) -> Response:
+    """An answer with pictures, written in a thread."""
+    desk: Desk = request.app.state.desk
+    return Response(await desk.by_hand(json.dumps, told), media_type="application/json")
 
 
 def _asked(told: dict[str, Any], desk: Desk) -> tuple[Ask, int]:

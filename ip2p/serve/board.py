@@ -52,7 +52,7 @@ class Board:
         task.set_name(job.id)
         try:
             picture = await desk.ended(job)
-            await desk.by_hand(desk.remember, job, picture, "api")
+            await desk.stored(job, picture, "api")
             self._jobs.pop(job.id, None)
         except RefusedError:
             pass

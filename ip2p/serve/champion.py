@@ -6,6 +6,7 @@ are loaded on request, to be compared, and the latest few are kept.
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
@@ -55,6 +56,8 @@ class Champion:
         self._before: str | None = None
         self._refused: tuple[str, float, float] | None = None
         """The version refused last, when it is tried again (monotonic), and the wait that it will be if it is refused then."""
+        self._orphaned = False
+        """Whether it was said that the registry has no champion any more."""
         self._listed: dict[str, tuple[str, ...]] = {}
         self._others: OrderedDict[str, Served] = OrderedDict()
         self._alive: WeakValueDictionary[str, Served] = WeakValueDictionary()
@@ -126,13 +129,13 @@ class Champion:
             except Exception:
                 self._serve_last()
                 raise
-            number = number or (FALLBACK if self._params.serve.fallback else None)
+            number = number or self._without_champion()
         if number is None or (self._served is not None and self._served.version == number) or self._is_refused(number):
             return
         try:
             with self._loading:
                 self._others.pop(number, None)
-                served = self._alive.pop(number, None) or self._load(number)  # no longer one of the others
+                served = self._alive.pop(number, None) or self._load_alone(number)  # no longer one of the others
         except ModelError:  # it is no good, and may stay so: the old one goes on
             log.exception("champion refused", extra={"version": number, "serving": self._served and self._served.version})
             metrics.SWAPS.labels("refused").inc()
@@ -140,12 +143,14 @@ class Champion:
             self._serve_last()
             return
         except Exception:
+            metrics.SWAPS.labels("failed").inc()
             self._serve_last()
+            self._wait_for(number, first=self._params.serve.poll_seconds, most=_AGAIN)
             raise
         log.info("champion", extra={"version": number, "before": self._served and self._served.version})
         metrics.SWAPS.labels("taken").inc()
         self._before = self._served.version if self._served else None
-        self._served, self._refused = served, None
+        self._served, self._refused, self._orphaned = served, None, False
         fetched = self._fetched.get(number)
         kept = {} if fetched is None else {"folder": str(fetched.folder), "defaults": fetched.defaults}
         write_json(self._work / _LAST, {"version": number} | kept)
@@ -155,10 +160,38 @@ class Champion:
     def _is_refused(self, number: str) -> bool:
         return self._refused is not None and self._refused[0] == number and time.monotonic() < self._refused[1]
 
+    def _without_champion(self) -> str | None:
+        """What to serve of a registry without a champion: the fallback until there is one, then the last one, whatever became of it."""
+        if self._served is None or self._served.version == FALLBACK:
+            return FALLBACK if self._params.serve.fallback else None
+        if not self._orphaned:
+            log.warning("the registry has no champion any more", extra={"serving": self._served.version})
+        self._orphaned = True
+        return None
+
+    def _load_alone(self, number: str) -> Served:
+        """Load a version; where it fails, as for want of memory, once more without those that are only compared."""
+        try:
+            return self._load(number)
+        except ModelError:
+            raise
+        except Exception:
+            if not self._others:
+                raise
+            self._others.clear()
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            return self._load(number)
+
+    def _wait_for(self, number: str, *, first: float, most: float) -> None:
+        """Leave a version be for a while, longer each time."""
+        wait = min(most, self._refused[2]) if self._refused is not None and self._refused[0] == number else first
+        self._refused = number, time.monotonic() + wait, 2 * wait
+
     def _refuse(self, number: str) -> None:
-        """Leave a version be for a while, longer each time, and fetch it anew then."""
-        wait = self._refused[2] if self._refused is not None and self._refused[0] == number else _AGAIN
-        self._refused = number, time.monotonic() + wait, min(2 * wait, _LATEST)
+        """Leave a version be, and fetch it anew then."""
+        self._wait_for(number, first=_AGAIN, most=_LATEST)
         self._fetched.pop(number, None)
         forget_version(self._params, number, self._work)
 

@@ -8,12 +8,13 @@ import json
 import logging
 import re
 import secrets
-import threading
 import time
 import unicodedata
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +38,8 @@ _LOOK = 0.05
 """Seconds between two looks at a job's progress or at whether its client is still there."""
 _HANDS = 4
 """Pictures that are decoded, pasted or encoded at once."""
+_PATIENCE = 12.0
+"""Seconds that storing an edit may take; who asked for it gets it then, stored or not."""
 MAX_INSTRUCTION = 32_000
 MAX_SEED = 2**53 - 1
 """JSON carries whole numbers no further: JavaScript, for one, rounds what is larger (RFC 8259, section 6)."""
@@ -70,8 +73,9 @@ class Desk:
         self.engine = Engine(batch=section.batch, queue=section.queue)
         self.champion = Champion(params, work=work)
         self.history: History = open_history(section)
-        self._remembering = threading.Lock()
-        self._hands = asyncio.Semaphore(_HANDS)
+        self._hands = ThreadPoolExecutor(_HANDS, "hands")
+        self._clerk = ThreadPoolExecutor(1, "clerk")
+        """Stores edits, one at a time, so that no picture is forgotten between its writing and its row's."""
 
     async def jobs(self, ask: Ask, count: int = 1) -> list[Job]:
         """Jobs for an edit, seeds counting up. Raises `RefusedError` for what cannot be done."""
@@ -122,7 +126,7 @@ class Desk:
     async def kept(self, job: Job, picture: Image.Image, door: str) -> EditRow:
         """Remember a finished edit for a client who gets it now: where it cannot be stored, the log and the metrics say so."""
         try:
-            return await self.by_hand(self.remember, job, picture, door)
+            return await self.stored(job, picture, door)
         except Exception:
             log.exception("edit not stored", extra={"job": job.id})
             metrics.UNSTORED.inc()
@@ -142,8 +146,7 @@ class Desk:
 
     async def by_hand(self, work: Callable[..., T], *arguments: Any, **named: Any) -> T:
         """Decode, paste or encode a picture in a thread, a few at a time: each holds several copies of it."""
-        async with self._hands:
-            return await run_in_threadpool(work, *arguments, **named)
+        return await asyncio.get_running_loop().run_in_executor(self._hands, partial(work, *arguments, **named))
 
     async def progress(self, job: Job) -> AsyncIterator[tuple[int, Image.Image | None]]:
         """Steps done, with the picture as predicted so far (at the working size) where there is a new one; ends with the job."""
@@ -155,12 +158,14 @@ class Desk:
                 yield told, fresh[1] if fresh else None
             await asyncio.sleep(_LOOK)
 
-    def remember(self, job: Job, picture: Image.Image, door: str) -> EditRow:
-        """Store a finished edit; one at a time, so that no picture is forgotten between its writing and its row's."""
-        source, made, mask = to_png(job.picture), to_png(picture), to_png(job.mask) if job.mask else None
+    async def stored(self, job: Job, picture: Image.Image, door: str) -> EditRow:
+        """Store a finished edit. Raises what the database raises, and `TimeoutError` if that says nothing."""
+        source, made = [await self.by_hand(to_png, x) for x in (job.picture, picture)]
+        mask = await self.by_hand(to_png, job.mask) if job.mask else None
         row = _row(job, picture, door)
-        with self._remembering:
-            self.history.store(row, source=source, mask=mask, picture=made)
+        store = partial(self.history.store, row, source=source, mask=mask, picture=made)
+        async with asyncio.timeout(_PATIENCE):
+            await asyncio.get_running_loop().run_in_executor(self._clerk, store)
         return row
 
     async def _cancel_when_gone(self, jobs: Sequence[Job], request: Request) -> None:

@@ -11,7 +11,7 @@ import hmac
 import logging
 import math
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -53,9 +53,12 @@ class Guard:
 
     def __init__(self, app: ASGIApp, *, section: ServeParams, keys: tuple[str, ...], engine: Engine) -> None:
         self._app, self._section, self._keys, self._engine = app, section, keys, engine
-        self._hosts = {"localhost", "127.0.0.1", "[::1]", *(name.lower() for name in (section.host, *section.hosts))}
-        self._inside = 0
-        """Edits that were let in and are not answered yet."""
+        named = [name.lower() for name in (section.host, *section.hosts)]
+        self._hosts = {"localhost", "127.0.0.1", "[::1]", *named, *(f"[{name}]" for name in named if ":" in name)}
+        self._inside: Counter[str] = Counter()
+        """Requests for edits that were let in and are not answered yet, by client."""
+        self._most_of_one = section.batch + section.queue if len(keys) < 2 else -(-(section.batch + section.queue) // 2)
+        """Where there are several keys, one holds at most half of the places."""
         self._spent: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,15 +83,16 @@ class Guard:
             if body.fault is None:  # else that is answered, whatever the app makes of a body that broke off
                 await answer(message)
 
-        counted = False
+        who = None
         try:
             try:
-                counted = self._admit(scope, Headers(scope=scope))
+                who = self._admit(scope, Headers(scope=scope))
             except RefusedError as error:
                 await body.discard()
                 await refusal(error, door)(scope, receive, answer)
                 return
-            self._inside += counted
+            if who is not None:
+                self._inside[who] += 1
             try:
                 await self._app(scope, body.receive, from_app)
             except ClientDisconnect:
@@ -102,14 +106,16 @@ class Guard:
             if body.fault is not None and not told["started"]:
                 await refusal(body.fault, door)(scope, receive, answer)
         finally:
-            self._inside -= counted
+            if who is not None:
+                self._inside[who] -= 1
+                self._inside += Counter()  # forgets whom nothing is left of
             metrics.REQUESTS.labels(door, told["status"]).inc()
             spent = round((time.monotonic() - began) * 1000, 1)
             facts = {"request": request_id, "method": scope["method"], "door": door, "status": told["status"], "ms": spent}
             log.info("request", extra=facts)
 
-    def _admit(self, scope: Scope, headers: Headers) -> bool:
-        """Whether the request asks for edits. Raises `RefusedError` for one that is not to be answered."""
+    def _admit(self, scope: Scope, headers: Headers) -> str | None:
+        """The client of a request for edits; None of another. Raises `RefusedError` for one that is not to be answered."""
         if not scope["path"].isprintable():
             raise RefusedError(404, "no such path")
         host = headers.get("host", "")
@@ -128,13 +134,15 @@ class Guard:
             scope["ip2p.key"] = self._key(headers)
         if writes and path in _EDITS:
             client = scope.get("client")
-            if self._engine.full or self._inside >= self._section.batch + self._section.queue:
+            who = str(scope.get("ip2p.key") or (client[0] if client else ""))
+            if self._engine.full or self._inside.total() >= self._section.batch + self._section.queue:
                 raise RefusedError(429, "too many edits are waiting; come again later", code="rate_limit_exceeded")
-            who = scope.get("ip2p.key") or (client[0] if client else "")
+            if self._inside[who] >= self._most_of_one:
+                raise RefusedError(429, "too many edits of this key are under way; wait for one", code="rate_limit_exceeded")
             self._rate(who)
             scope[CHARGE] = partial(self._charge, who)
-            return True
-        return False
+            return who
+        return None
 
     def _most(self, path: str) -> int:
         """Bytes that a request may have: only those for edits bring pictures."""

@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import BigInteger, Engine, ForeignKey, and_, create_engine, delete, event, select
+from sqlalchemy import BigInteger, Engine, ForeignKey, and_, delete, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from ip2p.errors import DataError
 from ip2p.params import ServeParams
+from ip2p.serve.database import open_database
 from ip2p.store import write_bytes
 
 log = logging.getLogger("ip2p.serve")
@@ -30,6 +29,10 @@ REASONS = ("instruction", "preservation", "quality", "other")
 """What a vote may be about."""
 _AT_ONCE = 200
 """Most edits that go for one that comes, for want of room."""
+
+
+class UnknownEditError(DataError):
+    """An edit that is not, or no longer, in the history."""
 
 
 class Base(DeclarativeBase):
@@ -57,9 +60,11 @@ class EditRow(Base):
     seed: Mapped[int] = mapped_column(BigInteger)
     width: Mapped[int]
     height: Mapped[int]
-    source: Mapped[str]
-    mask: Mapped[str | None]
-    picture: Mapped[str]
+    source: Mapped[str] = mapped_column(index=True)
+    mask: Mapped[str | None] = mapped_column(index=True)
+    picture: Mapped[str] = mapped_column(index=True)
+    voted: Mapped[bool] = mapped_column(default=False)
+    """Whether there is a vote on it, so that it stays; votes are never taken back."""
 
 
 class VoteRow(Base):
@@ -172,19 +177,22 @@ class History:
     def vote(self, *, kind: str, edit: str, other: str | None, value: int, reason: str | None, comment: str, voter: str) -> VoteRow:
         """Store a vote; it is on disk when this returns. The same voter's earlier vote on the same is replaced.
 
-        Raises `DataError` if an edit is not known, or two are not of one source and instruction.
+        Raises `UnknownEditError`, or `DataError` if two edits are not of one source and instruction.
         """
         try:
             return self._voted(kind=kind, edit=edit, other=other, value=value, reason=reason, comment=comment, voter=voter)
         except IntegrityError as error:  # SQLite: it was forgotten between looking and writing
-            raise DataError(f"edit {edit}: not known") from error
+            raise UnknownEditError(f"edit {edit}: not known") from error
 
     def _voted(self, *, kind: str, edit: str, other: str | None, value: int, reason: str | None, comment: str, voter: str) -> VoteRow:
         with self.session() as session:
+            if session.get_bind().dialect.name == "postgresql":  # the same voter's votes on the same come one after the other
+                key = f"{voter} {kind} {' '.join(sorted((edit, other or '')))}"
+                session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(key, 0))))
             held = {"read": True, "key_share": True}  # what is voted on is not forgotten meanwhile (Postgres; SQLite has one writer)
             one, two = (session.get(EditRow, id, with_for_update=held) if id else None for id in (edit, other))
             if one is None or (other and two is None):
-                raise DataError(f"edit {edit if one is None else other}: not known")
+                raise UnknownEditError(f"edit {edit if one is None else other}: not known")
             if edit == other:
                 raise DataError("an edit cannot be compared with itself")
             if two is not None and (one.source, one.instruction, one.mask) != (two.source, two.instruction, two.mask):
@@ -203,8 +211,9 @@ class History:
                 voter=voter,
             )
             session.add(row)
-        for judged in (one, two):
-            self.disk.voted |= {n: self._bytes(n) for n in (names_of(judged) if judged else ())}
+            for judged in (both := [one] if two is None else [one, two]):
+                judged.voted = True
+        self.disk.voted |= {n: self._bytes(n) for judged in both for n in names_of(judged)}
         return row
 
     def votes(self) -> list[VoteRow]:
@@ -220,7 +229,7 @@ class History:
 
     def _forgettable(self, session: Session, newest: str) -> list[EditRow]:
         """Of the edits without a vote, all but the newest `keep`, and the oldest others whose pictures there is no room for."""
-        query = select(EditRow).where(EditRow.id.not_in(_VOTED), EditRow.id != newest).with_for_update(skip_locked=True)
+        query = select(EditRow).where(~EditRow.voted, EditRow.id != newest).with_for_update(skip_locked=True)
         gone = list(session.scalars(query.order_by(EditRow.created.desc()).offset(self.keep - 1)))
         spare = self.disk.spare + sum(self._bytes(n) for r in gone for n in (r.mask, r.picture))
         for row in session.scalars(query.order_by(EditRow.created).limit(_AT_ONCE)) if spare < 0 else ():
@@ -240,51 +249,22 @@ class History:
         return session.scalar(select(EditRow.id).where(uses).limit(1)) is not None
 
 
-_VOTED = select(VoteRow.edit).union(select(VoteRow.other).where(VoteRow.other.is_not(None)))
-"""The ids of edits with a vote."""
-
-
 def names_of(row: EditRow) -> list[str]:
     """The pictures of an edit."""
     return [name for name in (row.source, row.mask, row.picture) if name]
 
 
 def open_history(section: ServeParams) -> History:
-    """Open the database, bringing its schema up to date. Raises `DataError` if it cannot be reached."""
-    from alembic import command
-    from alembic.config import Config
-    from alembic.util.exc import CommandError
-    from sqlalchemy.exc import SQLAlchemyError
-
-    url = os.environ.get("IP2P_DATABASE_URL", section.database)
-    if url.startswith("sqlite:///"):
-        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
-        if engine.dialect.name == "sqlite":
-            event.listen(engine, "connect", _durable)
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
-        with engine.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-    except (SQLAlchemyError, CommandError, ImportError) as error:
-        raise DataError(f"serve.database: cannot be opened ({type(error).__name__}); check its URL and that it is up") from error
+    """Open the database and count what the pictures take. Raises `DataError` if it cannot be reached."""
+    engine = open_database(section)
     history = History(engine, Path(section.pictures), section.keep, Disk(0, section.keep_gb * 1e9, {}))
     sizes = {path.stem: path.stat().st_size for path in history.pictures.rglob("*.png")}
     with history.session() as session:
         every = select(EditRow.source, EditRow.mask, EditRow.picture)
-        named, voted = ({n for row in session.execute(q) for n in row if n} for q in (every, every.where(EditRow.id.in_(_VOTED))))
+        named, voted = ({n for row in session.execute(q) for n in row if n} for q in (every, every.where(EditRow.voted)))
     history.disk.used = sum(sizes[name] for name in named & sizes.keys())
     history.disk.voted.update({name: sizes[name] for name in voted & sizes.keys()})
     if unknown := sizes.keys() - named:
         told = f"{len(unknown)} pictures, {sum(sizes[n] for n in unknown) / 1e6:.0f} MB"
         log.warning("pictures of no edit in the database", extra={"folder": section.pictures, "unknown": told})
     return history
-
-
-def _durable(connection: Any, _record: object) -> None:
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()

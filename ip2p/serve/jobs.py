@@ -28,6 +28,10 @@ from ip2p.model.stream import Editing, advance_all, begin_editing, pictures_of
 from ip2p.pictures import from_pillow, on_white, to_pillow
 from ip2p.serve import metrics
 
+_FAILED = 8
+"""Calls that fail without a picture in between, after which the device counts as lost."""
+_STUCK = 600.0
+"""Seconds that a step may take; the first ones may compile."""
 T = TypeVar("T")
 log = logging.getLogger("ip2p.serve")
 
@@ -108,6 +112,8 @@ class Engine:
         self._running: list[tuple[Job, Editing]] = []
         self._change = threading.Condition()
         self._closed = False
+        self._failed, self._stepped = 0, time.monotonic()
+        """Calls that failed since a picture came, and when the last step of all began."""
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -128,14 +134,17 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread that owns the device is there."""
-        return self._thread.is_alive()
+        """Whether the thread that owns the device is there, and edits come of it: after some faults no call to a GPU succeeds any more."""
+        stuck = bool(self._running or self._waiting) and time.monotonic() - self._stepped > _STUCK
+        return self._thread.is_alive() and self._failed < _FAILED and not stuck
 
     def submit(self, *jobs: Job) -> None:
         """Queue jobs, all or none. Raises `BusyError` if there is no room."""
         with self._change:
             if self._closed or len(self._waiting) + len(jobs) > self._queue:
                 raise BusyError("all places are taken")
+            if not self._running and not self._waiting:
+                self._stepped = time.monotonic()
             self._waiting.extend(jobs)
             self._change.notify()
 
@@ -163,6 +172,7 @@ class Engine:
                 if self._closed and not self._waiting and not self._running:
                     return
                 admitted = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._batch - len(self._running)))]
+            self._stepped = time.monotonic()
             self._running += [(job, editing) for job in admitted if (editing := self._guarded([job], _begin, job)) is not None]
             self._step()
 
@@ -184,6 +194,7 @@ class Engine:
             pictures = self._guarded([j for j, _ in shown], pictures_of, jobs[0].editor.editor, [e for _, e in shown]) if shown else None
             for (job, editing), x in zip(shown, pictures if pictures is not None else (), strict=False):
                 self._guarded([job], _hand_out, job, editing, x)
+                self._failed = 0
         self._running = [x for x in self._running if not x[0].result.done()]
 
     def _guarded(self, jobs: list[Job], work: Callable[..., T], *arguments: object) -> T | None:
@@ -191,6 +202,7 @@ class Engine:
         try:
             return work(*arguments)
         except Exception as error:
+            self._failed += 1
             log.exception("edit failed", extra={"jobs": [j.id for j in jobs]})
             told = RuntimeError(type(error).__name__)  # without the traceback, whose frames would hold tensors
         for job in jobs:

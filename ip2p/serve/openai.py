@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -17,7 +19,7 @@ from PIL import Image, ImageOps
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, UploadFile
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from ip2p.pictures import MAX_WEBP
 from ip2p.serve.desk import Ask, Desk, parameters_of, server_event
@@ -58,6 +60,15 @@ _FORM = form_schema(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a client wants its pictures to be: the format, its quality (0 to 100), and a size, if not the picture's own."""
+
+    kind: str
+    quality: int
+    size: tuple[int, int] | None = None
+
+
 def error_body(error: RefusedError) -> dict[str, Any]:
     """As OpenAI's clients read errors."""
     error = error.worded(_WORDS)
@@ -82,21 +93,23 @@ async def edits(request: Request) -> Response:
     desk: Desk = request.app.state.desk
     async with form_of(request) as form:
         ask, count = await _asked(form, desk)
-        shape, stream = _shape(form), (text_of(form, "stream") or "false").lower() in ("true", "1")
+        output, stream = _output(form), (text_of(form, "stream") or "false").lower() in ("true", "1")
     if stream and count > 1:
         raise RefusedError(400, "n: streaming gives one picture", field="n")
-    _require_webp(shape, ask.picture.size)
+    if output.kind == "webp" and max(output.size or ask.picture.size) > MAX_WEBP:
+        raise RefusedError(400, f"output_format: webp holds {MAX_WEBP:,} pixels a side; take png or jpeg", field="output_format")
     jobs = await desk.jobs(ask, count)
     headers = {"X-Model-Version": jobs[0].version}
     if stream:
         desk.submit(jobs, request)
         gone = BackgroundTask(desk.engine.cancel, jobs[0])  # if the client left before the stream began
-        return StreamingResponse(_events(desk, jobs[0], shape), media_type="text/event-stream", headers=headers, background=gone)
+        return StreamingResponse(_events(desk, jobs[0], output), media_type="text/event-stream", headers=headers, background=gone)
     made = await desk.pictures(jobs, request, door="openai")
     name = desk.params.register_.name
-    encoded = [await desk.by_hand(_encoded, picture, shape, parameters_of(row, name)) for row, picture in made]
-    told = [{"b64_json": data, "revised_prompt": None} for data in encoded]
-    return JSONResponse({"created": int(time.time()), "data": told, "usage": _USAGE}, headers=headers)
+    encoded = [await desk.by_hand(_encoded, picture, output, parameters_of(row, name)) for row, picture in made]
+    data = [{"b64_json": x, "revised_prompt": None} for x in encoded]
+    body = await desk.by_hand(json.dumps, {"created": int(time.time()), "data": data, "usage": _USAGE})
+    return Response(body, media_type="application/json", headers=headers)
 
 
 async def _asked(form: FormData, desk: Desk) -> tuple[Ask, int]:
@@ -114,7 +127,7 @@ async def _asked(form: FormData, desk: Desk) -> tuple[Ask, int]:
     most = desk.params.serve.max_pixels
     picture = await desk.by_hand(read_upload, data, field="image", max_pixels=most)
     cover = await upload_of(form, "mask")
-    mask = None if cover is None else _mask(await desk.by_hand(read_upload, cover, field="mask", max_pixels=most))
+    mask = None if cover is None else await desk.by_hand(_mask, cover, most)
     given = whole_of(form, "n")
     count = 1 if given is None else given
     if not 1 <= count <= 10:
@@ -144,15 +157,15 @@ def _version(model: str | None, name: str) -> str | None:
     raise RefusedError(404, f"model: {model[:80]!r} is not served; GET /v1/models lists what is", field="model", code="model_not_found")
 
 
-def _mask(picture: Image.Image) -> Image.Image:
+def _mask(data: bytes, most: int) -> Image.Image:
     """Ours is white where to edit, OpenAI's transparent."""
+    picture = read_upload(data, field="mask", max_pixels=most)
     if "A" not in picture.getbands():
         raise RefusedError(400, "mask: has no transparency; where it is transparent is edited", field="mask")
     return ImageOps.invert(picture.getchannel("A"))
 
 
-def _shape(form: FormData) -> tuple[str, int, tuple[int, int] | None]:
-    """Format, quality and size that the client wants."""
+def _output(form: FormData) -> Output:
     kind = (text_of(form, "output_format") or "png").lower()
     if kind not in _FORMATS:
         raise RefusedError(400, f"output_format: {kind[:20]!r}; give png, jpeg or webp", field="output_format")
@@ -161,43 +174,41 @@ def _shape(form: FormData) -> tuple[str, int, tuple[int, int] | None]:
         raise RefusedError(400, "output_compression: give 0 to 100", field="output_compression")
     size = text_of(form, "size") or "auto"
     if size == "auto":
-        return kind, 100 if quality is None else quality, None
+        return Output(kind, 100 if quality is None else quality)
     sides = [int(s) for s in size.split("x") if s.isdecimal() and len(s) <= 4]
     if len(sides) != 2 or size.count("x") != 1 or not all(16 <= s <= 4096 for s in sides):
         raise RefusedError(400, f"size: {size[:20]!r}; give auto, or WIDTHxHEIGHT with sides of 16 to 4096", field="size")
-    return kind, 100 if quality is None else quality, (sides[0], sides[1])
+    return Output(kind, 100 if quality is None else quality, (sides[0], sides[1]))
 
 
-def _require_webp(shape: tuple[str, int, tuple[int, int] | None], size: tuple[int, int]) -> None:
-    kind, _, wanted = shape
-    if kind == "webp" and max(wanted or size) > MAX_WEBP:
-        raise RefusedError(400, f"output_format: webp holds {MAX_WEBP:,} pixels a side; take png or jpeg", field="output_format")
-
-
-def _encoded(picture: Image.Image, shape: tuple[str, int, tuple[int, int] | None], parameters: str | None = None) -> str:
-    kind, quality, size = shape
-    sized = picture if size is None else picture.resize(size, Image.Resampling.LANCZOS)
-    if kind == "png":
+def _encoded(picture: Image.Image, output: Output, parameters: str | None = None) -> str:
+    sized = picture if output.size is None else picture.resize(output.size, Image.Resampling.LANCZOS)
+    if output.kind == "png":
         return base64.b64encode(to_png(sized, parameters)).decode()
     buffer = io.BytesIO()
-    (sized.convert("RGB") if kind == "jpeg" else sized).save(buffer, _FORMATS[kind], quality=max(1, quality))
+    (sized.convert("RGB") if output.kind == "jpeg" else sized).save(buffer, _FORMATS[output.kind], quality=max(1, output.quality))
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-async def _events(desk: Desk, job: Job, shape: tuple[str, int, tuple[int, int] | None]) -> AsyncIterator[str]:
-    facts = {"size": "auto", "quality": "auto", "background": "auto", "output_format": shape[0]}
+def _previewed(preview: Image.Image, size: tuple[int, int], output: Output) -> str:
+    return _encoded(preview.resize(size, Image.Resampling.BICUBIC), output)
+
+
+async def _events(desk: Desk, job: Job, output: Output) -> AsyncIterator[str]:
+    facts = {"size": "auto", "quality": "auto", "background": "auto", "output_format": output.kind}
     try:
         number = 0
         async for _, preview in desk.progress(job):
             if preview is not None:
-                data = await desk.by_hand(_encoded, preview.resize(job.picture.size, Image.Resampling.BICUBIC), shape)
+                data = await desk.by_hand(_previewed, preview, job.picture.size, output)
                 told = {"partial_image_index": number, "b64_json": data, "created_at": int(time.time()), **facts}
-                yield _event("image_edit.partial_image", told)
+                yield await desk.by_hand(_event, "image_edit.partial_image", told)
                 number += 1
         picture = await desk.ended(job)
         row = await desk.kept(job, picture, "openai")
-        data = await desk.by_hand(_encoded, picture, shape, parameters_of(row, desk.params.register_.name))
-        yield _event("image_edit.completed", {"b64_json": data, "created_at": int(time.time()), "usage": _USAGE, **facts})
+        data = await desk.by_hand(_encoded, picture, output, parameters_of(row, desk.params.register_.name))
+        told = {"b64_json": data, "created_at": int(time.time()), "usage": _USAGE, **facts}
+        yield await desk.by_hand(_event, "image_edit.completed", told)
     except RefusedError as error:
         yield _event("error", error_body(error))
     finally:

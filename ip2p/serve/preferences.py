@@ -1,7 +1,8 @@
 """Votes → preference dataset: what the next model learns from (HIVE, Diffusion-DPO). Pick-a-Pic's columns, then ours.
 
-A choice between two edits is one pair. Thumbs give more: each edit that somebody liked, beside each that somebody disliked, of the
-same picture and instruction. All votes as they came lie beside, in `votes.parquet`.
+A choice between two edits is one pair. Thumbs on edits of one picture and instruction give as many as edits were liked, or disliked if
+those are more: each beside one of the others, so that a picture that many try weighs by its votes and not by their square. All votes as
+they came lie beside, in `votes.parquet`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,8 @@ VOTES = pa.schema(
         ("value", pa.int64()),
     ]
 )
-_SHARD = 200
-"""Pairs a file."""
+_SHARD, _SHARD_BYTES = 200, 2**26
+"""Most pairs a file, and bytes of pictures after which one is full: each is held in memory."""
 
 
 def export(params: Params, out: Path) -> tuple[int, int]:
@@ -60,13 +60,13 @@ def export(params: Params, out: Path) -> tuple[int, int]:
     mark = fingerprint("preferences", [v.id for v in votes])
     write_shard(staging / "votes.parquet", pa.Table.from_pylist([_vote(v) for v in votes], schema=VOTES), mark)
     rows: list[dict[str, Any]] = []
-    count = shard = 0
+    count = shard = size = 0
     for row in _pairs(history, votes):
         rows.append(row)
-        count += 1
-        if len(rows) == _SHARD:
+        count, size = count + 1, size + sum(len(x) for x in row.values() if isinstance(x, bytes))
+        if len(rows) == _SHARD or size > _SHARD_BYTES:
             write_shard(staging / f"train-{shard:05d}.parquet", pa.Table.from_pylist(rows, schema=PREFERENCES), mark)
-            rows, shard = [], shard + 1
+            rows, shard, size = [], shard + 1, 0
     write_shard(staging / f"train-{shard:05d}.parquet", pa.Table.from_pylist(rows, schema=PREFERENCES), mark)
     write_json(staging / "dataset.json", {"version": mark, "pairs": count, "votes": len(votes)})
     replace_folder(staging, out)
@@ -92,9 +92,9 @@ def _pairs(history: History, votes: list[VoteRow]) -> Iterator[dict[str, Any]]:
         if vote.kind == "thumb" and edit is not None:
             liked[edit.source, edit.instruction, edit.mask][vote.value][edit.id] = edit
     for both in liked.values():
-        for better, worse in product(both[1].values(), both[-1].values()):
-            if better.id not in both[-1] and worse.id not in both[1]:
-                yield _pair(history, better, worse, 1.0, "thumbs")
+        better, worse = ([both[value][id] for id in sorted(both[value].keys() - both[-value].keys())] for value in (1, -1))
+        for i in range(max(len(better), len(worse)) if better and worse else 0):
+            yield _pair(history, better[i % len(better)], worse[i % len(worse)], 1.0, "thumbs")
 
 
 def _pair(history: History, first: EditRow, second: EditRow, label: float, origin: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ip2p.params import ServeParams
 from ip2p.serve.app import make_app
+from ip2p.serve.wire import configured
 
 
 def png(size=(120, 90), color="seagreen", mode="RGB", **how) -> bytes:
@@ -53,7 +54,7 @@ def running(params, root, *, keys=()):
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen()
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=20))
+    server = uvicorn.Server(configured(app, log_level="error", timeout_graceful_shutdown=20))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

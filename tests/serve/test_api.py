@@ -6,6 +6,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from ip2p.serve.history import History
 from ip2p.world.language import read_instruction
 from tests.serve.conftest import png
 
@@ -22,8 +23,8 @@ def test_an_edit_runs_as_a_job_and_is_in_the_history(server):
 
 
 def test_what_is_told_as_done_can_be_fetched_at_once(server, monkeypatch):
-    remember = server.desk.remember
-    monkeypatch.setattr(server.desk, "remember", lambda *a: (time.sleep(0.5), remember(*a))[1])
+    store = History.store
+    monkeypatch.setattr(History, "store", lambda *a, **k: (time.sleep(0.5), store(*a, **k))[1])
     edit = {"files": {"image": png()}, "data": {"instruction": "make it night", "steps": "2"}}
     id = server.client.post("/api/v1/edits", **edit).json()["id"]
     with contextlib.suppress(httpx.ReadTimeout), httpx.stream("GET", f"{server.url}/api/v1/edits/{id}/events", timeout=0.3) as events:

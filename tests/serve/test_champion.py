@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 
 import mlflow
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from ip2p.errors import ModelError
 from ip2p.release import people, registry
+from ip2p.serve import champion as champion_module
 from ip2p.serve.champion import Champion, LoadingError
 from ip2p.store import digest
 from tests.serve.conftest import png, ready, running, serving
@@ -126,6 +128,55 @@ def test_a_refused_version_is_fetched_anew_when_it_is_tried_again(home, tmp_path
     monkeypatch.setattr("ip2p.serve.champion.time.monotonic", lambda: now + 61)
     champion.look()
     assert champion.served.version == number
+
+
+def test_a_champion_that_is_one_no_more_goes_on_serving(home, tmp_path):
+    params, dataset, editor = home
+    params = params.model_copy(update={"serve": params.serve.model_copy(update={"fallback": str(editor)})})
+    number = register(params, dataset, editor, tmp_path)
+    champion = Champion(params, work=tmp_path / "versions")
+    champion.look()
+    mlflow.MlflowClient().delete_registered_model_alias("ip2p-editor", "champion")
+    champion.look()
+    assert champion.served.version == number  # not the fallback, which is for before the first
+    assert json.loads((tmp_path / "versions" / "last.json").read_text())["version"] == number
+
+
+def test_versions_that_are_only_compared_make_room_for_a_champion(home, tmp_path, monkeypatch):
+    params, dataset, editor = home
+    first, second = (register(params, dataset, editor, tmp_path) for _ in range(2))
+    champion = Champion(params, work=tmp_path / "versions")
+    champion.look()
+    assert champion.served.version == second and champion.version(first).version == first
+    third = register(params, dataset, editor, tmp_path)
+    opened = champion_module.open_editor
+
+    def full(*arguments):
+        if champion._others:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return opened(*arguments)
+
+    monkeypatch.setattr(champion_module, "open_editor", full)
+    champion.look()
+    assert champion.served.version == third and not champion._others
+
+
+def test_what_fails_for_now_is_tried_less_and_less_often(home, tmp_path, monkeypatch):
+    params, dataset, editor = home
+    register(params, dataset, editor, tmp_path)
+    champion, tried, now = Champion(params, work=tmp_path / "versions"), [], [0.0]
+
+    def fails(*arguments):
+        tried.append(now[0])
+        raise OSError("storage out of reach")
+
+    monkeypatch.setattr(champion_module, "fetch_version", fails)
+    monkeypatch.setattr(champion_module.time, "monotonic", lambda: now[0])
+    for second in range(0, 400):
+        now[0] = float(second)
+        with suppress(OSError):
+            champion.look()
+    assert 8 < len(tried) < 20 and tried[-1] - tried[-2] == 60
 
 
 def test_until_there_is_a_champion_the_fallback_serves(home, tmp_path):

@@ -13,6 +13,7 @@ import yaml
 
 from ip2p.errors import DataError
 from ip2p.params import ServeParams
+from ip2p.serve import preferences as served_preferences
 from ip2p.serve.history import EditRow, open_history
 from ip2p.serve.preferences import export
 from tests.serve.conftest import png, serving
@@ -85,6 +86,21 @@ def test_votes_and_forgetting_at_once_lose_no_vote_and_no_edit_on_postgres(tmp_p
         assert broken == [] and acknowledged and refused
         assert {int(v.edit, 16) for v in history.votes()} == set(acknowledged)
         assert all(history.edit(f"{n:032x}") for n in acknowledged)
+        history.engine.dispose()
+
+
+@pytest.mark.skipif(not here("postgres"), reason="no Postgres: apt-get install postgresql")
+def test_a_voters_votes_at_once_leave_one_on_postgres(tmp_path):
+    with service("postgres") as topology:
+        history = open_history(ServeParams(database=topology.database("ip2p", "psycopg"), pictures=str(tmp_path / "pictures")))
+        history.add(row(history, 0))
+        for _ in range(20):
+            both = [threading.Thread(target=thumb, args=(history, 0, value)) for value in (1, -1)]
+            for voter in both:
+                voter.start()
+            for voter in both:
+                voter.join()
+            assert len(history.votes()) == 1
         history.engine.dispose()
 
 
@@ -173,6 +189,19 @@ def test_votes_become_preference_pairs_in_the_fields_columns(history, tiny, tmp_
     ]
     assert rows[0]["source"] == png(color="teal") and rows[0]["seed_0"] == 2**62 + 3
     assert len(pq.read_table(tmp_path / "out" / "votes.parquet")) == 5
+
+
+def test_thumbs_give_no_more_pairs_than_edits_and_large_pictures_fill_a_file_soon(tiny, tmp_path, monkeypatch):
+    section = ServeParams(database=f"sqlite:///{tmp_path}/edits.db", pictures=str(tmp_path / "pictures"))
+    history = open_history(section)
+    for number in range(9):
+        history.add(row(history, number))
+        thumb(history, number, 1 if number < 5 else -1)
+    monkeypatch.setattr(served_preferences, "_SHARD_BYTES", 5 * len(png()))
+    assert export(tiny.model_copy(update={"serve": section}), tmp_path / "out") == (5, 9)  # five liked, four disliked
+    files = sorted((tmp_path / "out").glob("train-*.parquet"))
+    rows = [r for f in files for r in pq.read_table(f).to_pylist()]
+    assert len(files) > 2 and len({r["id_0"] for r in rows}) == 5 and len({r["id_1"] for r in rows}) == 4
 
 
 def test_an_export_without_the_pictures_is_refused(history, tiny, tmp_path):

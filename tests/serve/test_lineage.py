@@ -85,11 +85,21 @@ def test_a_history_of_before_is_brought_up_to_date(tmp_path):
     open_history(section)
     engine = create_engine(section.database)
     with engine.begin() as connection:
-        connection.execute(text("ALTER TABLE edits DROP COLUMN editor"))
+        for name in ("unvoted", "source", "mask", "picture"):
+            connection.execute(text(f"DROP INDEX ix_edits_{name}"))
+        for name in ("editor", "voted"):
+            connection.execute(text(f"ALTER TABLE edits DROP COLUMN {name}"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
         names = "id, created, door, version, instruction, text_guidance, image_guidance, steps, solver, guidance_from, guidance_until"
         names += ", guidance_every, seed, width, height, source, picture"
-        connection.execute(text(f"INSERT INTO edits ({names}) VALUES ('a', 1, 'api', '1', 'x', 1, 1, 2, 's', 0, 1, 1, 7, 8, 8, 's', 'p')"))
+        for id in "ab":
+            values = "1, 'api', '1', 'x', 1, 1, 2, 's', 0, 1, 1, 7, 8, 8, 's', 'p'"
+            connection.execute(text(f"INSERT INTO edits ({names}) VALUES ('{id}', {values})"))
+        vote = "id, created, kind, edit, value, comment, voter"
+        connection.execute(text(f"INSERT INTO votes ({vote}) VALUES ('v', 1, 'thumb', 'a', 1, '', 'me')"))
     engine.dispose()
-    row = open_history(section).edit("a")
-    assert row.seed == 7 and row.editor is None
+    history = open_history(section)
+    assert [(history.edit(id).seed, history.edit(id).editor, history.edit(id).voted) for id in "ab"] == [(7, None, True), (7, None, False)]
+    with history.session() as session:  # an index answers what is asked at each new edit
+        plan = "EXPLAIN QUERY PLAN SELECT id FROM edits WHERE voted = 0 AND id != 'a' ORDER BY created DESC LIMIT 1 OFFSET 3"
+        assert "ix_edits_unvoted" in str(session.execute(text(plan)).all())
