@@ -131,6 +131,19 @@ def test_no_container_runs_as_root_or_gains_rights():
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
+def test_only_who_has_its_token_reaches_the_ray_cluster():
+    told = {(d["kind"], d["metadata"]["name"]): d["spec"] for _, d in documents() if "metadata" in d and "spec" in d}
+    cluster, gate = told["RayCluster", "ray"], told["NetworkPolicy", "ray"]
+    assert cluster["authOptions"] == {"mode": "token"} and gate["ingress"] == [{"from": [{"podSelector": {}}]}]
+    (patch,) = yaml.safe_load((ROOT / "infra/kubernetes/gpu/ray-client.yaml").read_text())
+    mode, token = patch["value"]
+    assert mode == {"name": "RAY_AUTH_MODE", "value": "token"} and token["valueFrom"]["secretKeyRef"]["name"] == "ray"
+    assert (
+        patch["path"] == "/spec/template/spec/containers/0/env"
+        and "env" not in told["StatefulSet", "worker"]["template"]["spec"]["containers"][0]
+    )
+
+
 def test_the_image_has_ray_and_both_overlays_name_the_same_image():
     assert ".[infra,ray]" in (ROOT / "infra/images/Dockerfile").read_text()
     images = [told["images"] for _, told in documents() if told["kind"] == "Kustomization"]

@@ -48,6 +48,7 @@ _CHAIN = ("clip", "alignment")
 _GRIDS = {
     "direction": [i / 50 for i in range(-10, 48)],
     "shift": [0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 1.0],
+    "zoom": [0.01, 0.06, 1.0],
     "outside": [0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.12, 1.0],
 }
 _NAMES = ["pair_id", "triplet_id", "edit_type", "edit_prompt"]
@@ -102,10 +103,10 @@ def measure(labels: Labels, section: FilterParams) -> Quality:
 def choose(labels: Labels, section: FilterParams) -> FilterParams:
     """The section with the thresholds that give the best F1.
 
-    A common direction, shift and change outside, each in turn; then each edit type's own direction where labels suffice.
+    A common direction, shift, zoom and change outside, each in turn; then each edit type's own direction where labels suffice.
     """
-    section = section.model_copy(update={"direction": -1.0, "shift": 1.0, "outside": 1.0, "by_type": {}})
-    for name in ("direction", "shift", "outside", "direction"):
+    section = section.model_copy(update={"direction": -1.0, "shift": 1.0, "zoom": 1.0, "outside": 1.0, "by_type": {}})
+    for name in ("direction", "shift", "zoom", "outside", "direction"):
         section = section.model_copy(update={name: _best(labels, section, name)})
     by_type = {}
     for edit_type in sorted(set(labels.types.tolist())):
@@ -171,7 +172,7 @@ def run(
     sections = {"reference": FilterParams(), "params.yaml": params.filter, "calibrated": chosen}
     table = {name: measure(judged, section) for name, section in sections.items()}
     by_type = {t: x.model_dump(exclude_none=True, by_alias=True) for t, x in chosen.by_type.items()}
-    found = {"direction": chosen.direction, "shift": chosen.shift, "outside": chosen.outside, "by_type": by_type}
+    found = {"direction": chosen.direction, "shift": chosen.shift, "zoom": chosen.zoom, "outside": chosen.outside, "by_type": by_type}
     write_json(out / "calibration.json", {n: asdict(q) | {"f1": q.f1} for n, q in table.items()} | {"found": found})
     write_bytes(out / "calibration.png", plot_calibration(judged, chosen))
     write_bytes(out / "calibration.yaml", yaml.safe_dump({"filter": found}, sort_keys=False).encode())

@@ -1,7 +1,7 @@
 """Caption files → captions: JSONL, CSV, TSV, Parquet or a Hugging Face dataset; cleaned, repeated ones dropped and counted.
 
 A source is written `FILE[:COLUMN]` or `hf:NAME[:SPLIT[:COLUMN]]`. Without a column the first of `caption`, `input`,
-`text`, `TEXT`, `prompt` and `original_prompt` that a row has is taken.
+`text`, `TEXT`, `prompt` and `original_prompt` that a row has is taken. Of captions of one picture (`url`) the first is.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from ip2p.records import Caption
 COLUMNS = ("caption", "input", "text", "TEXT", "prompt", "original_prompt")
 SHORTEST, LONGEST = 3, 400
 """Characters of a usable caption; CLIP reads 77 tokens, about 300 characters."""
+_URLS = ("url", "URL")
+"""Columns that say which picture a caption is of, as LAION's do; captions of one picture differ in little."""
 _ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _SPACE, _TAG = re.compile(r"\s+"), re.compile(r"<[^<>]{1,200}>")
 _LINK = re.compile(r"https?://|www\.", re.IGNORECASE)
@@ -38,14 +40,19 @@ def read_captions(source: str, *, most: int | None = None) -> tuple[list[Caption
     """Clean, distinct captions of a source, the first `most`, and how many were dropped, by reason. Raises `DataError` naming a bad row."""
     rows, column = _open(source)
     captions: dict[str, Caption] = {}
+    pictures: set[int] = set()
     dropped: Counter[str] = Counter()
     for where, row in rows:
         text = clean(_text(row, column, where))
         reason = _unusable(text)
         if reason is None and (key := repetition_key(text)) in captions:
             reason = "caption repeated"
+        picture = next((hash(row[n]) for n in _URLS if isinstance(row.get(n), str) and row[n]), None)
+        if reason is None and picture in pictures:
+            reason = "picture repeated"
         if reason is None:
             captions[key] = Caption(text, where)
+            pictures |= set() if picture is None else {picture}
         else:
             dropped[reason] += 1
         if len(captions) == most:

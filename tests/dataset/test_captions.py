@@ -45,6 +45,14 @@ def test_captions_are_cleaned_and_what_is_unusable_is_counted(tmp_path):
     assert clean("a\x00b\u202ec") == "abc"
 
 
+def test_of_one_pictures_captions_the_first_is_taken(tmp_path):
+    rows = [("a red boat", "u/1"), ("the red boat", "u/1"), ("a red boat!", "u/2"), ("a blue boat", "u/2"), ("a green boat", None)]
+    (tmp_path / "laion.jsonl").write_text("".join(json.dumps({"TEXT": t, "URL": u}) + "\n" for t, u in rows))
+    captions, dropped = read_captions(str(tmp_path / "laion.jsonl"))
+    assert [c.text for c in captions] == ["a red boat", "a blue boat", "a green boat"]
+    assert dropped == {"picture repeated": 1, "caption repeated": 1}
+
+
 def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(DataError, match="no such caption file"):
         read_captions(str(tmp_path / "none.jsonl"))
