@@ -32,6 +32,7 @@ from ip2p.dataset.world_writer import write_triplets
 from ip2p.diffusion import Diffusion
 from ip2p.model import train
 from ip2p.model.unet import new_editor_unet
+from ip2p.models import resolve_device
 from ip2p.params import Params
 from ip2p.pictures import from_bytes, to_png
 from ip2p.store import digest, read_shards, write_json, write_shard
@@ -96,7 +97,7 @@ def ways(params: Params, *, half: bool, compiled: bool) -> Iterator[Way]:
             yield Way(f"{name}, {dtype}", loop, changed(params, dtype))
     if compiled:
         yield Way(f"ours, {dtype}, compiled", run_ours, changed(params, dtype, compile=True))
-    if train.resolve_device(params.models.device).type == "cpu":
+    if resolve_device(params.models.device).type == "cpu":
         yield Way("+ a process a core", run_ours, changed(params, "bfloat16", workers=2))
 
 
