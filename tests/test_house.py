@@ -4,6 +4,7 @@ import argparse
 import ast
 import importlib
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,17 @@ def test_every_verb_is_in_the_readme():
         assert told, verb
         for action in next((a.choices for a in parser._actions if a.dest == "what"), None) or ():
             assert re.search(rf"`(ip2p {verb} )?{action}`", told), f"{verb} {action}"
+
+
+def test_every_module_has_a_layer():
+    (layers,) = (
+        c["layers"]
+        for c in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+        if c["type"] == "layers"
+    )
+    placed = {name.strip() for layer in layers for name in layer.split("|")}
+    modules = {f"ip2p.{p.stem}" for p in (ROOT / "ip2p").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert modules - {"ip2p.__init__"} == placed - {"flows"}
 
 
 # What every stage imports and no stage's result depends on by itself: reading parameters, writing files, telling errors.

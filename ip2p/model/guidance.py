@@ -22,6 +22,8 @@ from ip2p.sampler import Predict, Solver
 Factors = tuple[float, float, float]
 MAX_SCALE = 50.0
 """The greatest scale that anybody may ask for."""
+MAX_SEED = 2**53 - 1
+"""JSON carries whole numbers no further: JavaScript, for one, rounds what is larger (RFC 8259, section 6)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from fastapi import APIRouter, Path, Query, Request
 from PIL import Image
@@ -13,17 +13,20 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from ip2p.errors import DataError
+from ip2p.model.guidance import MAX_SCALE
 from ip2p.pictures import open_picture, painted
 from ip2p.serve import metrics
 from ip2p.serve.board import Board
-from ip2p.serve.desk import MAX_INSTRUCTION, MAX_SCALE, Ask, Desk, parameters_of, server_event, voter_of
+from ip2p.serve.desk import MAX_INSTRUCTION, Ask, Desk, parameters_of, server_event, voter_of
 from ip2p.serve.forms import FILE, form_of, form_schema, number_of, text_of, upload_of, whole_of
-from ip2p.serve.history import REASONS, EditRow, UnknownEditError
+from ip2p.serve.history import EditRow, Reason, UnknownEditError
 from ip2p.serve.intake import RefusedError, read_upload, to_png, with_parameters
 from ip2p.serve.jobs import Job
 
 router = APIRouter(prefix="/api/v1", tags=["ip2p"])
-Id = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
+_HEX = "^[0-9a-f]{32}$"
+Id = Annotated[str, Path(pattern=_HEX)]
+_EditId = Annotated[str, Field(pattern=_HEX)]
 _TEXT = r"^[^\x00-\x08\x0b-\x1f]*$"
 _ONE_CLICK = (
     ("Season", ("make it spring", "make it summer", "make it autumn", "make it winter")),
@@ -47,27 +50,26 @@ _FORM = form_schema(
 )
 
 
-class Thumb(BaseModel):
+class _Vote(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    edit: _EditId
+    reason: Reason | None = None
+    comment: Annotated[str, Field(max_length=500, pattern=_TEXT)] = ""
+
+
+class Thumb(_Vote):
     """What somebody thinks of one edit."""
 
-    model_config = ConfigDict(extra="forbid")
     kind: Literal["thumb"]
-    edit: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
     value: Literal[1, -1]
-    reason: Literal["instruction", "preservation", "quality", "other"] | None = None
-    comment: Annotated[str, Field(max_length=500, pattern=_TEXT)] = ""
 
 
-class Choice(BaseModel):
+class Choice(_Vote):
     """Which of two edits of one picture by one instruction is better: 1 the first, -1 the other, 0 neither."""
 
-    model_config = ConfigDict(extra="forbid")
     kind: Literal["pair"]
-    edit: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
-    other: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+    other: _EditId
     value: Literal[1, 0, -1]
-    reason: Literal["instruction", "preservation", "quality", "other"] | None = None
-    comment: Annotated[str, Field(max_length=500, pattern=_TEXT)] = ""
 
 
 def error_body(error: RefusedError) -> dict[str, Any]:
@@ -83,7 +85,7 @@ async def status(request: Request) -> dict[str, Any]:
     told: dict[str, Any] = {"ready": served is not None, "model": desk.params.register_.name, "waiting": waiting, "running": running}
     told["limits"] = {"pixels": section.max_pixels, "megabytes": section.max_megabytes, "steps": section.max_steps}
     told["one_click"] = [{"name": name, "instructions": list(texts)} for name, texts in _ONE_CLICK]
-    told["reasons"] = list(REASONS)
+    told["reasons"] = list(get_args(Reason))
     if served is not None:
         told["version"] = served.version
         told["defaults"] = {

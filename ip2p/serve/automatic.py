@@ -18,13 +18,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from ip2p.sampler import Solver
-from ip2p.serve.desk import Ask, Desk, parameters_of
+from ip2p.serve.desk import MAX_AT_ONCE, OUTPUT_SIDES, Ask, Desk, parameters_of
 from ip2p.serve.intake import RefusedError, from_base64, read_upload, to_png
 
 router = APIRouter(tags=["automatic1111"])
 SAMPLERS: dict[str, Solver] = {"Euler a": "euler_ancestral", "DPM++ 2M": "dpmpp_2m"}
-_MOST = 10
-_SIDES = (16, 4096)
 _ECHOED = ("prompt", "cfg_scale", "image_cfg_scale", "steps", "seed", "sampler_name", "batch_size", "n_iter", "width", "height")
 """Fields that are read and told back as `parameters`."""
 _LARGEST = 2**63 - 1
@@ -151,7 +149,7 @@ async def _edited(told: dict[str, Any], request: Request) -> tuple[dict[str, Any
     echoed = {k: told[k] for k in _ECHOED if k in told}
     told.clear()  # pictures among it, which are not held while their edits wait
     if width is not None:
-        size = width, max(_SIDES[0], min(_SIDES[1], round(width * ask.picture.height / ask.picture.width)))
+        size = width, max(OUTPUT_SIDES[0], min(OUTPUT_SIDES[1], round(width * ask.picture.height / ask.picture.width)))
     jobs = await desk.jobs(ask, count)
     made = await desk.pictures(jobs, request, door="automatic1111")
     name = desk.params.register_.name
@@ -216,8 +214,8 @@ def _asked(told: dict[str, Any], desk: Desk) -> tuple[Ask, int]:
         mask = _mask(read_upload(from_base64(told["mask"], field="mask"), field="mask", max_pixels=most))
         mask = ImageOps.invert(mask) if told.get("inpainting_mask_invert") else mask
     count = (_whole(told, "batch_size") or 1) * (_whole(told, "n_iter") or 1)
-    if not 1 <= count <= _MOST:
-        raise RefusedError(400, f"batch_size × n_iter: {count} is out of range, give 1 to {_MOST}", field="batch_size")
+    if not 1 <= count <= MAX_AT_ONCE:
+        raise RefusedError(400, f"batch_size × n_iter: {count} is out of range, give 1 to {MAX_AT_ONCE}", field="batch_size")
     prompt, seed = told.get("prompt"), _whole(told, "seed")
     if not isinstance(prompt, str):
         raise RefusedError(422, "prompt: say what to change", field="prompt")
@@ -268,6 +266,6 @@ def _size(told: dict[str, Any]) -> tuple[int, int] | None:
 
 def _side(told: dict[str, Any], name: str) -> int | None:
     side = _whole(told, name)
-    if side is not None and not _SIDES[0] <= side <= _SIDES[1]:
-        raise RefusedError(400, f"{name}: give {_SIDES[0]} to {_SIDES[1]}", field=name)
+    if side is not None and not OUTPUT_SIDES[0] <= side <= OUTPUT_SIDES[1]:
+        raise RefusedError(400, f"{name}: give {OUTPUT_SIDES[0]} to {OUTPUT_SIDES[1]}", field=name)
     return side

@@ -24,8 +24,7 @@ from starlette.requests import Request
 
 from ip2p.errors import ModelError
 from ip2p.model.edit import marks_nothing, paste_back
-from ip2p.model.guidance import MAX_SCALE as MAX_SCALE
-from ip2p.model.guidance import EditRequest
+from ip2p.model.guidance import MAX_SCALE, MAX_SEED, EditRequest
 from ip2p.params import Params
 from ip2p.sampler import Solver
 from ip2p.serve import metrics
@@ -41,8 +40,9 @@ _HANDS = 4
 _PATIENCE = 12.0
 """Seconds that storing an edit may take; who asked for it gets it then, stored or not."""
 MAX_INSTRUCTION = 32_000
-MAX_SEED = 2**53 - 1
-"""JSON carries whole numbers no further: JavaScript, for one, rounds what is larger (RFC 8259, section 6)."""
+"""Characters; OpenAI's limit."""
+MAX_AT_ONCE, OUTPUT_SIDES = 10, (16, 4096)
+"""Pictures of one request, and pixels of a side that a client may name for what comes back."""
 T = TypeVar("T")
 log = logging.getLogger("ip2p.serve")
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from uuid import uuid4
 
 from sqlalchemy import BigInteger, Engine, ForeignKey, and_, delete, func, select
@@ -25,7 +26,7 @@ from ip2p.serve.database import open_database
 from ip2p.store import write_bytes
 
 log = logging.getLogger("ip2p.serve")
-REASONS = ("instruction", "preservation", "quality", "other")
+Reason = Literal["instruction", "preservation", "quality", "other"]
 """What a vote may be about."""
 _AT_ONCE = 200
 """Most edits that go for one that comes, for want of room."""

@@ -22,7 +22,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.responses import Response, StreamingResponse
 
 from ip2p.pictures import MAX_WEBP
-from ip2p.serve.desk import Ask, Desk, parameters_of, server_event
+from ip2p.serve.desk import MAX_AT_ONCE, MAX_INSTRUCTION, OUTPUT_SIDES, Ask, Desk, parameters_of, server_event
 from ip2p.serve.forms import FILE, form_of, form_schema, number_of, text_of, upload_of, whole_of
 from ip2p.serve.intake import RefusedError, read_upload, to_png
 from ip2p.serve.jobs import Job
@@ -43,9 +43,9 @@ _FORM = form_schema(
     properties={
         "image": FILE,
         "mask": FILE | {"description": "PNG of the picture's size; transparent: edit here"},
-        "prompt": {"type": "string", "minLength": 1, "maxLength": 32000},
+        "prompt": {"type": "string", "minLength": 1, "maxLength": MAX_INSTRUCTION},
         "model": {"type": "string"},
-        "n": {"type": "integer", "minimum": 1, "maximum": 10},
+        "n": {"type": "integer", "minimum": 1, "maximum": MAX_AT_ONCE},
         "size": {"type": "string"},
         "response_format": {"type": "string", "enum": ["b64_json"]},
         "output_format": {"type": "string", "enum": list(_FORMATS)},
@@ -130,8 +130,8 @@ async def _asked(form: FormData, desk: Desk) -> tuple[Ask, int]:
     mask = None if cover is None else await desk.by_hand(_mask, cover, most)
     given = whole_of(form, "n")
     count = 1 if given is None else given
-    if not 1 <= count <= 10:
-        raise RefusedError(400, f"n: {count} is out of range, give 1 to 10", field="n")
+    if not 1 <= count <= MAX_AT_ONCE:
+        raise RefusedError(400, f"n: {count} is out of range, give 1 to {MAX_AT_ONCE}", field="n")
     previews = whole_of(form, "partial_images") or 0
     if not 0 <= previews <= 3:
         raise RefusedError(400, f"partial_images: {previews} is out of range, give 0 to 3", field="partial_images")
@@ -176,8 +176,9 @@ def _output(form: FormData) -> Output:
     if size == "auto":
         return Output(kind, 100 if quality is None else quality)
     sides = [int(s) for s in size.split("x") if s.isdecimal() and len(s) <= 4]
-    if len(sides) != 2 or size.count("x") != 1 or not all(16 <= s <= 4096 for s in sides):
-        raise RefusedError(400, f"size: {size[:20]!r}; give auto, or WIDTHxHEIGHT with sides of 16 to 4096", field="size")
+    least, most = OUTPUT_SIDES
+    if len(sides) != 2 or size.count("x") != 1 or not all(least <= s <= most for s in sides):
+        raise RefusedError(400, f"size: {size[:20]!r}; give auto, or WIDTHxHEIGHT with sides of {least} to {most}", field="size")
     return Output(kind, 100 if quality is None else quality, (sides[0], sides[1]))
 
 

@@ -76,7 +76,7 @@ def _edit_options(parser: argparse.ArgumentParser) -> None:
 
 def _edit(options: argparse.Namespace) -> int:
     from ip2p.errors import ParamsError
-    from ip2p.model.guidance import MAX_SCALE, EditOptions, EditRequest
+    from ip2p.model.guidance import MAX_SCALE, MAX_SEED, EditOptions, EditRequest
     from ip2p.params import load_params
     from ip2p.pictures import on_white, painted, read_picture
 
@@ -94,8 +94,8 @@ def _edit(options: argparse.Namespace) -> int:
     for flag, scale in (("--text-guidance", s_text), ("--image-guidance", s_image)):
         if not 0 <= scale <= MAX_SCALE:
             raise ParamsError(f"{flag}: {scale:g} is out of range, give 0 to {MAX_SCALE:g}")
-    if not 0 <= options.seed < 2**63:
-        raise ParamsError(f"--seed: {options.seed} is out of range, give 0 to 2^63 - 1")
+    if not 0 <= options.seed <= MAX_SEED:
+        raise ParamsError(f"--seed: {options.seed} is out of range, give 0 to {MAX_SEED:,}")
     _require_writable(options.output)
     _require_fitting(options.output, picture.size, mask)
     from ip2p.model.edit import edit_pictures, load_editor

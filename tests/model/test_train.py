@@ -497,5 +497,7 @@ def test_the_benchmark_trains(tmp_path, track_in):
     params = benchmark.parameters(tmp_path, "world", options).model_copy(update={"track": track_in(tmp_path)})
     benchmark.make_dataset(tmp_path / "dataset", 4, size=96)
     (tmp_path / "validated.json").write_text(json.dumps({"dataset": digest(tmp_path / "dataset")}))
-    rate, losses = benchmark.run_ours(params, tmp_path)
+    tried = list(benchmark.ways(params, half=True, compiled=True))
+    assert [w.name for w in tried][-2:] == ["ours, bfloat16, compiled", "+ a process a core"] and tried[-1].params.train.workers == 2
+    rate, losses = tried[1].loop(tried[1].params, tmp_path)
     assert rate > 0 and len(losses) == 2
