@@ -103,8 +103,7 @@ def ways(params: Params, *, half: bool, compiled: bool) -> Iterator[Way]:
 
 def changed(params: Params, dtype: str, **changes: Any) -> Params:
     """The same in this arithmetic, with another `train` section."""
-    models, section = params.models.model_copy(update={"dtype": dtype}), params.train.model_copy(update=changes)
-    return params.model_copy(update={"models": models, "train": section})
+    return params.changed("models", dtype=dtype).changed("train", **changes)
 
 
 def parameters(root: Path, teacher: str, options: argparse.Namespace) -> Params:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quality import COUNT, IMAGES, MEASURES, PAGE, cells, difference, progress, ranked, teacher, told
+from quality import COUNT, IMAGES, MEASURES, PAGE, cells, difference, progress, ranked, teacher
 
 from ip2p.clip import image_features
 from ip2p.dataset import filter, pairs
@@ -34,12 +34,12 @@ ROUGH: dict[str, Any] = {"method": "both", "p2p": (0.9, 1.0)}
 
 def main() -> None:
     """Measure and write."""
-    params = told(load_params(TEACHER), count=COUNT, sdedit_strengths=())
+    params = load_params(TEACHER).changed("evaluate", count=COUNT, sdedit_strengths=())
     paths = {"pairs": PAIRS, "dataset": DATASET, "out": OUT, "work": HOME}
     ablate.run(params, variants=ablate.VARIANTS, triplets=TRIPLETS, progress=progress("ablate"), **paths)
     make_rough(params)
     paths = {"pairs": ROUGH_HOME / "pairs", "dataset": ROUGH_HOME / "dataset", "out": ROUGH_OUT, "work": ROUGH_HOME / "ablate"}
-    double = told(params, count=2 * COUNT)
+    double = params.changed("evaluate", count=2 * COUNT)
     ablate.run(double, variants=("filtered", "random"), triplets=TRIPLETS, progress=progress("ablate, rough pairs"), **paths)
     for out, name in ((OUT, "ablation"), (ROUGH_OUT, "ablation-rough")):
         shutil.copyfile(out / "curve.png", IMAGES / f"{name}.png")
@@ -48,7 +48,7 @@ def main() -> None:
 
 def make_rough(params: Params) -> None:
     """The same triplets' pairs with other parameters, filtered."""
-    params = params.model_copy(update={"pairs": params.pairs.model_copy(update=ROUGH)})
+    params = params.changed("pairs", **ROUGH)
     made, kept = ROUGH_HOME / "pairs", ROUGH_HOME / "dataset"
     pairs.run(params, triplets=TRIPLETS, out=made, work=ROUGH_HOME / "units")
     filter.run(params, pairs=made, out=kept, work=ROUGH_HOME / "filter")

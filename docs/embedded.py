@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from quality import COUNT, IMAGES, PAGE, POINTS, comparison, difference, progress, ranked, table, told
+from quality import COUNT, IMAGES, PAGE, POINTS, comparison, difference, progress, ranked, table
 
 from ip2p.dataset import triplets
 from ip2p.dataset.read import read_triplets
@@ -59,7 +59,7 @@ def main() -> None:
     editors = {"shipped": (EMBEDDED / "editor", WIDER), "stronger": (EMBEDDED / "editor", STRONGER), "laptop": (EDITOR, WIDER)}
     for name, (editor, how) in editors.items():
         paths = {"triplets": TRIPLETS, "dataset": DATASET, "out": OUT / name, "work": POINTS}
-        evaluate.run(told(params, **how), editor=editor, progress=progress(name), **paths)
+        evaluate.run(params.changed("evaluate", **how), editor=editor, progress=progress(name), **paths)
     measure_larger(params, work / LARGE)
     reports = {name: read_json(OUT / name / "report.json") for name in (*editors, LARGE)}
     IMAGES.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def measure_larger(params: Params, folder: Path) -> None:
     """The same edits by the shipped editor at 128 pixels, and by its teacher there."""
     shutil.rmtree(folder, ignore_errors=True)
     export_editor(LARGE, "diffusers", str(folder))
-    params = told(params, **FEW).model_copy(update={"models": params.models.model_copy(update={"teacher": LARGE})})
+    params = params.changed("evaluate", **FEW).changed("models", teacher=LARGE)
     paths = {"triplets": TRIPLETS, "dataset": DATASET, "out": OUT / LARGE, "work": POINTS}
     evaluate.run(params, editor=folder, progress=progress(LARGE), **paths)
 

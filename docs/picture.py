@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from embedded import FEW, LARGE, OUT
-from quality import plain_firsts, told
+from quality import plain_firsts
 
 from ip2p.model.edit import edit_batch, open_editor
 from ip2p.model.guidance import EditRequest, edit_options
@@ -26,7 +26,7 @@ COLUMNS = 2
 
 def main() -> None:
     """Write the picture."""
-    params = told(load_params(Path("params.yaml")), **FEW)
+    params = load_params(Path("params.yaml")).changed("evaluate", **FEW)
     section = params.evaluate
     editor = open_editor(LARGE, params.models)
     seen = seen_in(EMBEDDED / "editor", section)

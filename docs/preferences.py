@@ -14,7 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 import torch
-from quality import COUNT, PAGE, difference, progress, table, told
+from quality import COUNT, PAGE, difference, progress, table
 
 from ip2p.dataset.world_writer import write_triplets
 from ip2p.model import evaluate, train
@@ -62,7 +62,7 @@ def main() -> None:
     narrow = {"count": COUNT, "previous": None, "image_guidance_sweep": (), "text_guidance_sweep": (), "sdedit_strengths": ()}
     for name, editor in editors.items():
         paths = {"triplets": TRIPLETS, "dataset": DATASET, "out": OUT / name, "work": HOME / "points"}
-        evaluate.run(told(params, **narrow), editor=editor, progress=progress(name), **paths)
+        evaluate.run(params.changed("evaluate", **narrow), editor=editor, progress=progress(name), **paths)
     write_part(PAGE, PREFERENCES, markdown({name: read_json(OUT / name / "report.json") for name in editors}))
 
 
@@ -70,7 +70,7 @@ def gather(params: Params) -> None:
     """Edit pictures that nothing is measured on, vote, and export the votes."""
     editor = open_editor(EMBEDDED / "editor", params.models)
     seen = read_seen(EMBEDDED / "editor")
-    held = held_out(told(params, count=COUNT), triplets=TRIPLETS, dataset=DATASET, size=editor.image_size, seen=seen)
+    held = held_out(params.changed("evaluate", count=COUNT), triplets=TRIPLETS, dataset=DATASET, size=editor.image_size, seen=seen)
     known = seen.with_captions(e.caption for e in held.edits)
     section = ServeParams(database=f"sqlite:///{HOME}/edits.db", pictures=str(HOME / "pictures"), keep=10 * SCENES)
     HOME.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def trained(params: Params, name: str) -> Path:
     """The shipped editor trained on, with votes or without."""
     votes = {"preferences": str(HOME / "votes")} | LOSSES[name] if name in LOSSES else {"preferences": None}
     section = TRAINING | {"start": "world"} | votes
-    params = params.model_copy(update={"train": params.train.model_copy(update=section)})
+    params = params.changed("train", **section)
     train.run(params, dataset=DATASET, marker=MARKER, out=HOME / name, work=HOME / f"train-{name}")
     return HOME / name
 

@@ -58,8 +58,8 @@ class Result:
 def main() -> None:
     """Measure and write."""
     params = load_params(Path("params.yaml"))
-    section = params.triplets.model_copy(update={"count": COUNT})
-    triplets.run(params.model_copy(update={"triplets": section, "seed": params.seed + 1}), out=WORK / "triplets", work=WORK)
+    own = params.changed("triplets", count=COUNT).model_copy(update={"seed": params.seed + 1})
+    triplets.run(own, out=WORK / "triplets", work=WORK)
     asked = read_triplets(WORK / "triplets")
     clip = load_clip(params.models.clip, device=torch.device("cpu"))
     choices = [read_choices(clip, t.caption.text, t.instruction) for t in asked]
@@ -82,9 +82,9 @@ def main() -> None:
 def make(params: Params, method: str, share: float) -> tuple[tuple[Tensor, Tensor], list[float]]:
     """Both images `BCHW` of every triplet's pair, and whether the filter keeps it."""
     folder = WORK / f"{method}-{share:g}"
-    told = params.model_copy(update={"pairs": params.pairs.model_copy(update={"method": method, "p2p": (share, share)})})
-    pairs.run(told, triplets=WORK / "triplets", out=folder / "pairs", work=folder / "work")
-    filter.run(told, pairs=folder / "pairs", out=folder / "dataset", work=folder / "work")
+    params = params.changed("pairs", method=method, p2p=(share, share))
+    pairs.run(params, triplets=WORK / "triplets", out=folder / "pairs", work=folder / "work")
+    filter.run(params, pairs=folder / "pairs", out=folder / "dataset", work=folder / "work")
     rows = read_shards(folder / "pairs", columns=["triplet_id", "pair_id", "original_image", "edited_image"]).to_pylist()
     verdicts = read_shards(folder / "dataset/verdicts").to_pylist()
     kept = {v["pair_id"]: float(v["kept"]) for v in verdicts}

@@ -41,7 +41,7 @@ def main() -> None:
     """Measure and write."""
     params = load_params(Path("params.yaml"))
     paths = {"dataset": DATASET, "triplets": TRIPLETS}
-    evaluate.run(told(params, **WIDER), editor=EDITOR, out=OUT, work=POINTS, progress=progress("evaluate"), **paths)
+    evaluate.run(params.changed("evaluate", **WIDER), editor=EDITOR, out=OUT, work=POINTS, progress=progress("evaluate"), **paths)
     IMAGES.mkdir(parents=True, exist_ok=True)
     for name in ("curve", "extremes"):
         shutil.copyfile(OUT / f"{name}.png", IMAGES / f"{name}.png")
@@ -51,11 +51,6 @@ def main() -> None:
 def teacher() -> str:
     """Which embedded teacher this is: the beginning of its digest."""
     return model_digest("world", "teacher")[:12]
-
-
-def told(params: Params, **changes: Any) -> Params:
-    """The parameters with another `evaluate` section."""
-    return params.model_copy(update={"evaluate": params.evaluate.model_copy(update=changes)})
 
 
 def progress(name: str) -> Any:

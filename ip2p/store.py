@@ -144,15 +144,21 @@ def read_shard(path: Shard, *, columns: list[str] | None = None) -> pa.Table:
 
 def assemble(out: Path, parts: Iterable[Path]) -> None:
     """Make folder `out` hold exactly these files (hard links where the disk allows)."""
-    staging = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
+    staging = staging_of(out)
     for part in parts:
         try:
             os.link(part, staging / part.name)
         except OSError:
             shutil.copy2(part, staging / part.name)
     replace_folder(staging, out)
+
+
+def staging_of(out: Path) -> Path:
+    """An empty folder beside `out`, to be filled and then put in its place by `replace_folder`."""
+    staging = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    return staging
 
 
 def replace_folder(staging: Path, out: Path) -> None:

@@ -5,7 +5,6 @@ Goes shard by shard: scores first, images only of shards in which something stay
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from ip2p.dataset.read import read_drops, read_scores
 from ip2p.dataset.survival import Survival, plot_survival
 from ip2p.params import FilterParams, Params
 from ip2p.records import EXAMPLES, JUDGEMENTS, SPLITS, VERDICTS, StageReport
-from ip2p.store import fingerprint, read_shard, replace_folder, shards, write_bytes, write_json, write_shard
+from ip2p.store import fingerprint, read_shard, replace_folder, shards, staging_of, write_bytes, write_json, write_shard
 
 _IMAGES = ("original_image", "edited_image")
 _AT_ONCE, _BATCHED = 2**26, 2**29
@@ -55,8 +54,7 @@ def _run(params: Params, pairs: Path, out: Path, judge: Judge | None) -> StageRe
     began = time.monotonic()
     section = params.filter
     chain, survival = Chain(section), Survival(read_drops(pairs))
-    staging = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(staging, ignore_errors=True)
+    staging = staging_of(out)
     triplets, triplets_kept = 0, 0
     sheets = _sheets(chain, shards(pairs))
     for number, sheet in enumerate(sheets if judge is None else _judged(judge, chain, sheets)):

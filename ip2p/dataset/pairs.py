@@ -182,7 +182,7 @@ def with_batch(params: Params, made: Path) -> Params:
     notes = (shard_note(path) or {} for path in sorted(made.glob("*.parquet")) if shard_mark(path))
     held = next((n["batch"] for n in notes if n.get("batch_for") == _batch_for(params)), None)
     found = held or max(1, free_pairs(params.models) // params.pairs.workers)
-    return params.model_copy(update={"pairs": params.pairs.model_copy(update={"batch": found})})
+    return params.changed("pairs", batch=found)
 
 
 def _batch_for(params: Params) -> str:

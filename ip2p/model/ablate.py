@@ -36,6 +36,7 @@ from ip2p.store import (
     read_shards,
     replace_folder,
     shards,
+    staging_of,
     write_bytes,
     write_json,
     write_shard,
@@ -75,22 +76,22 @@ def run(
         raise ParamsError(f"--steps: {steps} is out of range, give 1 or more")
     if "truth" in variants:
         _require_world(dataset)
-    told = params.model_copy(update={"train": params.train.model_copy(update={"steps": steps or params.train.steps})})
-    bench, held, curves = open_bench(told, work / "points"), None, {}
+    params = params.changed("train", steps=steps or params.train.steps)
+    bench, held, curves = open_bench(params, work / "points"), None, {}
     for number, name in enumerate(variants):
         folder = work / name
         count = _make(name, params, pairs=pairs, dataset=dataset, out=folder / "dataset")
         write_json(folder / "validated.json", {"dataset": digest(folder / "dataset")})
         out_of = folder / "editor"
-        if name == "filtered" and trained is not None and _is_trained_so(trained, told, dataset):
+        if name == "filtered" and trained is not None and _is_trained_so(trained, params, dataset):
             out_of = trained
         else:
-            train.run(told, dataset=folder / "dataset", marker=folder / "validated.json", out=out_of, work=folder / "train")
+            train.run(params, dataset=folder / "dataset", marker=folder / "validated.json", out=out_of, work=folder / "train")
         editor = open_editor(out_of, params.models)
         held = held or held_out(params, triplets=triplets, dataset=dataset, size=editor.image_size, seen=_seen(params, pairs))
         curves[name] = (count, list(editor_curve(bench, editor, digest(out_of), held, system=name)))
         progress(number + 1, len(variants))
-    report = _report(params, told, curves, held)
+    report = _report(params, curves, held)
     write_json(out / "report.json", report)
     write_bytes(out / "curve.png", plot_curves(report["points"]))
     return _table(report)
@@ -123,13 +124,13 @@ def _require_world(dataset: Path) -> None:
             raise ParamsError(f"--variants: nobody knows the truth of {dataset}'s edits ({error}); give --variants {others}") from error
 
 
-def _report(params: Params, told: Params, curves: dict[str, tuple[int, list[Point]]], held: HeldOut | None) -> dict[str, Any]:
+def _report(params: Params, curves: dict[str, tuple[int, list[Point]]], held: HeldOut | None) -> dict[str, Any]:
     setting = {"text_guidance": params.evaluate.text_guidance, "image_guidance": params.evaluate.image_guidance}
     heads = {n: next(p for p in points if p.setting == setting) for n, (_, points) in curves.items()}
     first = next(iter(heads))
     types = [e.edit_type for e in held.edits] if held else []
     return {
-        "steps": told.train.steps,
+        "steps": params.train.steps,
         "count": len(types),
         "judged_by": judged_by(heads[first].rows),
         "pairs": {n: count for n, (count, _) in curves.items()},
@@ -153,9 +154,7 @@ def _table(report: dict[str, Any]) -> list[str]:
 def _make(name: str, params: Params, *, pairs: Path, dataset: Path, out: Path) -> int:
     """Write a variant of the dataset; returns its training pairs."""
     wanted = sum(len(read_shard(p, columns=["pair_id"])) for p in shards(dataset, "train-"))
-    staging = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
+    staging = staging_of(out)
     for other in dataset.glob("validation-*.parquet"):
         shutil.copy(other, staging / other.name)
     tables = {"filtered": _filtered, "random": _random, "tenth": _tenth, "truth": _truth}[name](params, pairs, dataset, wanted)

@@ -9,7 +9,7 @@ from typing import Any
 from ip2p.diffusion import Diffusion
 from ip2p.model.seen import NONE, Seen
 from ip2p.records import RECORD
-from ip2p.store import read_json, replace_folder, share, write_json
+from ip2p.store import read_json, replace_folder, share, staging_of, write_json
 
 _DIFFUSERS = {"vae": "AutoencoderKL", "unet": "UNet2DConditionModel", "scheduler": "DDIMScheduler"}
 _TRANSFORMERS = {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}
@@ -33,8 +33,7 @@ def save_editor(
 
     With a record of its training comes a model card, and with either the captions that it has `seen`.
     """
-    staging = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(staging, ignore_errors=True)
+    staging = staging_of(out)
     unet.save_pretrained(staging / "unet", safe_serialization=True)
     large = teacher.text_encoder_2 is not None
     parts = _TRANSFORMERS | (_SECOND if large else {})

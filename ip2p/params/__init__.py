@@ -7,6 +7,7 @@ reference implementation's where they differ from the default, which is the illu
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError
@@ -66,6 +67,10 @@ class Params(Section):
     serve: ServeParams = ServeParams()
     track: TrackParams = TrackParams()
     pretrain: PretrainParams = PretrainParams()
+
+    def changed(self, section: str, **values: Any) -> Params:
+        """The same with other values in one section, which are not checked again."""
+        return self.model_copy(update={section: getattr(self, section).model_copy(update=values)})
 
 
 def load_params(path: Path) -> Params:

@@ -17,7 +17,7 @@ from ip2p.model.seen import NONE, read_seen
 from ip2p.models import EMBEDDED, editor_folder, load_diffusion
 from ip2p.records import RECORD
 from ip2p.release.single_file import save_single_file
-from ip2p.store import digest, read_json, replace_folder, share, write_bytes, write_json
+from ip2p.store import digest, read_json, replace_folder, share, staging_of, write_bytes, write_json
 
 
 def export_editor(folder: Path | str, to: str, output: str | None, *, evaluation: Path | None = None) -> str:
@@ -52,9 +52,8 @@ def export_editor(folder: Path | str, to: str, output: str | None, *, evaluation
         return f"{path} ({'; '.join(told)})" if told else str(path)
     folder = Path(folder)
     if to == "diffusers":
-        staging = Path(output).with_name(f".{Path(output).name}.tmp")
-        shutil.rmtree(staging, ignore_errors=True)
-        shutil.copytree(folder, staging)
+        staging = staging_of(Path(output))
+        shutil.copytree(folder, staging, dirs_exist_ok=True)
         _write_card(staging, folder, evaluation)
         staging.rename(output)
         return output
@@ -82,8 +81,7 @@ def _embed(folder: Path) -> str:
     if ours != theirs:
         raise ModelError(f"{folder}: predicts {ours}, an embedded editor {theirs} as its teacher does; leave `train.prediction` out")
     target = EMBEDDED / "editor"
-    staging = target.with_name(".editor.tmp")
-    shutil.rmtree(staging, ignore_errors=True)
+    staging = staging_of(target)
     editor.unet.half().save_pretrained(staging / "unet", safe_serialization=True)
     forget_origin(staging)
     share(*(staging / "unet").iterdir())

@@ -7,7 +7,6 @@ they came lie beside, in `votes.parquet`.
 
 from __future__ import annotations
 
-import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ import pyarrow as pa
 from ip2p.errors import DataError
 from ip2p.params import Params
 from ip2p.serve.history import EditRow, History, VoteRow, open_history
-from ip2p.store import fingerprint, replace_folder, write_json, write_shard
+from ip2p.store import fingerprint, replace_folder, staging_of, write_json, write_shard
 
 _FACTS = ("id", "version", "seed", "text_guidance", "image_guidance", "steps", "solver")
 _TYPES = {"seed": pa.int64(), "text_guidance": pa.float64(), "image_guidance": pa.float64(), "steps": pa.int64()}
@@ -54,9 +53,7 @@ def export(params: Params, out: Path) -> tuple[int, int]:
     _require_own(out)
     history = open_history(params.serve)
     votes = history.votes()
-    staging = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
+    staging = staging_of(out)
     mark = fingerprint("preferences", [v.id for v in votes])
     write_shard(staging / "votes.parquet", pa.Table.from_pylist([_vote(v) for v in votes], schema=VOTES), mark)
     rows: list[dict[str, Any]] = []

@@ -46,7 +46,7 @@ def _serve(options: argparse.Namespace) -> int:
     params = load_params(options.params)
     given: dict[str, Any] = {n: v for n in ("host", "port", "editor") if (v := getattr(options, n)) is not None}
     given |= {"hosts": (*params.serve.hosts, *options.hosts)} if options.hosts else {}
-    serve(params.model_copy(update={"serve": params.serve.model_copy(update=given)}))
+    serve(params.changed("serve", **given))
     return 0
 
 

@@ -33,7 +33,7 @@ from ip2p.params import Params, PretrainParams
 from ip2p.params.model import HELD_OUT
 from ip2p.pictures import grid, to_pillow
 from ip2p.records import StageReport
-from ip2p.store import digest, fingerprint, replace_folder
+from ip2p.store import digest, fingerprint, replace_folder, staging_of
 from ip2p.torchvision_cpu import declare_operators
 from ip2p.world.corpus import Corpus, build_corpus
 from ip2p.world.language import write_caption
@@ -213,9 +213,8 @@ def _export(section: PretrainParams, work: Path, device: str) -> None:
     export.export_teacher(modules["unet"], tokenizer, staging / "teacher")
     export.export_clip(modules["clip"], tokenizer, staging / "clip", size=section.size)
     for name in ("teacher", "clip"):
-        fresh = EMBEDDED / f".{name}.tmp"
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.copytree(staging / name, fresh)
+        fresh = staging_of(EMBEDDED / name)
+        shutil.copytree(staging / name, fresh, dirs_exist_ok=True)
         replace_folder(fresh, EMBEDDED / name)
     size = sum(f.stat().st_size for f in EMBEDDED.rglob("*") if f.is_file()) / 1e6
     print(f"exported {size:.1f} MB to {EMBEDDED}", flush=True)
