@@ -22,8 +22,10 @@ from ip2p.pictures import from_bytes
 from ip2p.stages import DATASET, PAIRS, TRIPLETS, WORK
 from ip2p.store import read_json, read_shards
 from ip2p.world.reading import read_choices
-from ip2p.world.report import ABLATION, write_part
+from ip2p.world.report import write_part
 
+HEADING = "# What the data are worth"
+"""Of the part of the page that this script writes."""
 OTHERS = {"random": "random ones", "tenth": "a tenth", "truth": "the truth"}
 TEACHER = Path("params/teacher.yaml")
 HOME, OUT = WORK / "ablate", Path("reports/ablation")
@@ -43,7 +45,7 @@ def main() -> None:
     ablate.run(double, variants=("filtered", "random"), triplets=TRIPLETS, progress=progress("ablate, rough pairs"), **paths)
     for out, name in ((OUT, "ablation"), (ROUGH_OUT, "ablation-rough")):
         shutil.copyfile(out / "curve.png", IMAGES / f"{name}.png")
-    write_part(PAGE, ABLATION, markdown(read_json(OUT / "report.json"), read_json(ROUGH_OUT / "report.json")))
+    write_part(PAGE, HEADING, markdown(read_json(OUT / "report.json"), read_json(ROUGH_OUT / "report.json")))
 
 
 def make_rough(params: Params) -> None:

@@ -25,8 +25,10 @@ from ip2p.records import RECORD
 from ip2p.release.export import export_editor
 from ip2p.stages import DATASET, EDITOR, TRIPLETS, WORK
 from ip2p.store import read_json
-from ip2p.world.report import LONG, write_part
+from ip2p.world.report import write_part
 
+HEADING = "# The editor that ships"
+"""Of the part of the page that this script writes."""
 OUT = Path("reports/embedded")
 LEGS = (Path("params/long.yaml"), Path("params/longer.yaml"), Path("params/gpu.yaml"), Path("params/sizes.yaml"), Path("params/weak.yaml"))
 """What the shipped editor was trained by, one after the other."""
@@ -66,7 +68,7 @@ def main() -> None:
     (IMAGES / "long-curve.png").write_bytes(plot_curves(points(reports), COLOURS))
     shutil.copyfile(OUT / "shipped/extremes.png", IMAGES / "long-extremes.png")
     shutil.copyfile(OUT / LARGE / "extremes.png", IMAGES / "long-extremes-128.png")
-    write_part(PAGE, LONG, markdown(reports))
+    write_part(PAGE, HEADING, markdown(reports))
     card = model_card(read_json(EMBEDDED / "editor" / RECORD), reports["shipped"], embedded=True)
     (EMBEDDED / "editor/README.md").write_text(card, encoding="utf-8")
 
@@ -126,8 +128,8 @@ docs/log.md has the training's log and cost, [its card](../ip2p/world/weights/ed
 
 {table(systems)}
 
-Edit by edit the shipped editor's success exceeds that of `make run`'s by {difference(paired(shipped["rows"], laptop["rows"])["success"])},
-SDEdit's by {difference(shipped["paired"]["sdedit"]["success"])}.
+Edit by edit, the shipped editor's success minus that of `make run`'s is {difference(paired(shipped["rows"], laptop["rows"])["success"])},
+minus SDEdit's {difference(shipped["paired"]["sdedit"]["success"])}.
 
 | | shipped: done | stayed | success | `make run`: done | stayed | success |
 |---|---|---|---|---|---|---|
@@ -140,8 +142,8 @@ Its best, median and worst edits, by success and then by distance from the truth
 ## Fig. 8
 {comparison({"points": shipped["points"] + further})}
 
-At s_T {STRONGER["text_guidance"]:g} and s_I {STRONGER["image_guidance"]:g} success is {stronger["headline"]["success"]:.3f}, less that
-at the scales of the tables {difference(paired(stronger["rows"], shipped["rows"])["success"])}.
+At s_T {STRONGER["text_guidance"]:g} and s_I {STRONGER["image_guidance"]:g} success is {stronger["headline"]["success"]:.3f},
+minus that at the scales of the tables {difference(paired(stronger["rows"], shipped["rows"])["success"])}.
 
 ![CLIP image similarity against direction similarity](img/long-curve.png)
 
@@ -150,7 +152,7 @@ By the same weights (`--model {LARGE}`), the same edits on pictures of 128 pixel
 
 {table(at_128)}
 
-Edit by edit success exceeds that at 96 pixels by {difference(paired(larger["rows"], shipped["rows"])["success"])}, SDEdit's by
+Edit by edit, success minus that at 96 pixels is {difference(paired(larger["rows"], shipped["rows"])["success"])}, minus SDEdit's
 {difference(larger["paired"]["sdedit"]["success"])}.
 By edit type: {", ".join(f"{t} {point['success']:.2f}" for t, point in by_type(larger))}.
 

@@ -31,9 +31,11 @@ from ip2p.serve.history import EditRow, History, open_history
 from ip2p.serve.preferences import export
 from ip2p.stages import DATASET, MARKER, TRIPLETS, WORK
 from ip2p.store import read_json
-from ip2p.world.report import PREFERENCES, write_part
+from ip2p.world.report import write_part
 from ip2p.world.truth import read_edit, truth_of
 
+HEADING = "# What votes are worth"
+"""Of the part of the page that this script writes."""
 HOME, OUT = WORK / "preferences", Path("reports/preferences")
 SCENES, SEEDS, BATCH = 900, 4, 6
 """Pictures that are edited, each from so many seeds, so many pictures at once."""
@@ -63,7 +65,7 @@ def main() -> None:
     for name, editor in editors.items():
         paths = {"triplets": TRIPLETS, "dataset": DATASET, "out": OUT / name, "work": HOME / "points"}
         evaluate.run(params.changed("evaluate", **narrow), editor=editor, progress=progress(name), **paths)
-    write_part(PAGE, PREFERENCES, markdown({name: read_json(OUT / name / "report.json") for name in editors}))
+    write_part(PAGE, HEADING, markdown({name: read_json(OUT / name / "report.json") for name in editors}))
 
 
 def gather(params: Params) -> None:

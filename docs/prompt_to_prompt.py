@@ -1,7 +1,7 @@
 """What Prompt-to-Prompt adds over shared noise: `python docs/prompt_to_prompt.py` (ten minutes on two cores; resumes).
 
 The same triplets with the same noise and guidance, at each share of steps that share attention (p2p) and by each method. Writes
-the third part of docs/world.md and its pictures.
+a part of docs/world.md and its pictures.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ from ip2p.sheets import sheet as pictures_sheet
 from ip2p.store import read_shards
 from ip2p.world.edits import EDIT_TYPES
 from ip2p.world.reading import read_choices
-from ip2p.world.report import P2P, write_part
+from ip2p.world.report import write_part
 from ip2p.world.truth import truth_of
 
+HEADING = "# What Prompt-to-Prompt adds"
+"""Of the part of the page that this script writes."""
 WORK = Path("work/p2p")
 COUNT = 24 * len(EDIT_TYPES)
 SHARES = (0.2, 0.4, 0.6, 0.8, 0.9)
@@ -76,7 +78,7 @@ def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     (IMAGES / "p2p.png").write_bytes(plot(results))
     sheet(asked, sheets).save(IMAGES / "p2p-pairs.png")
-    write_part(PAGE, P2P, markdown(asked, results, bound))
+    write_part(PAGE, HEADING, markdown(asked, results, bound))
 
 
 def make(params: Params, method: str, share: float) -> tuple[tuple[Tensor, Tensor], list[float]]:
@@ -100,7 +102,7 @@ def read(clip: Clip, choices: list[Any], before: Tensor, after: Tensor, kept: li
 
 
 def plot(results: dict[tuple[str, float], Result]) -> bytes:
-    """The three measures over p2p, one line a method."""
+    """The measures over p2p, one line a method."""
     told = {"made": "edit made", "layout": "layout kept", "good": "layout where the edit was made", "kept": "pairs kept by the filter"}
     lines: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
     for name, title in told.items():
@@ -123,7 +125,7 @@ def sheet(asked: list[Triplet], sheets: dict[tuple[str, float], tuple[Tensor, Te
 
 
 def markdown(asked: list[Triplet], results: dict[tuple[str, float], Result], bound: Result) -> str:
-    """The third part of the page."""
+    """That part of the page."""
     types = sorted({t.edit_type for t in asked}, key=EDIT_TYPES.index)
     head = ["method", "p2p", "edit made", "layout", "layout where made", "kept", *types]
     lines = [line(setting, result, asked, types) for setting, result in results.items()]

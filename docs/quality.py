@@ -1,7 +1,7 @@
 """How good the editor of `make run` is, measured at length: `python docs/quality.py` after `make run` (ten minutes; resumes).
 
 More held-out edits than a run takes, a wider sweep of both scales and of SDEdit's strengths (paper Fig. 8). Writes a part of
-docs/world.md and its pictures; the first is `ip2p world report`'s.
+docs/world.md and its pictures; the first two are `ip2p world report`'s.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from ip2p.records import RECORD
 from ip2p.stages import DATASET, EDITOR, TRIPLETS, WORK
 from ip2p.store import read_json
 from ip2p.world.language import read_caption
-from ip2p.world.report import QUALITY, write_part
+from ip2p.world.report import write_part
 from ip2p.world.scenes import STYLES
 
+HEADING = "# What an editor learns in it"
+"""Of the part of the page that this script writes."""
 PAGE, IMAGES, OUT = Path("docs/world.md"), Path("docs/img"), Path("reports/quality")
 POINTS = WORK / "quality"
 """What was measured, which docs/embedded.py need not measure again."""
@@ -45,7 +47,7 @@ def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     for name in ("curve", "extremes"):
         shutil.copyfile(OUT / f"{name}.png", IMAGES / f"{name}.png")
-    write_part(PAGE, QUALITY, markdown(params, read_json(OUT / "report.json")))
+    write_part(PAGE, HEADING, markdown(params, read_json(OUT / "report.json")))
 
 
 def teacher() -> str:

@@ -17,7 +17,7 @@ from uuid import UUID
 
 import yaml
 from prefect import Flow, flow, task
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.concurrency.sync import concurrency
@@ -26,8 +26,9 @@ from prefect.states import Failed, Pending
 
 from ip2p.errors import ParamsError, UserError
 from ip2p.params import Params, load_params
-from ip2p.records import StageReport
+from ip2p.records import MLFLOW_RUN, StageReport
 from ip2p.stages import TELLS, Engine, run_stage
+from ip2p.track import address_of
 
 PARENT = "IP2P_PARENT_TASK_RUN"
 _LEASE = 60
@@ -59,6 +60,10 @@ def stage_flow(
             return Failed(message=state.message, data=state.result(raise_on_failure=False))
         report: StageReport = state.result()
         create_markdown_artifact(_markdown(report), key=f"{name}-survivors", description=f"What {name} saw, kept and dropped")
+        if (tracked := report.extra.get(MLFLOW_RUN)) and (address := address_of(load_params(Path(params_path)).track, str(tracked))):
+            create_link_artifact(
+                address, link_text=f"{name} in MLflow", key=f"{name}-mlflow", description="Figures and pictures of the run"
+            )
         return report.as_dict()
 
     return run

@@ -82,6 +82,8 @@ RECORD = "training.json"
 """How an editor was trained; lies beside its model_index.json."""
 CAPTIONS = "captions.safetensors"
 """Marks of the captions that an editor was trained on; lies there, too."""
+MLFLOW_RUN = "mlflow_run"
+"""In a stage's report: the run that MLflow keeps of it."""
 UNKNOWN = "other"
 """The type of an edit that nobody named: written by a completion model, or imported without one."""
 SHOWN = ("source", "editor", "sdedit", "truth")

@@ -101,6 +101,15 @@ class Run:
         self.client.log_artifact(self.id, str(path))
 
 
+def address_of(section: TrackParams, run: str) -> str | None:
+    """Where a run can be looked at in MLflow's pages; None if it is kept in a file of this machine."""
+    uri = tracking_uri(section)
+    if not uri.startswith("http"):
+        return None
+    experiment = point_mlflow(section).get_run(run).info.experiment_id
+    return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run}"
+
+
 def run_tagged(client: Any, section: TrackParams, name: str, value: str) -> str | None:
     """The latest run of the experiment with this tag, or None."""
     experiment = client.get_experiment_by_name(section.experiment)

@@ -28,7 +28,7 @@ from ip2p.model.sdedit import sdedit
 from ip2p.models import editor_named, load_clip, load_diffusion, model_digest, model_label, placement
 from ip2p.params import EvaluateParams, JudgeParams, Params
 from ip2p.pictures import encoded, from_bytes, grid, to_pillow
-from ip2p.records import SHOWN, StageReport
+from ip2p.records import MLFLOW_RUN, SHOWN, StageReport
 from ip2p.sheets import Panel, sheet
 from ip2p.store import code_mark, digest, fingerprint, read_json, write_bytes, write_json
 from ip2p.track import track
@@ -117,7 +117,9 @@ def run(
         for name in ("curve.png", "types.png", "grid.png", "extremes.png"):
             tracked.file(out / name)
     count = len(held.edits)
-    return StageReport(stage="evaluate", seen=count, kept=count, seconds=time.monotonic() - began, extra=dict(headline.means()))
+    return StageReport(
+        stage="evaluate", seen=count, kept=count, seconds=time.monotonic() - began, extra={**headline.means(), MLFLOW_RUN: tracked.id}
+    )
 
 
 def measure_again(params: Params, *, editor: Path, challenger: Path, triplets: Path, dataset: Path, work: Path) -> dict[str, Any]:

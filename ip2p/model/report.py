@@ -217,7 +217,8 @@ def _stages(stages: dict[str, Any]) -> str:
 
 def _versions(stages: dict[str, Any]) -> str:
     rows = [[p, version(p)] for p in _PACKAGES] + [["python", platform.python_version()]]
-    rows += [[k, str(stages["register"]["extra"][k])] for k in ("dataset", "code")]
+    registered = stages["register"]["extra"]
+    rows += [[k, str(registered[k])] for k in ("dataset", "code") if k in registered]
     return _table(["what", "version"], rows)
 
 

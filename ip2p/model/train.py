@@ -39,7 +39,7 @@ from ip2p.models import editor_folder, editor_named, load_diffusion, model_diges
 from ip2p.parallel import barrier, joined, launch
 from ip2p.params import Params, TrainParams
 from ip2p.pictures import grid, to_pillow
-from ip2p.records import StageReport
+from ip2p.records import MLFLOW_RUN, StageReport
 from ip2p.startup import expect_processes
 from ip2p.store import Folder, code_mark, digest, fingerprint, read_json, read_shards, write_json
 from ip2p.track import MADE, Run, track
@@ -101,6 +101,7 @@ def run(params: Params, *, dataset: Folder, marker: Path, out: Path, work: Path,
     last = read_json(job.work / "progress.json")
     seen = section.steps * section.batch
     extra = {"loss": last["loss"], "samples_per_second": last["samples_per_second"], "dataset": data[:16], "run": mark}
+    extra[MLFLOW_RUN] = (job.work / "mlflow-run").read_text(encoding="utf-8")
     return StageReport(stage="train", seen=seen, kept=seen, seconds=time.monotonic() - began, extra=extra)
 
 

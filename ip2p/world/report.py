@@ -28,16 +28,6 @@ from ip2p.world.scenes import Scene, sample_scene
 _GATES = {"kind": (0.90, 0.80), "colour": (0.90, 0.70), "count": (0.95, 0.60), "place": (0.95, 0.60)}
 _USUAL_GATE = (0.95, 0.90)
 _STEPS, _GUIDANCE, _BATCH = 12, 4.0, 16
-QUALITY = "# What an editor learns in it"
-"""Heading of the part of the page that docs/quality.py writes."""
-ABLATION = "# What the data are worth"
-"""Heading of the part of the page that docs/ablation.py writes."""
-P2P = "# What Prompt-to-Prompt adds"
-"""Heading of the part of the page that docs/prompt_to_prompt.py writes."""
-LONG = "# The editor that ships"
-"""Heading of the part of the page that docs/embedded.py writes."""
-PREFERENCES = "# What votes are worth"
-"""Heading of the part of the page that docs/preferences.py writes."""
 _FIRST = "# The illustrated world: what its models can do"
 _LARGER = "# The same models at 128 pixels"
 

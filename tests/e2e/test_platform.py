@@ -83,6 +83,13 @@ def runs(topology, *names):
     return [f for f in found if f["name"] in names]
 
 
+def artifact(topology, key):
+    """What Prefect shows under a key."""
+    asked = {"artifacts": {"key": {"any_": [key]}}}
+    (found,) = httpx.post(f"{topology.url('prefect')}/api/artifacts/latest/filter", json=asked).json()
+    return found["data"]
+
+
 def tasks(topology, flow_run):
     """The task runs of a flow run in the order in which they began."""
     asked = {"flow_runs": {"id": {"any_": [flow_run]}}, "sort": "EXPECTED_START_TIME_ASC"}
@@ -167,6 +174,7 @@ def test_from_deployment_to_feedback_and_a_second_clone_trains_on_the_data_of_th
     # another run goes on there; its data go to S3, its models to MLflow, which keeps them in Postgres and S3
     finished(topology, begin(topology, "pipeline"))
     assert [f["state_type"] for f in runs(topology, "pipeline")] == ["COMPLETED", "CRASHED", "CANCELLED"]
+    assert artifact(topology, "train-progress") == 100 and f"({topology.url('mlflow')}/#/experiments/" in artifact(topology, "train-mlflow")
     assert tasks(topology, runs(topology, "pipeline")[0]["id"])[-3:] == ["push", "register", "report"]  # none is served without its data
     resumed = json.loads((project / "reports/pairs.json").read_text())["extra"]["shards_resumed"]
     assert resumed >= 3

@@ -14,7 +14,7 @@ def finished(tmp_path):
     told = {"seen": 2, "kept": 1, "seconds": 1.0, "dropped_by_reason": {"<i>": 1}, "kept_by_edit_type": {"<b>type": 1}, "extra": {}}
     for stage in STAGES:
         (tmp_path / f"{stage}.json").write_text(json.dumps(told))
-    registered = {"model": "m", "version": "1", "promoted": "True", "gate": "<u>", "dataset": "d", "code": "c"}
+    registered = {"model": "m", "version": "1", "promoted": "True", "gate": "<u>", "code": "c"}  # of unknown data
     (tmp_path / "register.json").write_text(json.dumps(told | {"extra": registered}))
     evaluation = tmp_path / "evaluation"
     means = {"success": 0.5, "done": 0.5, "stayed": 1.0, "l1": 0.1}
