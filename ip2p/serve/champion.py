@@ -170,12 +170,10 @@ class Champion:
         return None
 
     def _load_alone(self, number: str) -> Served:
-        """Load a version; where it fails, as for want of memory, once more without those that are only compared."""
+        """Load a version; where memory does not suffice, once more without those that are only compared."""
         try:
             return self._load(number)
-        except ModelError:
-            raise
-        except Exception:
+        except (RuntimeError, MemoryError):  # torch's, of a GPU or a CPU
             if not self._others:
                 raise
             self._others.clear()

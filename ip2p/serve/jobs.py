@@ -192,9 +192,10 @@ class Engine:
                 job.step += not job.result.done()
             shown = [x for x in group if not x[0].result.done() and (x[1].ended or _wants_preview(x[0]))]
             pictures = self._guarded([j for j, _ in shown], pictures_of, jobs[0].editor.editor, [e for _, e in shown]) if shown else None
-            for (job, editing), x in zip(shown, pictures if pictures is not None else (), strict=False):
-                self._guarded([job], _hand_out, job, editing, x)
+            if pictures is not None:
                 self._failed = 0
+                for (job, editing), x in zip(shown, pictures, strict=True):
+                    self._guarded([job], _hand_out, job, editing, x)
         self._running = [x for x in self._running if not x[0].result.done()]
 
     def _guarded(self, jobs: list[Job], work: Callable[..., T], *arguments: object) -> T | None:
