@@ -18,7 +18,8 @@ def trace_edit(id: str, params: Params, *, editor: Path, dataset: Path) -> list[
     if row is None:
         raise DataError(f"{id}: no edit of the history in serve.database; it was forgotten for want of room, or is another server's")
     how = f"seed {row.seed}, {row.steps} steps, s_T {row.text_guidance:g}, s_I {row.image_guidance:g}"
-    lines = [f"edit         {row.id}: {how}", f"instruction  {row.instruction}", f"made by      {row.version}, editor {row.editor or '?'}"]
+    made = f"made by      version {row.version}, editor {row.editor or '?'}"
+    lines = [f"edit         {row.id}: {how}", f"instruction  {row.instruction}", made]
     if row.version.isdecimal():
         return lines + trace_version(row.version, params, dataset=dataset, made=row.editor, instruction=row.instruction)
     if not (editor / RECORD).is_file() or not digest(editor).startswith(row.editor or "none"):
