@@ -95,7 +95,7 @@ def server(editor: Path, batch: int) -> Iterator[tuple[str, psutil.Process]]:
 
 
 async def ask(client: httpx.AsyncClient, number: int) -> tuple[int, float]:
-    """One edit by OpenAI's door, the so manieth: its status and seconds."""
+    """One edit by OpenAI's door, the picture and instruction of that number: its status and seconds."""
     picture, instruction = drawn()[number % PICTURES], INSTRUCTIONS[number % len(INSTRUCTIONS)]
     began = time.monotonic()
     answer = await client.post("/v1/images/edits", files={"image": picture}, data={"prompt": instruction})
