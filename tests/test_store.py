@@ -76,3 +76,8 @@ def test_a_disk_that_takes_no_more_is_told_in_one_line_and_the_old_file_stays(tm
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"old"]
+
+
+def test_what_is_not_there_has_no_digest(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere: no such file or folder"):
+        digest(tmp_path / "nowhere")
