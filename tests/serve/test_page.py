@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import time
 from dataclasses import replace
 from io import BytesIO
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
+from ip2p.serve import api
 from tests.serve.conftest import png, ready, running, serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -159,7 +161,7 @@ def test_an_edit_opened_again_is_made_again_with_its_own_settings(page, server):
     assert (made.text_guidance, made.image_guidance, made.steps) == (1.25, 0.8, 3)
 
 
-def test_only_what_is_painted_is_edited_by_pointer_and_by_keys(page, server):
+def test_only_what_is_painted_is_edited_by_pointer_and_by_keys(page, server, monkeypatch):
     count = len(server.desk.history.edits(count=21))
     give(page)
     page.get_by_test_id("paint").click()
@@ -197,6 +199,8 @@ def test_only_what_is_painted_is_edited_by_pointer_and_by_keys(page, server):
 
     # who opens an edit of a part again edits that part again, and may compare both
     kept = server.desk.history.edits(count=2)[1].mask
+    told = api.with_parameters
+    monkeypatch.setattr(api, "with_parameters", lambda *a: (time.sleep(1), told(*a))[1])  # before the edit itself is shown
     expect(page.locator("#history button")).to_have_count(count + 3)
     page.locator("#history button").nth(1).click()
     expect(page.get_by_test_id("paint")).to_have_text("Only the painted part is edited")

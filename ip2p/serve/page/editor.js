@@ -286,11 +286,12 @@ async function reopen(e) {
     $("instruction").value = e.instruction;
     for (const name of SETTINGS) set(name, e[name]);
     $("seed").value = e.seed;
+    now.edit = e; // before anything is waited for: whoever asks at once may compare with it
+    now.past = e.id;
     if (part) await mask.take(part);
-    if (now.source !== source) return;
+    if (now.source !== source || now.edit !== e) return;
     await present(e);
     if (now.edit !== e) return;
-    now.past = e.id;
     $("viewer").scrollIntoView({ block: "nearest" });
   });
 }
