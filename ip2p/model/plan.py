@@ -7,6 +7,8 @@ estimate leaves out the allocator's gaps and workspaces; `_SLACK` covers them.
 from __future__ import annotations
 
 import re
+import resource
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -123,6 +125,13 @@ def propose(base: Diffusion, section: TrainParams, *, limit_gb: float, gpu: bool
             if _memory(base, proposal, dry, gpu=gpu, workers=workers).total <= limit_gb:
                 return proposal
     return None
+
+
+def memory_gb(device: torch.device) -> float:
+    """The most memory that this process has held so far: the GPU's, or the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def require_memory(params: Params, base: Diffusion, *, workers: int) -> None:

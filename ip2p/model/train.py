@@ -9,9 +9,7 @@ from __future__ import annotations
 import copy
 import fcntl
 import math
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -30,7 +28,7 @@ from ip2p.model.folder import save_editor
 from ip2p.model.guidance import EditRequest, edit_options
 from ip2p.model.lora import merge_lora
 from ip2p.model.objective import learning_rate, require_optimizer
-from ip2p.model.plan import out_of_memory, require_memory
+from ip2p.model.plan import memory_gb, out_of_memory, require_memory
 from ip2p.model.preferences import Preferences, load_preferences, preferences_folder
 from ip2p.model.seen import NONE, Seen, known_by, read_seen
 from ip2p.model.trainer import Job, Trainer
@@ -173,14 +171,10 @@ def _data(job: Job, base: Diffusion, rank: int = 0, workers: int = 1) -> tuple[t
     params, cache = job.params, job.work.parent
     mark = model_digest(*start_of(params))
     of = partial(load_latents, job.dataset, base, params.train, model_digest=mark, seed=params.seed, cache=cache)
-    latents = of(rank=rank, workers=workers, on_part=_told_part)
+    latents = of(rank=rank, workers=workers, on_part=lambda part, parts: print(f"train: latents, part {part} of {parts}", flush=True))
     if job.preferences is None:
         return latents, None
     return latents, load_preferences(job.preferences, base, model_digest=mark, cache=cache, rank=rank)
-
-
-def _told_part(done: int, of: int) -> None:
-    print(f"train: latents, part {done} of {of}", flush=True)
 
 
 def _told_of(job: Job, progress: Progress) -> None:
@@ -288,13 +282,6 @@ def _tell(trainer: Trainer, speed: float) -> dict[str, float]:
     preferred = f"  of preferences {trainer.preference_loss:.4f}" if trainer.preferences else ""
     print(f"train {trainer.step}/{section.steps}  loss {values['loss']:.4f}{preferred}  {speed:.1f} samples/s", flush=True)
     return values
-
-
-def memory_gb(device: torch.device) -> float:
-    """The most memory that this process has held so far: the GPU's, or the machine's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def _log_grid(trainer: Trainer, tracked: Run) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ip2p.errors import DataError
 from ip2p.params import Params
+from ip2p.release.registry import version_numbers
 from ip2p.store import digest, read_shards
 from ip2p.track import mlflow_in_reach, point_mlflow
 
@@ -18,17 +19,12 @@ def trace_version(number: str, params: Params, *, dataset: Path, made: str | Non
 
     Raises `DataError` if there is no such version, or it is another editor.
     """
-    from mlflow import MlflowException
-
     name = params.register_.name
     with mlflow_in_reach():
+        if number not in version_numbers(params):
+            raise DataError(f"{name}: no version {number}; `ip2p release status` lists them")
         client = point_mlflow(params.track)
-        try:
-            version = client.get_model_version(name, number)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            raise DataError(f"{name}: no version {number}; `ip2p release status` lists them") from error
+        version = client.get_model_version(name, number)
         kept = [f.path for f in client.list_artifacts(version.run_id)]
     tags = version.tags
     if made is not None and tags.get("editor") != made:

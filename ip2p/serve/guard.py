@@ -91,8 +91,6 @@ class Guard:
                 await body.discard()
                 await refusal(error, door)(scope, receive, answer)
                 return
-            if who is not None:
-                self._inside[who] += 1
             try:
                 await self._app(scope, body.receive, from_app)
             except ClientDisconnect:
@@ -106,16 +104,17 @@ class Guard:
             if body.fault is not None and not told["started"]:
                 await refusal(body.fault, door)(scope, receive, answer)
         finally:
-            if who is not None:
-                self._inside[who] -= 1
-                self._inside += Counter()  # forgets whom nothing is left of
+            self._leave(who)
             metrics.REQUESTS.labels(door, told["status"]).inc()
             spent = round((time.monotonic() - began) * 1000, 1)
             facts = {"request": request_id, "method": scope["method"], "door": door, "status": told["status"], "ms": spent}
             log.info("request", extra=facts)
 
     def _admit(self, scope: Scope, headers: Headers) -> str | None:
-        """The client of a request for edits; None of another. Raises `RefusedError` for one that is not to be answered."""
+        """The client of a request for edits, which has a place until it leaves; None of another request.
+
+        Raises `RefusedError` for one that is not to be answered.
+        """
         if not scope["path"].isprintable():
             raise RefusedError(404, "no such path")
         host = headers.get("host", "")
@@ -141,8 +140,15 @@ class Guard:
                 raise RefusedError(429, "too many edits of this key are under way; wait for one", code="rate_limit_exceeded")
             self._rate(who)
             scope[CHARGE] = partial(self._charge, who)
+            self._inside[who] += 1
             return who
         return None
+
+    def _leave(self, who: str | None) -> None:
+        """Give the place of a request for edits free."""
+        if who is not None:
+            self._inside[who] -= 1
+            self._inside += Counter()  # forgets whom nothing is left of
 
     def _most(self, path: str) -> int:
         """Bytes that a request may have: only those for edits bring pictures."""
