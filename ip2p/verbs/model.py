@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +77,7 @@ def _edit_options(parser: argparse.ArgumentParser) -> None:
 
 def _edit(options: argparse.Namespace) -> int:
     from ip2p.errors import ParamsError
-    from ip2p.model.guidance import MAX_SCALE, MAX_SEED, EditOptions, EditRequest
+    from ip2p.model.guidance import MAX_SCALE, MAX_SEED, EditRequest, edit_options
     from ip2p.params import load_params
     from ip2p.pictures import on_white, painted, read_picture
 
@@ -104,7 +105,7 @@ def _edit(options: argparse.Namespace) -> int:
     device, dtype = placement(params.models)
     editor = load_editor(_editor_asked(options.model), device=device, dtype=dtype)
     request = EditRequest(options.instruction, s_text, s_image, options.seed)
-    how = EditOptions(steps, section.solver, section.guidance_interval, section.guidance_every)
+    how = replace(edit_options(section), steps=steps)
     edited, *_ = edit_pictures(editor, [picture], [request], how, masks=[mask], on_step=lambda i: bar(i + 1, steps))
     jpeg = options.output.suffix.lower() in _JPEG
     (on_white(edited) if jpeg else edited).save(options.output, quality=95, lossless=mask is not None, exact=mask is not None)
