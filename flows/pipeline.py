@@ -23,6 +23,8 @@ from flows.stage import PARENT
 from flows.watch import watched
 from ip2p.errors import UserError
 
+_UNSENT = "dvc push failed (see above); the data are here still, run again when the remote can be reached"
+
 
 class StageFailedError(UserError):
     """A stage ended with an error, told above."""
@@ -65,7 +67,7 @@ def stage(name: str) -> Any:
 def push_data() -> None:
     """Send the data of this version to DVC's default remote; what is there already is not sent again."""
     if call_dvc("push") != 0:
-        raise StageFailedError("dvc push failed (see above); the data are here still, run again when the remote can be reached")
+        raise StageFailedError(_UNSENT)
 
 
 @flow(name="pipeline", flow_run_name="pipeline", description="From nothing to a registered editor")
@@ -78,7 +80,7 @@ def pipeline(push: bool = False) -> Any:
         if push and name == "register":
             state = push_data(return_state=True)
             if not state.is_completed():
-                return Failed(message="dvc push failed; the data are here still, run again when the remote can be reached")
+                return Failed(message=_UNSENT)
         state = stage.with_options(name=name, task_run_name=name)(name, return_state=True)
         if not state.is_completed():
             return Failed(message=state.message)

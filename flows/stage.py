@@ -25,7 +25,7 @@ from prefect.flow_engine import run_flow
 from prefect.states import Failed, Pending
 
 from ip2p.errors import ParamsError, UserError
-from ip2p.params import Params, load_params
+from ip2p.params import Params, TrackParams, load_params
 from ip2p.records import MLFLOW_RUN, StageReport
 from ip2p.stages import TELLS, Engine, run_stage
 from ip2p.track import address_of
@@ -60,10 +60,8 @@ def stage_flow(
             return Failed(message=state.message, data=state.result(raise_on_failure=False))
         report: StageReport = state.result()
         create_markdown_artifact(_markdown(report), key=f"{name}-survivors", description=f"What {name} saw, kept and dropped")
-        if (tracked := report.extra.get(MLFLOW_RUN)) and (address := address_of(load_params(Path(params_path)).track, str(tracked))):
-            create_link_artifact(
-                address, link_text=f"{name} in MLflow", key=f"{name}-mlflow", description="Figures and pictures of the run"
-            )
+        if tracked := report.extra.get(MLFLOW_RUN):
+            link(name, load_params(Path(params_path)).track, str(tracked))
         return report.as_dict()
 
     return run
@@ -114,6 +112,17 @@ def _progress(name: str) -> Callable[[int, int], None]:
             shown["percent"] = percent
 
     return report
+
+
+def link(name: str, section: TrackParams, tracked: str) -> None:
+    """Lead to the stage's run in MLflow, if that has pages and answers: what the stage made does not hang on it."""
+    try:
+        address = address_of(section, tracked)
+    except UserError as error:
+        print(f"{name}: no link to its run: {error}", file=sys.stderr, flush=True)
+        return
+    if address:
+        create_link_artifact(address, link_text=f"{name} in MLflow", key=f"{name}-mlflow", description="Figures and pictures of the run")
 
 
 def _markdown(report: StageReport) -> str:

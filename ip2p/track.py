@@ -102,11 +102,15 @@ class Run:
 
 
 def address_of(section: TrackParams, run: str) -> str | None:
-    """Where a run can be looked at in MLflow's pages; None if it is kept in a file of this machine."""
+    """Where a run can be looked at in MLflow's pages; None if it is kept in a file of this machine.
+
+    Raises `UserError` if MLflow cannot be used.
+    """
     uri = tracking_uri(section)
     if not uri.startswith("http"):
         return None
-    experiment = point_mlflow(section).get_run(run).info.experiment_id
+    with mlflow_in_reach():
+        experiment = point_mlflow(section).get_run(run).info.experiment_id
     return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run}"
 
 

@@ -1,6 +1,8 @@
 from mlflow import MlflowClient
 from PIL import Image
 
+from flows.stage import link
+from ip2p.params import TrackParams
 from ip2p.track import Run, track
 
 
@@ -16,3 +18,9 @@ def test_numbers_wait_while_mlflow_cannot_be_reached_and_nothing_ends(track_in, 
     told = capsys.readouterr().out.splitlines()
     assert "numbers are kept and sent with the next" in told[0] and "grids/000001.png is lost" in told[1]
     assert run.client.get_run(run.id).info.status == "FINISHED"
+
+
+def test_a_stage_that_is_done_stays_so_if_mlflow_does_not_answer_at_its_end(monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    link("train", TrackParams(uri="http://127.0.0.1:9"), "some-run")
+    assert "train: no link to its run: MLflow (track.uri, MLFLOW_TRACKING_URI) cannot be used" in capsys.readouterr().err
