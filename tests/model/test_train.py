@@ -81,8 +81,7 @@ def test_a_killed_run_resumed_ends_with_the_same_bits(setup, monkeypatch, dtype,
 def test_two_workers_take_the_same_samples_as_one(setup, tmp_path):
     params, paths = setup
     torch.set_num_threads(1)
-    exact = params.models.model_copy(update={"dtype": "float32"})
-    one = params.model_copy(update={"models": exact, "train": params.train.model_copy(update={"steps": 2})})
+    one = with_train(exact(params), steps=2)
     train.run(one, **paths)
     alone = weights(paths["out"])
     two = one.model_copy(update={"train": one.train.model_copy(update={"workers": 2})})
@@ -196,7 +195,8 @@ def norm_of(work):
 
 
 def exact(params):
-    return params.model_copy(update={"models": params.models.model_copy(update={"dtype": "float32"})})
+    """In float32: how bfloat16 rounds is up to the processor, and to how many rows it is given at once."""
+    return params.changed("models", dtype="float32")
 
 
 def test_parts_of_a_batch_one_after_the_other_make_the_same_step(setup, tmp_path):
@@ -344,7 +344,7 @@ def test_the_plan_proposes_what_fits_and_the_run_refuses_what_does_not(setup, te
 
 
 def test_a_card_that_is_full_after_all_is_told_and_training_goes_on_with_what_that_advises(setup, monkeypatch):
-    params, paths = setup
+    params, paths = exact(setup[0]), setup[1]
     whole = train.run(params, **{**paths, "work": paths["work"].with_name("whole")}).extra["loss"]
     changed, advance = with_train(params, checkpoint_every=1), trainer.Trainer.advance
 
@@ -358,7 +358,7 @@ def test_a_card_that_is_full_after_all_is_told_and_training_goes_on_with_what_th
         with pytest.raises(ParamsError, match=r"full at step 3; set train\.accumulate: 2 or train\.gradient_checkpointing: true"):
             train.run(changed, **paths)
     again = train.run(with_train(changed, accumulate=2), **paths)
-    assert again.extra["loss"] == pytest.approx(whole, rel=1e-4)
+    assert again.extra["loss"] == pytest.approx(whole, rel=1e-5)
 
 
 def test_what_a_full_card_is_told_to_set_is_not_refused_then():
