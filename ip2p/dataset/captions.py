@@ -153,7 +153,7 @@ def _hub(name: str, split: str) -> Iterator[Row]:
 
     try:
         rows = load_dataset(name, split=split, streaming=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the latter: of a dataset that is a script
         raise DataError(f"hf:{name}: split {split!r} cannot be loaded: {first_line(error)}") from error
     number = 0
     try:

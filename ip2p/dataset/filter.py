@@ -25,8 +25,6 @@ from ip2p.records import EXAMPLES, JUDGEMENTS, SPLITS, VERDICTS, StageReport
 from ip2p.store import fingerprint, read_shard, replace_folder, shards, staging_of, write_bytes, write_json, write_shard
 
 _IMAGES = ("original_image", "edited_image")
-_AT_ONCE, _BATCHED = 2**26, 2**29
-"""Bytes of pictures that the judge is asked about at once, and by batch, where each round is a wait: some four batches of them."""
 SURVIVAL = "survival"
 """Folder beside the dataset's shards with what became of all pairs, as table and picture."""
 
@@ -120,11 +118,10 @@ def _sheets(chain: Chain, paths: list[Path]) -> Iterator[_Sheet]:
 
 def _judged(judge: Judge, chain: Chain, sheets: Iterator[_Sheet]) -> Iterator[_Sheet]:
     """The shards after the judge has seen what is kept of them, so many at once as their pictures fit into memory."""
-    most = (_BATCHED if judge.section.batch else _AT_ONCE) / judge.section.repeats
     held: list[_Sheet] = []
     size = 0.0
     for sheet in sheets:
-        if held and size + sheet.bytes > most:
+        if held and size + sheet.bytes > judge.most:
             _ask(judge, chain, held)
             yield from held
             held, size = [], 0.0

@@ -13,6 +13,7 @@ import io
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -22,11 +23,14 @@ import numpy as np
 from PIL import Image
 
 from ip2p.dataset.llm.batch import ask
-from ip2p.dataset.llm.client import REFUSED, Client, Request, make_request, open_api
+from ip2p.dataset.llm.client import Client, Request, make_request, open_api
 from ip2p.dataset.llm.journal import Journal, Paid
+from ip2p.dataset.llm.reply import REFUSED
 from ip2p.params import JudgeParams
 from ip2p.pictures import open_picture
 
+_AT_ONCE, _BATCHED = 2**26, 2**29
+"""Bytes of pictures that a judge is asked about at once, and by batch, where each round is a wait: some four batches of them."""
 MARKS = ("followed", "kept", "quality")
 _SYSTEM = """\
 You judge edited pictures. You see a picture, an instruction, and the picture after somebody edited it. Look at what the
@@ -82,8 +86,19 @@ class Judge:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.journal.__exit__(kind, error, trace)
 
-    def ask(self, questions: list[Question]) -> list[float | None]:
-        """A score in [0, 1] for each question; None where no repeat gave marks. Raises `EndpointError` or `BudgetError`."""
+    @property
+    def most(self) -> float:
+        """Bytes of pictures that it is asked about at once."""
+        return (_BATCHED if self.section.batch else _AT_ONCE) / self.section.repeats
+
+    def ask(self, questions: Iterable[Question]) -> list[float | None]:
+        """A score in [0, 1] for each question; None where no repeat gave marks. Questions are taken as their pictures fit into memory.
+
+        Raises `EndpointError` or `BudgetError`.
+        """
+        return [score for some in _rounds(questions, self.most) for score in self._scores(some)]
+
+    def _scores(self, questions: list[Question]) -> list[float | None]:
         asked = [[make_question(q, self.section, n) for n in range(self.section.repeats)] for q in questions]
         print(f"judge: {len(questions)} pairs{' by batch' * self.section.batch}", flush=True)
         asyncio.run(self._ask([r for some in asked for r in some]))
@@ -98,6 +113,21 @@ class Judge:
     async def _ask(self, requests: list[Request]) -> None:
         async with open_api(self.section) as api:
             await ask(Client(self.section, self.journal, api), requests, lambda _: None)
+
+
+def _rounds(questions: Iterable[Question], most: float) -> Iterator[list[Question]]:
+    """Questions in order, at most so many bytes of pictures at once."""
+    some: list[Question] = []
+    size = 0
+    for question in questions:
+        more = len(question.before) + len(question.after)
+        if some and size + more > most:
+            yield some
+            some, size = [], 0
+        some.append(question)
+        size += more
+    if some:
+        yield some
 
 
 def make_question(question: Question, section: JudgeParams, repeat: int) -> Request:

@@ -198,7 +198,7 @@ def _benchmark(bench: Bench, model: Diffusion, identity: str, held: HeldOut) -> 
 
 def _judge(section: JudgeParams, headline: Point, held: HeldOut, journal: Path, out: Path) -> dict[str, Any]:
     """Let a vision language model judge the headline's edits; raw replies are kept."""
-    questions = [Question(f"{e.id}-{i}", e.instruction, e.source, headline.picture(i)) for i, e in enumerate(held.edits)]
+    questions = (Question(f"{e.id}-{i}", e.instruction, e.source, headline.picture(i)) for i, e in enumerate(held.edits))
     with Judge(section, journal) as judge:
         judge.ask(questions)
     write_json(out / "judgements.json", [asdict(j) for j in judge.judgements])

@@ -54,15 +54,19 @@ class LlmParams(Section):
     """Moderation model of the endpoint that reads caption, instruction and edited caption, such as `omni-moderation-latest`."""
     price_in: Annotated[float, Field(ge=0)] = 0.15
     price_out: Annotated[float, Field(ge=0)] = 0.60
-    """US dollars a million tokens, those of the default model; another of OpenAI's wants its own."""
+    """US dollars a million tokens, those of the default model; another wants its own (0 for a server of yours that asks for a key)."""
     budget: Positive = 10.0
     """US dollars that are never exceeded, at those prices."""
+
+    prices: ClassVar[tuple[str, ...]] = ("price_in", "price_out")
+    """What another model that somebody bills wants its own of."""
 
     @model_validator(mode="after")
     def _price_of_the_model(self) -> Self:
         usual = str(type(self).model_fields["model"].default)
-        if self.base_url is None and not self.model.startswith(usual) and not {"price_in", "price_out"} <= self.model_fields_set:
-            raise ValueError(f"price_in and price_out stand at {usual}'s; give those of {self.model}, or the budget bounds nothing")
+        billed = self.base_url is None or self.key_env is not None  # a server of one's own has no key, or a price of 0
+        if billed and not self.model.startswith(usual) and not set(self.prices) <= self.model_fields_set:
+            raise ValueError(f"{' and '.join(self.prices)} stand at {usual}'s; give those of {self.model}, or the budget bounds nothing")
         return self
 
 
@@ -147,6 +151,7 @@ class JudgeParams(LlmParams):
     """
 
     where: ClassVar[str] = "filter.judge"
+    prices: ClassVar[tuple[str, ...]] = (*LlmParams.prices, "tokens_image")
     model: str = "gpt-4o-2024-11-20"
     moderation: None = None
     """A judge's questions are not moderated."""
@@ -163,7 +168,7 @@ class JudgeParams(LlmParams):
     side: Annotated[int, Field(ge=64, le=2048)] = 512
     """Longest side at which the pictures are sent, pixels."""
     tokens_image: Count = 800
-    """Tokens that a picture costs at most, for the budget."""
+    """Tokens that a picture costs at most, for the budget (gpt-4o: 255 of 512 pixels; gpt-4o-mini bills 8,500 for the same)."""
 
 
 class EvaluateJudgeParams(JudgeParams):

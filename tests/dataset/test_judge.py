@@ -42,6 +42,22 @@ def run(params, made, folder):
     return filter.run(params, pairs=made / "pairs", out=folder / "dataset", work=folder / "work")
 
 
+def test_no_more_pictures_are_held_at_once_than_fit(tmp_path, monkeypatch):
+    picture = to_png(torch.rand(3, 64, 64))
+    monkeypatch.setattr("ip2p.dataset.judge._AT_ONCE", 5 * len(picture))
+    held = []
+
+    def questions():
+        for n in range(5):
+            held.append(len(server.paid))
+            yield Question(f"p{n}", f"make it {n}", picture, picture)
+
+    marks = json.dumps({"why": "", "followed": 9, "kept": 9, "quality": 9})
+    with endpoint(reply=lambda asked: marks) as server, Judge(JudgeParams(base_url=server.url, model="eye"), tmp_path / "j.jsonl") as judge:
+        assert judge.ask(questions()) == [0.9] * 5
+    assert held == [0, 0, 0, 2, 2]  # two at a time; the third is read before the first two are asked about
+
+
 def test_a_judge_without_a_key_is_told_apart_from_the_writer(tiny, made, tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     params = tiny.model_copy(update={"filter": FilterParams.model_validate({"caption": -1, "image": -1, "direction": -1, "judge": {}})})

@@ -3,8 +3,8 @@
 A batch and its requests are in the journal before it is sent, and it carries a mark of them as metadata: a crash between
 sending it and learning its id does not send it twice. Batches under way that hold a wanted request are waited for first,
 whatever has become of the parameters since (cancelled, where requests go one by one now); only then is anything sent, within
-what the budget leaves beside what batches under way may cost. Several batches are under way at once, or one, where the endpoint says that
-too much waits.
+what the budget leaves beside what batches under way may cost. Several batches are under way at once; where the endpoint says that too much
+waits, one, and then smaller ones.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ import json
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import openai
 
-from ip2p.dataset.llm.client import BudgetError, Client, EndpointError, JunkError, Request, payload, read_answer, refusal, refuses
+from ip2p.dataset.llm.client import BudgetError, Client, EndpointError, Request, address_of, payload
 from ip2p.dataset.llm.journal import Sent
+from ip2p.dataset.llm.reply import JunkError, read_answer, refusal, refuses
 from ip2p.store import fingerprint
 
 MOST_REQUESTS = 50_000
 """Requests a batch (OpenAI's limit)."""
+FEWEST = 32
+"""Requests a batch below which none is tried where the endpoint says that too much waits."""
 MOST_BYTES = 190_000_000
 """Bytes a batch's file, a little below OpenAI's limit of 200 MB: requests that show pictures are large."""
 _MARK = "ip2p"
@@ -38,7 +41,11 @@ class FailedBatchError(EndpointError):
 
 
 class CrowdedError(FailedBatchError):
-    """More waits at the endpoint than it allows."""
+    """More waits at the endpoint than it allows; `requests` is how many the batch had that was too much."""
+
+    def __init__(self, told: str, requests: int) -> None:
+        super().__init__(told)
+        self.requests = requests
 
 
 async def ask(client: Client, requests: list[Request], progress: Callable[[int], None]) -> None:
@@ -56,15 +63,26 @@ async def ask(client: Client, requests: list[Request], progress: Callable[[int],
 async def _settle_ended(client: Client, requests: list[Request]) -> None:
     """Read batches that nobody wants now if they have ended, so that they are counted at what they cost and not at what they might."""
     wanted = _under_way(client, requests)
-    for batch in [b for b in client.journal.batches.values() if b not in wanted]:
+    for batch in [b for b in client.journal.batches.values() if b not in wanted and _is_here(client, b)]:
         with suppress(EndpointError):  # else they count as they did
             await _collect(client, batch, wait=False)
 
 
 def _under_way(client: Client, requests: list[Request]) -> list[Sent]:
-    """Batches not yet collected that hold one of the requests."""
+    """Batches not yet collected that hold one of the requests. Raises `EndpointError` if one is at another address."""
     wanted = {r.id for r in requests}
-    return [b for b in client.journal.batches.values() if wanted.intersection(b.requests)]
+    found = [b for b in client.journal.batches.values() if wanted.intersection(b.requests)]
+    if away := [b for b in found if not _is_here(client, b)]:
+        held = len(wanted.intersection(away[0].requests))
+        raise EndpointError(
+            f"{client.section.where}.base_url: {held} of these requests are in a batch at {away[0].endpoint}; "
+            "run with that address until it is collected, else they would be paid twice"
+        )
+    return found
+
+
+def _is_here(client: Client, batch: Sent) -> bool:
+    return batch.endpoint in ("", address_of(client.section))
 
 
 async def _collect_wanted(client: Client, requests: list[Request], *, cancel: bool = False) -> None:
@@ -76,21 +94,28 @@ async def _collect_wanted(client: Client, requests: list[Request], *, cancel: bo
 
 async def ask_by_batch(client: Client, requests: list[Request]) -> list[Request]:
     """Ask what the journal does not hold; returns the requests that got no reply. Raises `BudgetError` if not all are affordable."""
-    try:
-        await _in_batches(client, requests, client.section.batches)
-    except CrowdedError:  # those beside it are waited for, then it is sent again
-        client.troubles["batches were too many at once"] += 1
-        await _in_batches(client, requests, 1)
+    at_once, most = client.section.batches, MOST_REQUESTS
+    while True:
+        try:
+            await _in_batches(client, requests, at_once, most)
+            break
+        except CrowdedError as error:  # those beside it are waited for, then it is sent again
+            client.trouble("batches were too many at once")
+            if at_once == 1:
+                most = min(most, error.requests) // 2
+                if most < FEWEST:
+                    raise
+            at_once = 1
     return [r for r in requests if r.id not in client.journal.replies]
 
 
-async def _in_batches(client: Client, requests: list[Request], at_once: int) -> None:
-    """Wait for what is under way, then send what of the rest is affordable, so many batches at a time."""
+async def _in_batches(client: Client, requests: list[Request], at_once: int, most: int) -> None:
+    """Wait for what is under way, then send what of the rest is affordable, so many batches at a time of at most so many requests."""
     await _collect_wanted(client, requests)
     pending = [r for r in requests if r.id not in client.journal.replies]
     affordable = _affordable(client, pending)
     sent: list[Sent] = []
-    for some, data in _batches(client, affordable):
+    for some, data in _batches(client, affordable, most):
         if len(sent) == at_once:
             await _collect(client, sent.pop(0))
         sent.append(await _send(client, some, data))
@@ -110,13 +135,13 @@ def _affordable(client: Client, requests: list[Request]) -> list[Request]:
     return requests
 
 
-def _batches(client: Client, requests: list[Request]) -> Iterator[tuple[list[Request], bytes]]:
-    """The requests in order, as many a batch as the endpoint takes, and the batch's file."""
+def _batches(client: Client, requests: list[Request], most: int) -> Iterator[tuple[list[Request], bytes]]:
+    """The requests in order, at most so many a batch, and the batch's file."""
     some: list[Request] = []
     data = bytearray()
     for request in requests:
         line = _line(client, request)
-        if some and (len(some) == MOST_REQUESTS or len(data) + len(line) > MOST_BYTES):
+        if some and (len(some) == most or len(data) + len(line) > MOST_BYTES):
             yield some, bytes(data)
             some, data = [], bytearray()
         some.append(request)
@@ -139,7 +164,7 @@ async def _send(client: Client, requests: list[Request], data: bytes) -> Sent:
     """Send a batch, unless the endpoint already has it from a run of which no journal is left."""
     ids = tuple(r.id for r in requests)
     most = max(client.greatest_cost(r) for r in requests)
-    batch = Sent(fingerprint("batch", ids, client.journal.ended), "", ids, most)
+    batch = Sent(fingerprint("batch", ids, client.journal.ended), "", ids, most, address_of(client.section))
     known = await _find(client, batch)
     if known.id:
         return known
@@ -177,16 +202,17 @@ async def _collect(client: Client, batch: Sent, *, cancel: bool = False, wait: b
     except EndpointError as error:
         if not isinstance(error.__cause__, openai.NotFoundError):
             raise
-        client.troubles["batch is gone from the endpoint"] += 1
+        client.trouble("batch is gone from the endpoint")
         client.journal.lose(batch.id, batch.most * sum(r not in client.journal.replies for r in batch.requests))
         client.journal.end(batch)
         return
     client.journal.end(batch)
     if state.status != "completed":
-        client.troubles[f"batch {state.status}"] += 1
+        client.trouble(f"batch {state.status}")
     if state.status == "failed":
         if state.errors is not None and any(e.code == _CROWDED for e in state.errors.data or ()):
-            raise CrowdedError(f"{client.section.where}.batch: more waits at the endpoint than it allows ({state.errors}); run again later")
+            told = f"more waits at the endpoint than it allows ({state.errors}); run again later"
+            raise CrowdedError(f"{client.section.where}.batch: {told}", len(batch.requests))
         raise FailedBatchError(
             f"{client.section.where}.batch: {batch.id} failed ({state.errors}); nothing was charged: mend what it names and run again"
         )
@@ -232,12 +258,20 @@ def _read(client: Client, text: str, batch: Sent) -> None:
                 try:
                     client.journal.pay(read_answer(response.get("body"), id, section, batch.most))
                 except JunkError:  # charged all the same
-                    client.troubles["batch line is not a reply"] += 1
+                    client.trouble("batch line is not a reply")
                     if id in client.journal.awaited:
                         client.journal.lose(id, batch.most)
             elif status == 400 and refuses(response.get("body")):
                 client.journal.pay(refusal(id, section))
             else:
-                client.troubles[f"batch line HTTP {status}" if status else "batch line without an answer"] += 1
+                client.trouble(f"batch line HTTP {status}" if status else "batch line without an answer", _said(row))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            client.troubles["batch line is not a reply"] += 1
+            client.trouble("batch line is not a reply")
+
+
+def _said(row: dict[str, Any]) -> object:
+    """The endpoint's own words in a line that failed."""
+    for told in (((row.get("response") or {}).get("body") or {}).get("error"), row.get("error")):
+        if told:
+            return told.get("message") or told if isinstance(told, dict) else told
+    return ""

@@ -20,27 +20,27 @@ from typing import Any
 import openai
 
 from ip2p.dataset.llm.journal import Journal, Paid
+from ip2p.dataset.llm.reply import JunkError, price, read_answer, refusal, refuses
 from ip2p.errors import UserError
 from ip2p.params import LlmParams
 from ip2p.store import fingerprint
 
-REFUSED = "refused"
 _CHARS_PER_TOKEN = 3.0
 """English prose has about 4 characters a token; 3 errs on the dear side."""
 _LONGEST_WAIT = 60.0
-_OPENAI_KEY, _NO_KEY = "OPENAI_API_KEY", "none"
+_OPENAI, _OPENAI_KEY, _NO_KEY = "https://api.openai.com/v1", "OPENAI_API_KEY", "none"
+_LONGEST_WORDS = 200
+"""Characters kept of what an endpoint says."""
 _NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout"}
 """What the transport below `openai` (httpx or its successor) raises before anything was sent."""
-_MOST_TOKENS = 10**8
-"""A reply that claims more is not believed."""
+_MAYBE_CHARGED = {408, 504, 524}
+"""A gateway gave up waiting: what lies behind it may have answered, and charged."""
+_SPENT = "insufficient_quota"
+"""The code of a 429 that no waiting mends: the account has no credit left."""
 
 
 class EndpointError(UserError):
     """The endpoint cannot be used as the parameters say."""
-
-
-class JunkError(Exception):
-    """The body of an answer is not a reply."""
 
 
 class BudgetError(UserError):
@@ -64,6 +64,8 @@ class Client:
     journal: Journal
     api: openai.AsyncOpenAI
     troubles: Counter[str] = field(default_factory=Counter)
+    words: dict[str, str] = field(default_factory=dict)
+    """What the endpoint said of a trouble when it came first."""
     reserved: float = 0.0
     freed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -95,9 +97,16 @@ class Client:
                 "what was paid is kept, run again to go on"
             )
 
+    def trouble(self, what: str, said: object = "") -> None:
+        """Count what went wrong, and keep what the endpoint said of it first."""
+        self.troubles[what] += 1
+        if said:
+            self.words.setdefault(what, " ".join(str(said).split())[:_LONGEST_WORDS])
+
     def told_troubles(self) -> str:
-        """What went wrong on the way, counted."""
-        return ", ".join(f"{n} × {what}" for what, n in sorted(self.troubles.items())) or "none"
+        """What went wrong on the way, counted, with the endpoint's own words."""
+        told = (f"{n} × {what}" + (f": {self.words[what]}" if what in self.words else "") for what, n in sorted(self.troubles.items()))
+        return ", ".join(told) or "none"
 
     async def _worker(
         self,
@@ -164,38 +173,50 @@ class Client:
         """Count an error and say how long to wait, in seconds. Raises `EndpointError` for what no retry mends."""
         wait = backoff(self.section, attempt)
         if not isinstance(error, openai.APIStatusError):
-            self.troubles[_name(error)] += 1
+            self.trouble(_name(error))
             if type(error.__cause__).__name__ in _NEVER_SENT:
                 self.journal.free(request.id)
             else:
                 self.journal.lose(request.id, cost)
             return wait
-        self.journal.free(request.id)
-        self.troubles[f"HTTP {error.status_code}"] += 1
+        if error.status_code in _MAYBE_CHARGED:
+            self.journal.lose(request.id, cost)
+        else:
+            self.journal.free(request.id)
+        self.trouble(f"HTTP {error.status_code}", _said(error))
         if error.status_code == 400 and refuses(error.body):
             self.journal.pay(refusal(request.id, self.section))
             return 0.0
-        if error.status_code not in (408, 409, 425, 429) and error.status_code < 500:
-            raise EndpointError(_told(error, self.section)) from error
-        return max(wait, _retry_after(error))
+        passing = error.status_code in (408, 409, 425, 429) or error.status_code >= 500
+        if not passing or error.code == _SPENT:
+            raise EndpointError(_told(error, self.section, request)) from error
+        return max(wait, retry_after(error))
 
 
 def key_of(section: LlmParams) -> str:
     """The key in the environment variable that `key_env` names, and from nowhere else; OpenAI's own goes to OpenAI alone.
 
-    Raises `EndpointError` if the variable is not set.
+    Raises `EndpointError` if the variable is not set, or holds what cannot be sent.
     """
     name = section.key_env or (None if section.base_url else _OPENAI_KEY)
     if name is None:
         return _NO_KEY
-    if not os.environ.get(name):
+    key = os.environ.get(name, "").strip()  # a secret from a file often ends with a line end
+    if not key:
         raise EndpointError(f"{section.where}.key_env: {name} is not set in the environment; set it, or give {section.where}.base_url")
-    return os.environ[name]
+    if not key.isascii() or not key.isprintable():
+        raise EndpointError(f"{section.where}.key_env: {name} holds what no key has (a line end, a letter beyond ASCII); set it anew")
+    return key
+
+
+def address_of(section: LlmParams) -> str:
+    """Where the endpoint is; `OPENAI_BASE_URL` in the environment changes nothing."""
+    return section.base_url or _OPENAI
 
 
 def open_api(section: LlmParams) -> openai.AsyncOpenAI:
     """The endpoint's client; it does not try again by itself."""
-    return openai.AsyncOpenAI(api_key=key_of(section), base_url=section.base_url, timeout=section.timeout, max_retries=0)
+    return openai.AsyncOpenAI(api_key=key_of(section), base_url=address_of(section), timeout=section.timeout, max_retries=0)
 
 
 def make_request(body: dict[str, Any], section: LlmParams, *, tokens_in: int | None = None, repeat: int = 0) -> Request:
@@ -219,46 +240,6 @@ def backoff(section: LlmParams, attempt: int) -> float:
     return random.uniform(0.5, 1.0) * min(_LONGEST_WAIT, float(section.backoff * 2.0**attempt))
 
 
-def price(section: LlmParams, tokens_in: int, tokens_out: int) -> float:
-    """US dollars, at the batch rate if requests go by batch."""
-    full = (tokens_in * section.price_in + tokens_out * section.price_out) / 1e6
-    return full * (section.batch_discount if section.batch else 1.0)
-
-
-def read_answer(answer: Any, id: str, section: LlmParams, most: float) -> Paid:
-    """A reply's body as a journal entry; one that does not tell its tokens costs `most`. Raises `JunkError` if it is none.
-
-    A completion without text (all of it spent on thinking, say) is a reply: it was charged, and is not asked for again.
-    """
-    try:
-        choice, usage = answer["choices"][0], answer.get("usage")
-        message = choice.get("message") or {}
-        refused = bool(message.get("refusal")) or choice.get("finish_reason") == "content_filter"
-        text = choice["text"] if "text" in choice else message.get("content")
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise JunkError(f"not a completion: {error!r}") from error
-    finish = REFUSED if refused else str(choice.get("finish_reason"))
-    model = str(answer.get("model") or section.model)
-    tokens_in, tokens_out = (_tokens(usage, k) for k in ("prompt_tokens", "completion_tokens"))
-    cost = most if tokens_in is None or tokens_out is None else price(section, tokens_in, tokens_out)
-    return Paid(id, text if isinstance(text, str) and not refused else "", finish, model, tokens_in or 0, tokens_out or 0, cost)
-
-
-def refusal(id: str, section: LlmParams) -> Paid:
-    """A request that the endpoint's filter would not take: nothing is charged, and it is never asked again."""
-    return Paid(id, "", REFUSED, section.model, 0, 0, 0.0)
-
-
-def refuses(error: object) -> bool:
-    """Whether the body of an error says that a content filter refused the request."""
-    return any(word in str(error) for word in ("content_filter", "content_policy_violation"))
-
-
-def _tokens(usage: Any, key: str) -> int | None:
-    count = usage.get(key) if isinstance(usage, dict) else None
-    return count if isinstance(count, int) and 0 <= count <= _MOST_TOKENS else None
-
-
 def settings(section: LlmParams) -> dict[str, Any]:
     """The part of every request that the parameters decide."""
     optional = {"temperature": section.temperature, "top_p": section.top_p, "frequency_penalty": section.frequency_penalty}
@@ -271,21 +252,34 @@ def _name(error: openai.APIError | JunkError) -> str:
     return "connection cut" if isinstance(error, openai.APIConnectionError) else "body is not a reply"
 
 
-def _retry_after(error: openai.APIStatusError) -> float:
+def retry_after(error: openai.APIStatusError) -> float:
+    """Seconds that the endpoint asks us to wait, at most a minute."""
     try:
         return min(_LONGEST_WAIT, float(error.response.headers.get("retry-after", 0)))
     except ValueError:
         return 0.0  # a date: the jittered wait does
 
 
-def _told(error: openai.APIStatusError, section: LlmParams) -> str:
-    where = section.base_url or "api.openai.com"
+def _told(error: openai.APIStatusError, section: LlmParams, request: Request) -> str:
     key = f"check the key in the environment variable that {section.where}.key_env names"
     remedy = {
         401: key,
         403: key,
         404: f"check {section.where}.model and base_url",
+        429: "see to the account, then run again: what was paid is kept",
     }
-    said = " ".join(str(error.message).split())[:200]
-    mend = remedy.get(error.status_code, "mend the parameters it names")
-    return f"{section.where}: {where} answered {error.status_code} ({said}); {mend}"
+    said = " ".join(_said(error).split())[:_LONGEST_WORDS]
+    mend = remedy.get(error.status_code, f"asked was {_asked(request)}; mend the parameters it names, or leave that caption out")
+    return f"{section.where}: {address_of(section)} answered {error.status_code} ({said}); {mend}"
+
+
+def _said(error: openai.APIStatusError) -> str:
+    """The endpoint's own words."""
+    said = error.body.get("message") if isinstance(error.body, dict) else None
+    return str(said or error.message)
+
+
+def _asked(request: Request) -> str:
+    """The beginning of what a request asks, in quotes."""
+    last = request.body.get("prompt") or request.body["messages"][-1]["content"]
+    return repr((last if isinstance(last, str) else last[0]["text"])[:80])

@@ -17,7 +17,7 @@ import openai
 
 from ip2p.dataset.captions import clean, read_jsonl, repetition_key
 from ip2p.dataset.edit_types import TAXONOMY
-from ip2p.dataset.llm.client import EndpointError, key_of
+from ip2p.dataset.llm.client import EndpointError, address_of, key_of
 from ip2p.dataset.llm.prompt import ASK, LONGEST_CAPTION, LONGEST_INSTRUCTION, SPLIT, STOP, bare, messages
 from ip2p.errors import DataError
 from ip2p.params import LlmParams
@@ -70,13 +70,17 @@ def finetune(
     say(f"{len(examples)} triplets: " + ", ".join(f"{t} {n}" for t, n in counts.most_common()))
     data = training_file(examples, completion=section.format == "completion")
     record = work / f"finetune-{fingerprint(section.base_url, base, epochs, data.decode())}.json"
-    api = openai.OpenAI(api_key=key_of(section), base_url=section.base_url, timeout=section.timeout, max_retries=section.retries)
+    api = openai.OpenAI(api_key=key_of(section), base_url=address_of(section), timeout=section.timeout, max_retries=section.retries)
     work.mkdir(parents=True, exist_ok=True)
     try:
         job = _started(api, record, data, base, epochs, say)
         job = _follow(api, job, say, wait)
     except openai.APIError as error:
         raise EndpointError(f"finetune: {' '.join(str(error).split())[:200]}; run again to go on with the same job") from error
+    except (AttributeError, ValueError) as error:
+        raise EndpointError(
+            f"finetune: {address_of(section)} answered with something else than the fine-tuning API; has it one?"
+        ) from error
     if job.status != "succeeded":
         record.unlink()
         raise EndpointError(f"finetune: job {job.id} {job.status}: {getattr(job.error, 'message', None) or 'no reason given'}")

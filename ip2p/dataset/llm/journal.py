@@ -35,12 +35,16 @@ class Paid:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A batch of requests. `id` is the endpoint's name for it, empty until it answers; `most` US dollars a request at most."""
+    """A batch of requests. `id` is the endpoint's name for it, empty until it answers; `most` US dollars a request at most.
+
+    `endpoint` is the address it was sent to, where alone its id means anything; empty in journals of before that was kept.
+    """
 
     mark: str
     id: str
     requests: tuple[str, ...]
     most: float
+    endpoint: str = ""
 
 
 class Journal:

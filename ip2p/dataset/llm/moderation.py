@@ -6,10 +6,11 @@ import asyncio
 
 import openai
 
-from ip2p.dataset.llm.client import Client, EndpointError, backoff
+from ip2p.dataset.llm.client import Client, EndpointError, backoff, retry_after
 from ip2p.store import fingerprint
 
 _AT_ONCE = 32
+_AGAIN = "moderation tried again"
 
 
 async def moderate(client: Client, texts: list[str]) -> set[str]:
@@ -32,15 +33,20 @@ async def moderate(client: Client, texts: list[str]) -> set[str]:
 
 async def _flags(client: Client, model: str, texts: list[str]) -> list[bool]:
     for attempt in range(client.section.retries + 1):
+        wait = backoff(client.section, attempt)
         try:
             answer = await client.api.moderations.create(model=model, input=texts)
             if len(answer.results) == len(texts):
                 return [bool(r.flagged) for r in answer.results]
-        except (openai.APIError, ValueError, AttributeError) as error:  # the latter: a page instead of verdicts
-            if isinstance(error, openai.APIStatusError) and error.status_code in (400, 401, 403, 404):
-                told = f"{model} cannot be asked ({error.status_code}); mend or unset it"
-                raise EndpointError(f"{client.section.where}.moderation: {told}") from error
-        client.troubles["moderation tried again"] += 1
-        await asyncio.sleep(backoff(client.section, attempt))
-    told = f"no answer from {model} after {client.section.retries} retries; run again to go on"
+        except (openai.APIError, ValueError, AttributeError, TypeError) as error:  # the last two: something else than verdicts
+            if isinstance(error, openai.APIStatusError):
+                if error.status_code in (400, 401, 403, 404):
+                    told = f"{model} cannot be asked ({error.status_code}); mend or unset it"
+                    raise EndpointError(f"{client.section.where}.moderation: {told}") from error
+                wait = max(wait, retry_after(error))
+            client.trouble(_AGAIN, getattr(error, "message", ""))
+        else:
+            client.trouble(_AGAIN)
+        await asyncio.sleep(wait)
+    told = f"no answer from {model} after {client.section.retries} retries ({client.told_troubles()}); run again to go on"
     raise EndpointError(f"{client.section.where}.moderation: {told}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ip2p.dataset.llm.client import price
 from ip2p.dataset.llm.prompt import request_for, types_asked
+from ip2p.dataset.llm.reply import price
 from ip2p.params import TripletsParams
 from ip2p.records import Caption
 

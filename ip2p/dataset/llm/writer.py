@@ -15,10 +15,11 @@ from pathlib import Path
 
 from ip2p.dataset.edit_types import EDIT_TYPES, TAXONOMY
 from ip2p.dataset.llm.batch import ask
-from ip2p.dataset.llm.client import REFUSED, BudgetError, Client, EndpointError, Request, open_api
+from ip2p.dataset.llm.client import BudgetError, Client, EndpointError, Request, open_api
 from ip2p.dataset.llm.journal import Journal
 from ip2p.dataset.llm.moderation import moderate
 from ip2p.dataset.llm.prompt import BadReplyError, Format, bare, parse, request_for, types_asked
+from ip2p.dataset.llm.reply import REFUSED
 from ip2p.dataset.near import NearDuplicates
 from ip2p.params import TripletsParams
 from ip2p.records import Caption, Triplet
@@ -58,8 +59,10 @@ async def _write(section: TripletsParams, captions: list[Caption], journal: Jour
                 await _ask_wave(client, desk, wave, progress)
         except BudgetError as error:
             if not desk.written.triplets:
-                raise
+                raise BudgetError(f"{error}; no triplet was kept ({desk.told_drops()})") from error
             desk.written.extra["stopped"] = str(error)
+        if not desk.written.triplets:
+            raise EndpointError(f"{section.llm.where}: no triplet was kept of {desk.written.seen} requests ({desk.told_drops()})")
         desk.written.extra |= _account(client, before, format)
         return desk.written
 
@@ -121,6 +124,10 @@ class _Desk:
         if count:
             self.written.dropped[reason] += count
 
+    def told_drops(self) -> str:
+        """The drops so far, as a person reads them."""
+        return ", ".join(f"{n} × {reason}" for reason, n in self.written.dropped.most_common()) or "none was written"
+
     def read(self, wave: Wave, journal: Journal) -> list[Triplet]:
         """Drafts of the wave's replies; what is no edit is dropped (the reference's rules)."""
         drafts = []
@@ -169,17 +176,22 @@ async def _settled_format(client: Client) -> Format:
         return section.format
     endpoint = fingerprint("endpoint", section.base_url, section.model)
     if endpoint not in client.journal.formats:
-        probe = TAXONOMY[EDIT_TYPES[0]]
-        first = request_for(probe.caption, probe.name, section, "json_schema")
         try:
-            await client.ask_all([first], lambda _: None, most_failed=0.0)
+            await _try_format(client, "json_schema")
             format = "json_schema"
         except EndpointError as error:
             if "answered 400" not in str(error) and "answered 422" not in str(error):
                 raise
+            await _try_format(client, "text")  # it may have been another parameter that it did not take
             format = "text"
         client.journal.settle(endpoint, format)
     return "json_schema" if client.journal.formats[endpoint] == "json_schema" else "text"
+
+
+async def _try_format(client: Client, format: Format) -> None:
+    """Ask about a caption of our own. Raises `EndpointError` if the endpoint does not take it."""
+    probe = TAXONOMY[EDIT_TYPES[0]]
+    await client.ask_all([request_for(probe.caption, probe.name, client.section, format)], lambda _: None, most_failed=0.0)
 
 
 def _account(client: Client, before: float, format: Format) -> dict[str, float | str]:

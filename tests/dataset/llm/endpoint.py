@@ -21,12 +21,15 @@ FAULTS = ("429", "500", "hang", "cut", "junk", "not a completion")
 
 
 class Endpoint(ThreadingHTTPServer):
-    """`faults` of all completions fail in one of `FAULTS`' ways; `reply` turns (caption, edit type) into the model's text."""
+    """`faults` of all completions fail in one of `FAULTS`' ways; `reply` turns (caption, edit type) into the model's text.
+
+    `first` are statuses and errors that the first completions are answered with; `unknown` a parameter that none may name.
+    """
 
     daemon_threads = True
     request_queue_size = 128  # the default of 5 resets connections when many come at once
 
-    def __init__(self, *, faults=0.0, reply=None, schema=True, hang=2.0, usage=None, lines=None, delay=0.0):
+    def __init__(self, *, faults=0.0, reply=None, schema=True, hang=2.0, usage=None, lines=None, delay=0.0, first=(), unknown=None):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.faults, self.schema, self.hang = faults, schema, hang
         self.reply = reply or write
@@ -34,7 +37,11 @@ class Endpoint(ThreadingHTTPServer):
         self.lines = lines or (lambda number: 200)  # status of a batch's lines
         self.delay = delay  # seconds that a completion takes
         self.batch_status = "completed"
+        self.first, self.unknown = list(first), unknown
         self.room = None  # batches that may wait at once
+        self.most_lines = None  # requests that one of them may have
+        self.page = False  # whether all it says is a page
+        self.verdicts = None  # what moderation says first
         self.closed = False  # whether batches may not be looked at
         self.slow = False  # whether they are under way still
         self.lock = threading.Lock()
@@ -133,6 +140,8 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         raw = self.rfile.read(int(self.headers["content-length"]))
         path = self.path.removeprefix("/v1/")
+        if server.page:
+            return self._send(200, b"<html>welcome</html>", "text/html")
         if path.endswith("/cancel"):
             server.batches[path.split("/")[1]]["cancelling"] = True
             return self._json(server.batches[path.split("/")[1]])
@@ -146,13 +155,17 @@ class _Handler(BaseHTTPRequestHandler):
             )
         body = json.loads(raw)
         if path == "moderations":
+            if self.server.verdicts is not None:
+                told, server.verdicts = server.verdicts, None
+                return self._json(told)
             results = [{"flagged": "blood" in text, "categories": {}, "category_scores": {}} for text in body["input"]]
             return self._json({"id": "m", "model": body["model"], "results": results})
         if path == "batches":
             batch = {"id": f"batch-{len(server.batches)}", "object": "batch", "status": "in_progress", "created_at": 0, **body}
             waiting = sum(b["status"] == "in_progress" for b in server.batches.values())
             server.most_batches = max(server.most_batches, waiting + 1)
-            if server.room is not None and waiting >= server.room:
+            lines = server.files[body["input_file_id"]].count(b"\n")
+            if (server.room is not None and waiting >= server.room) or lines > (server.most_lines or lines):
                 batch |= {"status": "failed", "errors": {"object": "list", "data": [{"code": "token_limit_exceeded", "message": "full"}]}}
             server.batches[batch["id"]] = batch
             return self._json(batch)
@@ -167,6 +180,8 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         if not server.schema and "response_format" in body:
             return self._json({"error": {"message": "response_format is not supported"}}, 400)
+        if server.unknown in body:
+            return self._json({"error": {"message": f"Unsupported parameter: {server.unknown!r}"}}, 400)
         key = self.headers["idempotency-key"]
         with server.lock:
             server.authorized.add(self.headers["authorization"])
@@ -175,6 +190,9 @@ class _Handler(BaseHTTPRequestHandler):
             server.most_at_once = max(server.most_at_once, server.at_once)
         try:
             time.sleep(server.delay)
+            if server.first:
+                status, error = server.first.pop(0)
+                return self._json({"error": error}, status)
             rng = random.Random(number)
             if rng.random() < server.faults:
                 return self._fail(FAULTS[sum(server.failures.values()) % len(FAULTS)])

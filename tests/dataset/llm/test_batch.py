@@ -154,6 +154,32 @@ def test_where_too_much_waits_batches_go_one_by_one(tmp_path, monkeypatch):
             run(batched(server), tmp_path / "full")
 
 
+def test_where_too_much_waits_still_batches_become_smaller(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "FEWEST", 4)
+    with endpoint() as server:
+        server.most_lines = 10
+        report = run(batched(server), tmp_path)
+        taken = [b for b in server.batches.values() if b["status"] == "completed"]
+        assert report.kept == COUNT and max(server.paid.values()) == 1
+        assert all(server.files[b["input_file_id"]].count(b"\n") <= 10 for b in taken)
+
+
+def test_a_batch_at_another_address_is_neither_given_up_nor_paid_again(tmp_path):
+    with endpoint() as here, endpoint() as there:
+        here.closed = True
+        with pytest.raises(EndpointError, match="not now"):
+            run(batched(here), tmp_path)
+        with pytest.raises(EndpointError, match=rf"33 of these requests are in a batch at {here.url}; run with that address"):
+            run(batched(there), tmp_path)
+        assert not there.paid
+        run(batched(there, model="other", batch=False), tmp_path)  # other requests, while that one is under way
+        with journal(tmp_path) as kept:
+            assert len(kept.batches) == 1 and kept.lost == 0 and kept.committed > 0
+        here.closed = False
+        assert run(batched(here), tmp_path).kept == COUNT
+        assert max(here.paid.values()) == 1
+
+
 @pytest.mark.parametrize("by_batch", [True, False])
 def test_batches_that_failed_together_cost_no_run_each(tmp_path, monkeypatch, by_batch):
     monkeypatch.setattr(batch, "MOST_BYTES", 20_000)

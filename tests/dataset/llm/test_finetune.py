@@ -4,6 +4,7 @@ from collections import Counter
 import pytest
 
 from ip2p.dataset.edit_types import TAXONOMY
+from ip2p.dataset.llm.client import EndpointError
 from ip2p.dataset.llm.finetune import finetune, read_examples, training_file
 from ip2p.dataset.llm.prompt import parse
 from ip2p.errors import DataError
@@ -37,6 +38,13 @@ def test_a_job_is_uploaded_followed_and_recorded_and_a_stopped_command_goes_on_w
     record = json.loads(next(tmp_path.glob("finetune-*.json")).read_text())
     assert record["model"] == "toy:ip2p" and record["job"] == "job-0"
     assert any("going on with job" in s for s in said)
+
+
+def test_a_page_instead_of_the_api_is_told(tmp_path):
+    with endpoint() as server:
+        server.page = True
+        with pytest.raises(EndpointError, match=r"http://.*/v1 answered with something else than the fine-tuning API"):
+            finetune(LlmParams(base_url=server.url), SEED, work=tmp_path, base="toy")
 
 
 def test_a_crash_between_making_a_job_and_recording_it_makes_no_second_one(tmp_path):

@@ -337,7 +337,7 @@ def test_openais_key_goes_to_openai_alone(monkeypatch):
 def test_the_key_is_sent_and_written_nowhere(tmp_path, monkeypatch):
     monkeypatch.setenv("TOY_KEY", "sk-sentinel")
     with endpoint() as server:
-        report = run(params(server, count=11, llm={"key_env": "TOY_KEY"}), tmp_path)
+        report = run(params(server, count=11, llm={"key_env": "TOY_KEY", "price_in": 0.15, "price_out": 0.6}), tmp_path)
     assert server.authorized == {"Bearer sk-sentinel"}
     assert "sk-sentinel" not in json.dumps(report.as_dict())
     assert not any(b"sk-sentinel" in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
