@@ -13,6 +13,10 @@ from ip2p.startup import start_quickly
 
 start_quickly()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["NO_PROXY"] = "127.0.0.1,localhost"
+for name in [n for n in os.environ if n.startswith(("IP2P_", "MLFLOW_TRACKING", "MLFLOW_REGISTRY", "PREFECT_API", "AWS_ENDPOINT"))]:
+    if name != "IP2P_PLATFORM_LOG":
+        del os.environ[name]  # a shell that knows the platform of `make up`: tests are to leave its data alone
 ROOT = Path(__file__).parents[1]
 TINY = {
     "triplets": {"count": 11},

@@ -102,7 +102,8 @@ def test_the_contact_sheet_is_written(tmp_path, capsys):
     assert Image.open(tmp_path / "sheet.png").width == 8 * 36 - 4
 
 
-def test_doctor_reports_versions_and_broken_params(tmp_path, capsys):
+def test_doctor_reports_versions_and_broken_params(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("ip2p.doctor._FREE_GB", 0)
     code, output = run(["--params", ROOT / "params.yaml", "doctor"], capsys)
     assert code == 0, output.out
     assert "embedded models" in output.out

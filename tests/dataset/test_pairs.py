@@ -56,7 +56,7 @@ def test_draws_depend_on_run_seed_and_triplet_alone(tiny, made):
 
 
 def maker_for(tiny, **changes):
-    return synthesis.load_synthesiser(ModelsParams(device="cpu"), tiny.pairs.model_copy(update=changes), tiny.filter, 0)
+    return synthesis.load_synthesiser(ModelsParams(device="cpu", dtype="float32"), tiny.pairs.model_copy(update=changes), tiny.filter, 0)
 
 
 @pytest.mark.parametrize("method", ["self_attention", "cross_attention", "both"])

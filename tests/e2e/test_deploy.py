@@ -35,14 +35,14 @@ with get_client(sync_client=True) as client:
         emit_event("prefect.flow-run.heartbeat", {"prefect.resource.id": f"prefect.flow-run.{run.id}"})
     from prefect.states import Completed
     client.set_flow_run_state(ended.id, Completed())
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while (state := client.read_flow_run(lost.id).state).is_running() and time.monotonic() < deadline:
         time.sleep(0.5)
     print(state.type.value, state.message, client.read_flow_run(ended.id).state.type.value, sep="|")
 """
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_deploying_twice_keeps_what_people_changed_and_a_run_that_is_lost_crashes(tmp_path, monkeypatch):
     for name in [n for n in os.environ if n.startswith("PREFECT")]:
         monkeypatch.delenv(name)

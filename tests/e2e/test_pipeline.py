@@ -80,7 +80,7 @@ def wait_for(condition, process: subprocess.Popen[bytes], log: Path, seconds: fl
     while not condition():
         assert process.poll() is None, log.read_text()[-4000:]
         assert time.monotonic() < deadline, log.read_text()[-4000:]
-        time.sleep(0.1)
+        time.sleep(0.02)
 
 
 @pytest.mark.timeout(1500)

@@ -35,6 +35,7 @@ SMALLER = SMALL | {
 }
 MISSING = [name for name in ("postgres", "s3") if not here(name)]
 BEGAN = time.monotonic()
+WEB = httpx.Client(timeout=60)
 SENTINEL = "sk-sentinel-3c1f9a"
 
 
@@ -79,21 +80,21 @@ def call(topology, project, *command):
 
 def runs(topology, *names):
     """The latest flow runs of these names, newest first."""
-    found = httpx.post(f"{topology.url('prefect')}/api/flow_runs/filter", json={"sort": "START_TIME_DESC"}).json()
+    found = WEB.post(f"{topology.url('prefect')}/api/flow_runs/filter", json={"sort": "START_TIME_DESC"}).json()
     return [f for f in found if f["name"] in names]
 
 
 def artifact(topology, key):
     """What Prefect shows under a key."""
     asked = {"artifacts": {"key": {"any_": [key]}}}
-    (found,) = httpx.post(f"{topology.url('prefect')}/api/artifacts/latest/filter", json=asked).json()
+    (found,) = WEB.post(f"{topology.url('prefect')}/api/artifacts/latest/filter", json=asked).json()
     return found["data"]
 
 
 def tasks(topology, flow_run):
     """The task runs of a flow run in the order in which they began."""
     asked = {"flow_runs": {"id": {"any_": [flow_run]}}, "sort": "EXPECTED_START_TIME_ASC"}
-    return [t["name"] for t in httpx.post(f"{topology.url('prefect')}/api/task_runs/filter", json=asked).json()]
+    return [t["name"] for t in WEB.post(f"{topology.url('prefect')}/api/task_runs/filter", json=asked).json()]
 
 
 def begin(topology, *names):
@@ -107,22 +108,30 @@ def finished(topology, ids, seconds=450):
     deadline, states = time.monotonic() + seconds, {}
     while set(states.values()) != {"COMPLETED"} or len(states) < len(ids):
         asked = {"flow_runs": {"id": {"any_": ids}}}
-        found = httpx.post(f"{topology.url('prefect')}/api/flow_runs/filter", json=asked).json()
+        found = WEB.post(f"{topology.url('prefect')}/api/flow_runs/filter", json=asked).json()
         states = {f["id"]: f["state_type"] for f in found}
         assert not set(states.values()) & {"FAILED", "CRASHED", "CANCELLED"}, [f["state"] for f in found]
         assert time.monotonic() < deadline, states
         time.sleep(0.5)
 
 
+def command_of(process):
+    """Its command line; nothing if it has ended."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
 def shards_made(topology, count):
     """Wait until the run has made so many shards of pairs."""
-    until(lambda: len(list((topology.project / "work/pairs").glob("*.parquet"))) >= count)
+    until(lambda: len(list((topology.project / "work/pairs").glob("*.parquet"))) >= count, seconds=450)
 
 
 def slots(topology):
     """When the GPU slot was taken and given back, in order."""
     asked = {"filter": {"event": {"prefix": ["prefect.concurrency-limit."]}, "order": "ASC"}, "limit": 50}
-    events = httpx.post(f"{topology.url('prefect')}/api/events/filter", json=asked).json()["events"]
+    events = WEB.post(f"{topology.url('prefect')}/api/events/filter", json=asked).json()["events"]
     return [e["event"].rsplit(".", 1)[1] for e in events if not e["event"].endswith(".created")]
 
 
@@ -157,9 +166,9 @@ def test_from_deployment_to_feedback_and_a_second_clone_trains_on_the_data_of_th
     (cancelled,) = begin(topology, "pipeline")
     shards_made(topology, 1)
     state = {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": True}
-    httpx.post(f"{topology.url('prefect')}/api/flow_runs/{cancelled}/set_state", json=state).raise_for_status()
+    WEB.post(f"{topology.url('prefect')}/api/flow_runs/{cancelled}/set_state", json=state).raise_for_status()
     until(lambda: runs(topology, "pipeline")[0]["state_type"] == "CANCELLED")
-    until(lambda: not [p for p in running_in(project) if "flows.pairs" in Path(f"/proc/{p}/cmdline").read_text()])
+    until(lambda: not [p for p in running_in(project) if "flows.pairs" in command_of(p)])
     assert not (project / "data/pairs").exists()
     tell("a run cancelled in the middle of pairs: cancelled, and nothing of it runs")
 
@@ -173,9 +182,9 @@ def test_from_deployment_to_feedback_and_a_second_clone_trains_on_the_data_of_th
 
     # another run goes on there; its data go to S3, its models to MLflow, which keeps them in Postgres and S3
     finished(topology, begin(topology, "pipeline"))
-    assert [f["state_type"] for f in runs(topology, "pipeline")] == ["COMPLETED", "CRASHED", "CANCELLED"]
+    until(lambda: [f["state_type"] for f in runs(topology, "pipeline")] == ["COMPLETED", "CRASHED", "CANCELLED"])
     assert artifact(topology, "train-progress") == 100 and f"({topology.url('mlflow')}/#/experiments/" in artifact(topology, "train-mlflow")
-    assert tasks(topology, runs(topology, "pipeline")[0]["id"])[-3:] == ["push", "register", "report"]  # none is served without its data
+    until(lambda: tasks(topology, runs(topology, "pipeline")[0]["id"])[-3:] == ["push", "register", "report"])
     resumed = json.loads((project / "reports/pairs.json").read_text())["extra"]["shards_resumed"]
     assert resumed >= 3
     tell(f"pipeline run again through the worker: {resumed} shards of pairs went on, data pushed to S3, version 1 registered")
@@ -186,6 +195,7 @@ def test_from_deployment_to_feedback_and_a_second_clone_trains_on_the_data_of_th
         assert connection.execute("SELECT count(*) FROM model_versions").fetchone() == (1,)
 
     # one GPU slot, two stages that want it at once: one after the other
+    until(lambda: slots(topology)[-1:] == ["released"])
     before = len(slots(topology))
     finished(topology, begin(topology, "pairs", "train"))
     until(lambda: len(slots(topology)) >= before + 4)  # events arrive a little later
@@ -196,15 +206,15 @@ def test_from_deployment_to_feedback_and_a_second_clone_trains_on_the_data_of_th
     told = call(topology, project, "ip2p.cli", "release", "status")
     if "champion" not in told.splitlines()[1]:
         call(topology, project, "ip2p.cli", "release", "promote", "1", "--reason", "the only one there is")
-    until(lambda: httpx.get(f"{topology.url('editor')}/readyz").json()["version"] == "1")
+    until(lambda: WEB.get(f"{topology.url('editor')}/readyz").json()["version"] == "1")
     tell("version 1 promoted, and served")
 
     # edited by OpenAI's client, judged, exported
     client = openai.OpenAI(base_url=f"{topology.url('editor')}/v1", api_key="none", max_retries=0)
     assert client.images.edit(image=png(), prompt="make it winter", extra_body={"num_inference_steps": 2}).data[0].b64_json
-    edit = httpx.get(f"{topology.url('editor')}/api/v1/edits").json()["edits"][0]
+    edit = WEB.get(f"{topology.url('editor')}/api/v1/edits").json()["edits"][0]
     vote = {"kind": "thumb", "edit": edit["id"], "value": 1, "reason": "instruction"}
-    assert httpx.post(f"{topology.url('editor')}/api/v1/feedback", json=vote).status_code == 201
+    assert WEB.post(f"{topology.url('editor')}/api/v1/feedback", json=vote).status_code == 201
     with psycopg.connect(topology.database("ip2p", "x").replace("postgresql+x", "postgresql")) as connection:
         assert connection.execute("SELECT value, reason FROM votes").fetchall() == [(1, "instruction")]
     assert "and 1 votes" in call(topology, project, "ip2p.cli", "feedback", "export")

@@ -79,7 +79,8 @@ def opened(home, url, cache, **section):
 
 
 @pytest.mark.timeout(600)
-def test_a_third_of_the_requests_spoilt_and_nothing_is_lost_or_half_there(s3, project, tiny, tmp_path):
+def test_a_third_of_the_requests_spoilt_and_nothing_is_lost_or_half_there(s3, project, tiny, tmp_path, track_in):
+    tiny = tiny.model_copy(update={"track": track_in(tmp_path)})
     faults = Faults(**BAD, pause=0.005)
     with faulty(s3.ports["s3"], faults) as url:
         point(project, url)

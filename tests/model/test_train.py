@@ -251,6 +251,7 @@ def test_lora_trains_few_weights_and_diffusers_puts_them_on_the_start(setup, tea
     assert not torch.equal(merged["conv_in.weight"], start.conv_in.weight)
     pipeline = StableDiffusionInstructPix2PixPipeline.from_pretrained(paths["out"], local_files_only=True)
     pipeline.unet = start.eval()
+    torch.manual_seed(0)
     pipeline.load_lora_weights(paths["out"] / "lora")
     rows, text = torch.randn(1, start.config.in_channels, 12, 12), torch.randn(1, 7, start.config.cross_attention_dim)
     with torch.no_grad():

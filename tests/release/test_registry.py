@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -104,17 +105,18 @@ def test_a_version_knows_its_parents_and_mlflow_serves_it_by_its_own_example(hom
     log = (tmp_path / "serve.log").open("wb")
     server = subprocess.Popen([sys.executable, "-m", "mlflow", *command], env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
-        until(lambda: server.poll() is not None or local._answers(f"http://127.0.0.1:{port}/ping"), seconds=90)
+        until(lambda: server.poll() is not None or local._answers(f"http://127.0.0.1:{port}/ping"), seconds=240)
         assert server.poll() is None, (tmp_path / "serve.log").read_text()
-        assert httpx.get(f"http://127.0.0.1:{port}/ping").status_code == 200
+        assert httpx.get(f"http://127.0.0.1:{port}/ping", timeout=60).status_code == 200
         example = (folder / "serving_input_example.json").read_bytes()
         told = httpx.post(f"http://127.0.0.1:{port}/invocations", content=example, headers={"Content-Type": "application/json"}, timeout=60)
         assert told.status_code == 200, told.text
         edited = base64.b64decode(told.json()["predictions"][0]["image"])
         assert Image.open(io.BytesIO(edited)).size == (32, 32)
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait(120)
         log.close()
 
 

@@ -39,7 +39,7 @@ class Server:
         return self.wait(told.json()["id"])
 
     def wait(self, id, *states):
-        for _ in range(600):
+        for _ in range(3000):
             told = self.client.get(f"/api/v1/edits/{id}").json()
             if told["state"] in (states or ("done", "failed", "cancelled")):
                 return told
@@ -62,10 +62,11 @@ def running(params, root, *, keys=()):
     finally:
         server.should_exit = True
         thread.join(timeout=60)
+        assert not thread.is_alive()
 
 
 def ready(server):
-    for _ in range(600):
+    for _ in range(2400):
         if server.client.get("/readyz").status_code == 200:
             return server
         time.sleep(0.05)

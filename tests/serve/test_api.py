@@ -9,6 +9,7 @@ from PIL import Image
 from ip2p.serve.history import History
 from ip2p.world.language import read_instruction
 from tests.serve.conftest import png
+from tests.services import until
 
 
 def test_an_edit_runs_as_a_job_and_is_in_the_history(server):
@@ -43,7 +44,7 @@ def test_what_people_write_is_text(server, instruction):
 
 
 def test_events_tell_progress_with_previews_and_the_end(server):
-    id = server.client.post("/api/v1/edits", files={"image": png()}, data={"instruction": "make it night", "steps": "12"}).json()["id"]
+    id = server.client.post("/api/v1/edits", files={"image": png()}, data={"instruction": "make it night", "steps": "40"}).json()["id"]
     with server.client.stream("GET", f"/api/v1/edits/{id}/events") as stream:
         lines = [x for x in stream.iter_lines() if x]
     kinds = [x.removeprefix("event: ") for x in lines if x.startswith("event: ")]
@@ -67,10 +68,7 @@ def test_a_client_that_goes_away_takes_its_edit_along(server):
     with pytest.raises(httpx.ReadTimeout):
         data = {"prompt": "x", "num_inference_steps": "100", "n": "4"}
         httpx.post(f"{server.url}/v1/images/edits", files={"image": png((256, 256))}, data=data, timeout=0.5)
-    deadline = time.monotonic() + 5
-    while server.desk.engine.load != (0, 0):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: server.desk.engine.load == (0, 0), seconds=30)
 
 
 def test_votes_are_stored_replaced_and_refused_for_what_cannot_be_compared(server):
@@ -103,6 +101,7 @@ def test_a_small_form_of_a_picture_is_to_be_had_and_one_that_is_gone_is_not(serv
 
 
 def test_the_status_tells_what_is_served_and_what_one_click_does(server):
+    server.edit()
     told = server.client.get("/api/v1/status").json()
     assert told["ready"] and told["version"] == "folder"
     for group in told["one_click"]:

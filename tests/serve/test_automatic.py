@@ -8,6 +8,7 @@ import webuiapi
 from PIL import Image
 
 from tests.serve.conftest import png
+from tests.services import until
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_what_clients_ask_at_their_start_is_answered(client, server):
     assert client.get_options()["sd_model_checkpoint"] == "ip2p-editor:folder"
     assert client.get_samplers()[0]["name"] == "Euler a"
     assert client.get_sd_models()[0]["title"] == "ip2p-editor:folder"
-    assert client.get_progress()["state"]["job_count"] == 0
+    until(lambda: client.get_progress()["state"]["job_count"] == 0)
     assert server.client.get("/sdapi/v1/scripts").json() == {"txt2img": [], "img2img": []}
     assert client.interrupt() == {}
 

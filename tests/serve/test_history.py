@@ -249,10 +249,10 @@ def start(folder, log):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     with log.open("wb") as out:
         server = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
-    for _ in range(600):
-        lines = log.read_text().splitlines()
-        if lines and lines[0].startswith("http://"):
-            client = httpx.Client(base_url=lines[0], timeout=60)
+    for _ in range(2400):
+        address = next((x for x in log.read_text().splitlines() if x.startswith("http://")), None)
+        if address:
+            client = httpx.Client(base_url=address, timeout=60)
             try:
                 if client.get("/readyz").status_code == 200:
                     return server, client
@@ -263,7 +263,7 @@ def start(folder, log):
     raise AssertionError(log.read_text())
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_every_acknowledged_vote_is_there_after_a_kill_and_sigterm_lets_edits_end(tiny, editor_folder, tmp_path):
     params = serving(tiny, tmp_path, editor_folder.resolve())
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"serve": params.serve.model_dump(mode="json") | {"hosts": []}}))

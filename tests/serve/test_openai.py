@@ -63,8 +63,8 @@ def test_where_the_mask_is_opaque_the_picture_stays_bit_for_bit(client):
 
 
 def test_streaming_gives_pictures_on_the_way_then_the_edit(client):
-    stream = client.images.edit(image=png(), prompt="make it winter", stream=True, partial_images=2, extra_body={"num_inference_steps": 6})
-    events = list(stream)
+    steps = {"num_inference_steps": 60}  # a preview stands for 20 of them, so that a busy server sees it in time
+    events = list(client.images.edit(image=png(), prompt="make it winter", stream=True, partial_images=2, extra_body=steps))
     kinds = [e.type for e in events]
     assert kinds[-1] == "image_edit.completed" and kinds.count("image_edit.partial_image") == 2
     assert all(picture(e.b64_json).size == (120, 90) for e in events)

@@ -11,11 +11,13 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
-from ip2p.serve import api
+from ip2p.serve import api, jobs
 from tests.serve.conftest import png, ready, running, serving
+from tests.services import until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; `apt-get install chromium` brings it")
+expect.set_options(timeout=30_000)  # beside another process that trains
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -51,6 +53,7 @@ def page(browser, server):
 
 def give(page, data=None):
     page.get_by_test_id("file").set_input_files({"name": "x.png", "mimeType": "image/png", "buffer": data or png()})
+    until(lambda: page.get_by_test_id("before").evaluate("picture => picture.naturalWidth") > 0)
 
 
 def edited(page):
@@ -244,7 +247,9 @@ def test_the_keyboard_is_enough(page):
     expect(page.get_by_test_id("up")).to_have_attribute("aria-pressed", "true")
 
 
-def test_an_edit_can_be_stopped(page):
+def test_an_edit_can_be_stopped(page, monkeypatch):
+    step = jobs.advance_all
+    monkeypatch.setattr(jobs, "advance_all", lambda *a: (time.sleep(0.05), step(*a))[1])  # longer than it takes to say stop
     give(page)
     page.get_by_role("group").get_by_text("Settings").click()
     page.locator("#steps").fill("100")

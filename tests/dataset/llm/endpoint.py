@@ -58,6 +58,10 @@ class Endpoint(ThreadingHTTPServer):
         """Replies that were charged though an equal request's had been."""
         return self.paid.total() - len(self.paid)
 
+    def stalled(self, lost):
+        """Of the answers that a client lost, those that this endpoint did send: too late, on a machine that is busy."""
+        return lost - sum(self.failures[fault] for fault in ("hang", "cut", "junk", "not a completion"))
+
     @property
     def url(self):
         return f"http://127.0.0.1:{self.server_port}/v1"

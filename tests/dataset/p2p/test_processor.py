@@ -53,6 +53,7 @@ def test_on_the_source_is_untouched_and_the_target_follows_it(teacher, rows, met
 @torch.no_grad()
 def test_fused_sharing_equals_the_sources_attention_map_over_the_targets_values(teacher):
     """softmax(Q_s K_sᵀ) V_t, written out as the reference has it."""
+    torch.manual_seed(0)
     unet = copy.deepcopy(teacher.unet)
     steering = install(unet, "self_attention")
     attn = unet.mid_block.attentions[0].transformer_blocks[0].attn1
@@ -68,6 +69,7 @@ def test_fused_sharing_equals_the_sources_attention_map_over_the_targets_values(
 
 @torch.no_grad()
 def test_words_that_stay_keep_the_sources_map_and_new_words_their_own(teacher):
+    torch.manual_seed(0)
     unet = copy.deepcopy(teacher.unet)
     steering = install(unet, "cross_attention")
     attn = unet.mid_block.attentions[0].transformer_blocks[0].attn2
