@@ -63,7 +63,7 @@ def test_latents_and_edits_are_those_of_diffusers_whatever_the_scaling_factor(tm
     from benchmarks.sd15 import build
     from ip2p.model.edit import edit_batch, load_editor
     from ip2p.model.guidance import EditOptions, EditRequest
-    from tests.model.test_edit import by_pipeline
+    from tests.model.test_edit import assert_same, by_pipeline
 
     editor = load_editor(build(tmp_path / "sd15", small=True, editor=True), device=cpu)
     assert editor.vae.config.scaling_factor == 0.18215
@@ -78,7 +78,7 @@ def test_latents_and_edits_are_those_of_diffusers_whatever_the_scaling_factor(tm
     assert torch.allclose(encoded["std_NVCHW"][0].float(), 0.18215 * posterior.std, atol=1e-3)
     request = EditRequest("make it winter", 4.0, 1.3, 0)
     ours = edit_batch(editor, image[None], [request], EditOptions(steps=6))
-    assert (ours - by_pipeline(editor, image[None], request, steps=6)).abs().max() <= 1e-4
+    assert_same(ours, by_pipeline(editor, image[None], request, steps=6))
 
 
 def test_batches_are_seeded_and_draw_triplets_evenly(tiny, latents):

