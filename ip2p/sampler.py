@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 Solver = Literal["euler_ancestral", "dpmpp_2m"]
+PREDICTIONS = ("epsilon", "v_prediction")
+"""What a UNet may predict here."""
 Predict = Callable[[Tensor, Tensor, int], Tensor]
 """(scaled latents_BCHW, timestep, step number) → the UNet's (guided) prediction."""
 

@@ -86,15 +86,16 @@ class Run:
         from mlflow import MlflowException
 
         try:
-            send()
+            with _soon():
+                send()
         except (MlflowException, OSError) as error:
             print(f"track: MLflow cannot be reached, {otherwise} ({first_line(error)})", flush=True)
             return False
         return True
 
     def tag(self, name: str, value: str) -> None:
-        """Say something of the run by which it can be found."""
-        self.client.set_tag(self.id, name, value)
+        """Say something of the run by which it can be found. If the server cannot be reached, says so and does not."""
+        self._sent(f"{name} is not told", lambda: self.client.set_tag(self.id, name, value))
 
     def file(self, path: Path) -> None:
         """Keep a file."""
@@ -133,11 +134,25 @@ def track(section: TrackParams, name: str, parameters: Mapping[str, object], *, 
     try:
         yield run
     except BaseException:
-        client.set_terminated(run_id, "FAILED")
+        run._sent("the run stays open there", lambda: client.set_terminated(run_id, "FAILED"))
         raise
-    if run.unsent:  # now or never, so this one may fail
-        client.log_batch(run_id, metrics=run.unsent)
-    client.set_terminated(run_id, "FINISHED")
+    with mlflow_in_reach():
+        if run.unsent:  # now or never, so this one may fail
+            client.log_batch(run_id, metrics=run.unsent)
+        client.set_terminated(run_id, "FINISHED")
+
+
+@contextmanager
+def _soon() -> Iterator[None]:
+    """MLflow's client gives up soon, unless the environment says otherwise: by itself it tries for minutes, while training waits."""
+    usual = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+    added = {name: value for name, value in usual.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def _opened(section: TrackParams, name: str, parameters: Mapping[str, object], resume: Path | None) -> Run:

@@ -126,7 +126,7 @@ FINGERPRINTED = {
     "model/evaluate.py": (
         evaluate.CODE,
         {"records.py", "sheets.py", "world", "dataset/exchange", "dataset/judge.py", "dataset/llm", "dataset/world_writer.py"}
-        | {f"model/{n}.py" for n in ("benchmarks", "bootstrap", "plots", "seen", "unet")},
+        | {f"model/{n}.py" for n in ("benchmarks", "bootstrap", "examples", "plots", "seen", "unet")},
     ),
 }
 

@@ -1,7 +1,11 @@
-from mlflow import MlflowClient
+import os
+
+import pytest
+from mlflow import MlflowClient, MlflowException
 from PIL import Image
 
 from flows.stage import link
+from ip2p.errors import UserError
 from ip2p.params import TrackParams
 from ip2p.track import Run, track
 
@@ -18,6 +22,21 @@ def test_numbers_wait_while_mlflow_cannot_be_reached_and_nothing_ends(track_in, 
     told = capsys.readouterr().out.splitlines()
     assert "numbers are kept and sent with the next" in told[0] and "grids/000001.png is lost" in told[1]
     assert run.client.get_run(run.id).info.status == "FINISHED"
+
+
+def test_an_error_is_told_whether_mlflow_answers_or_not(track_in, tmp_path, monkeypatch):
+    def away(*arguments):
+        waited.append(os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES"))
+        raise MlflowException("no answer")
+
+    waited = []
+    with pytest.raises(UserError, match=r"MLflow .* cannot be used: no answer"), track(track_in(tmp_path), "train", {}):
+        monkeypatch.setattr(MlflowClient, "set_terminated", away)
+    with pytest.raises(ValueError, match="the cause"), track(track_in(tmp_path), "train", {}) as run:
+        monkeypatch.setattr(MlflowClient, "set_tag", away)
+        run.tag("made", "something")  # said, and no more
+        raise ValueError("the cause")
+    assert waited == [None, "1", "1"] and "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ  # by itself it tries for minutes
 
 
 def test_a_stage_that_is_done_stays_so_if_mlflow_does_not_answer_at_its_end(monkeypatch, capsys):

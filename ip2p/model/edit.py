@@ -20,14 +20,14 @@ from scipy import ndimage
 from torch import Tensor
 
 from ip2p.diffusion import Diffusion, decode_latents, encode_images, encode_text, unet_output
-from ip2p.errors import DataError
+from ip2p.errors import DataError, ModelError
 from ip2p.graphs import Graphed
 from ip2p.model.guidance import EditOptions, EditRequest, Guide, guided_predictor
 from ip2p.model.unet import require_editor
 from ip2p.models import load_diffusion, placement
 from ip2p.params import ModelsParams
 from ip2p.pictures import MAX_RATIO, from_pillow, on_white, to_pillow
-from ip2p.sampler import draw_noise, make_schedule, sample
+from ip2p.sampler import PREDICTIONS, draw_noise, make_schedule, sample
 
 _FEATHER = 1 / 64
 """Width of a mask's soft inner edge, as a share of the longest side."""
@@ -40,6 +40,8 @@ def load_editor(folder: Path | str, *, device: torch.device, dtype: torch.dtype 
     name = folder if isinstance(folder, str) else f"./{folder}" if not folder.is_absolute() else str(folder)
     editor = load_diffusion(name, device=device, dtype=dtype, kind="editor", subject="editor", compiled=compiled)
     require_editor(editor.unet, editor.latent_channels, f"editor: {name}")
+    if editor.prediction not in PREDICTIONS:
+        raise ModelError(f"editor: {name} predicts `{editor.prediction}`; {' and '.join(PREDICTIONS)} are known here")
     return replace(editor, graphed=Graphed(partial(unet_output, editor.unet))) if device.type == "cuda" else editor
 
 

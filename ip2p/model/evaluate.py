@@ -6,9 +6,10 @@ teacher, an earlier editor (`evaluate.previous`); differences from them are pair
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -20,22 +21,20 @@ from ip2p.dataset.judge import Judge, Question, summary
 from ip2p.diffusion import Diffusion
 from ip2p.model.benchmarks import of_benchmark
 from ip2p.model.edit import edit_batch, open_editor
+from ip2p.model.examples import write_examples
 from ip2p.model.guidance import EditRequest, edit_options
 from ip2p.model.heldout import HeldOut, held_out, require_rest, seen_in
 from ip2p.model.measure import Edit, Meter, Point, judged_by, load_dino, measure, paired, picture_name
 from ip2p.model.plots import plot_curves, plot_types
 from ip2p.model.sdedit import sdedit
+from ip2p.model.seen import read_seen
 from ip2p.models import editor_named, load_clip, load_diffusion, model_digest, model_label, placement
 from ip2p.params import EvaluateParams, JudgeParams, Params
-from ip2p.pictures import encoded, from_bytes, grid, to_pillow
-from ip2p.records import MLFLOW_RUN, SHOWN, StageReport
-from ip2p.sheets import Panel, sheet
+from ip2p.records import MLFLOW_RUN, StageReport
 from ip2p.store import code_mark, digest, fingerprint, read_json, write_bytes, write_json
 from ip2p.track import track
 
 Progress = Callable[[int, int], None]
-_EXAMPLES = 12
-_EXTREMES = 4
 CODE = (
     *(f"model/{n}.py" for n in ("evaluate", "heldout", "measure", "edit", "guidance", "sdedit")),
     *(f"{n}.py" for n in ("sampler", "diffusion", "models", "clip", "pictures", "dataset/alignment")),
@@ -51,25 +50,38 @@ class Bench:
     meter: Meter
     teacher: Diffusion
     work: Path
+    used: set[Path] = field(default_factory=set)
+    """Folders of pictures that this evaluation kept or took."""
 
     @cached_property
     def mark(self) -> str:
-        """What tells whether two evaluations sampled and measured alike: parameters, models that measure, code."""
+        """What tells whether two evaluations measured alike: protocol, models that measure, arithmetic, code.
+
+        Not how edits are sampled: that is the editor's own, as it is served.
+        """
         section, models = self.params.evaluate, self.params.models
-        how = section.model_dump(include={"steps", "solver", "guidance_interval", "guidance_every", "protocol"})
         dino = model_digest(section.dino, "dino") if section.dino else None
         arithmetic = (str(self.teacher.dtype), models.compile)
-        return fingerprint("measured", how, arithmetic, model_digest(models.clip, "clip"), dino, code_mark(*CODE))
+        return fingerprint("measured", section.protocol, arithmetic, model_digest(models.clip, "clip"), dino, code_mark(*CODE))
 
-    def point(self, system: str, setting: dict[str, float], held: HeldOut, edit: Edit, *identity: str) -> Point:
+    def point(self, system: str, setting: dict[str, float], held: HeldOut, edit: Edit, *identity: str, pictures: bool = True) -> Point:
         """Measure, or take what was measured before of the same system and edits; at the headline's scales pictures are kept."""
-        folder = self.work / fingerprint("point", system, setting, held.mark, self.mark, identity)
-        keep = folder / "pictures" if setting == _scales(self.params.evaluate) else None
+        section = self.params.evaluate
+        sampled = section.model_dump(include={"steps", "solver", "guidance_interval", "guidance_every"})
+        folder = self.work / fingerprint("point", system, setting, sampled, held.mark, self.mark, identity)
+        keep = folder / "pictures" if pictures and setting == _scales(section) else None
+        if keep is not None:
+            self.used.add(keep)
         path = folder / "rows.json"
         pictured = keep is None or (keep / picture_name(len(held.edits) - 1)).exists()  # not if other scales were the headline's then
         if not (path.exists() and pictured):
             write_json(path, measure(held, self.meter, edit, batch=self.params.evaluate.batch, keep=keep))
         return Point(system, setting, read_json(path), keep)
+
+    def forget(self) -> None:
+        """Delete pictures of earlier evaluations: their numbers stay, and are taken again; of thousands of edits pictures are gigabytes."""
+        for folder in set(self.work.glob("*/pictures")) - self.used:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def run(
@@ -111,7 +123,9 @@ def run(
     write_json(out / "report.json", report)
     write_bytes(out / "curve.png", plot_curves(report["points"]))
     write_bytes(out / "types.png", plot_types(report["headline"]["by_type"]))
-    _write_examples(bench, headline, baselines, held, out)
+    attempt = partial(_by_sdedit, bench, held, baselines["sdedit"].setting["strength"]) if "sdedit" in baselines else None
+    write_examples(headline, held, out, sdedit=attempt)
+    bench.forget()
     with track(params.track, "evaluate", {"held_out": held.mark}) as tracked:
         tracked.metrics(headline.means())
         for name in ("curve.png", "types.png", "grid.png", "extremes.png"):
@@ -123,12 +137,22 @@ def run(
 
 
 def measure_again(params: Params, *, editor: Path, challenger: Path, triplets: Path, dataset: Path, work: Path) -> dict[str, Any]:
-    """What the gate compares of an earlier editor's report, on the edits, and at the size, that the challenger's evaluation is of."""
+    """What the gate compares of an earlier editor's report, on the edits, and at the size, that the challenger's evaluation is of.
+
+    `params.evaluate` has the scales and the sampling of that editor. `taught` are indices of edits whose pictures it was trained on.
+    """
     size = open_editor(challenger, params.models).image_size  # not held while the champion is
     model, bench, setting = open_editor(editor, params.models), open_bench(params, work), _scales(params.evaluate)
     held = held_out(params, triplets=triplets, dataset=dataset, size=size, seen=seen_in(challenger, params.evaluate))
-    point = bench.point("editor", setting, held, partial(_edited, bench, model, held, setting), digest(editor))
-    return {"held_out": held.mark, "measured": bench.mark, "rows": point.rows, "edit_types": [e.edit_type for e in held.edits]}
+    point = bench.point("editor", setting, held, partial(_edited, bench, model, held, setting), digest(editor), pictures=False)
+    known = read_seen(editor)
+    return {
+        "held_out": held.mark,
+        "measured": bench.mark,
+        "rows": point.rows,
+        "edit_types": [e.edit_type for e in held.edits],
+        "taught": [i for i, e in enumerate(held.edits) if e.is_in(known)],
+    }
 
 
 def open_bench(params: Params, work: Path) -> Bench:
@@ -189,7 +213,7 @@ def best_baselines(points: list[Point], headline: Point) -> dict[str, Point]:
 
 def _benchmark(bench: Bench, model: Diffusion, identity: str, held: HeldOut) -> dict[str, Any]:
     setting = _scales(bench.params.evaluate)
-    editor = bench.point("editor", setting, held, partial(_edited, bench, model, held, setting), identity)
+    editor = bench.point("editor", setting, held, partial(_edited, bench, model, held, setting), identity, pictures=False)
     source = bench.point("source", {}, held, held.sources)
     types = [e.edit_type for e in held.edits]
     summary = {"count": len(types), "masked": held.masked, "editor": editor.summary(types), "source": source.means()}
@@ -227,56 +251,3 @@ def _by_sdedit(bench: Bench, held: HeldOut, strength: float, some: slice) -> Ten
     captions, seeds = [e.edited_caption or e.instruction for e in edits], [e.seed for e in edits]
     how = {"steps": section.sdedit_steps or section.steps, "guidance": section.sdedit_guidance}
     return sdedit(bench.teacher, held.sources(some), captions, seeds, strength=strength, solver=section.solver, **how)  # type: ignore[arg-type]
-
-
-def _kept(point: Point, some: slice) -> Tensor:
-    return torch.stack([from_bytes(point.picture(i), where="picture") for i in range(some.start, some.stop)])
-
-
-def _write_examples(bench: Bench, headline: Point, baselines: dict[str, Point], held: HeldOut, out: Path) -> None:
-    """Pictures for people: the first edits by every system, and the editor's best, median and worst."""
-    shown = range(min(_EXAMPLES, len(held.edits)))
-    systems: dict[str, Edit] = {"source": held.sources, "editor": partial(_kept, headline)}
-    if "sdedit" in baselines:
-        systems["sdedit"] = partial(_by_sdedit, bench, held, baselines["sdedit"].setting["strength"])
-    if all(held.edits[i].target is not None for i in shown):
-        systems["truth"] = held.targets
-    pictures = {n: [to_pillow(x) for x in systems[n](slice(0, len(shown))).cpu()] for n in SHOWN if n in systems}
-    for name, images in pictures.items():
-        for i, image in enumerate(images):
-            write_bytes(out / "examples" / f"{i:02d}-{name}.png", encoded(image))
-    rows = [[images[i] for images in pictures.values()] for i in shown]
-    write_bytes(out / "grid.png", encoded(grid([a + b for a, b in zip(rows[::2], rows[1::2], strict=False)] or rows)))
-    edits = [{"instruction": e.instruction, "edit_type": e.edit_type} for e in held.edits[: len(shown)]]
-    write_json(out / "examples.json", edits)
-    _write_extremes(headline, held, out)
-
-
-def _write_extremes(headline: Point, held: HeldOut, out: Path) -> None:
-    """The editor's best, median and worst edits, each beside its source and its target, if it has one."""
-    views: dict[str, Edit] = {"source": held.sources, "editor": partial(_kept, headline)}
-    if held.targeted:
-        views["truth"] = held.targets
-    extremes: dict[str, list[str]] = {}
-    rows: list[list[Panel]] = []
-    for name, indices in ranked(headline).items():
-        extremes[name] = [held.edits[i].instruction for i in indices]
-        rows.append([])
-        for place, i in enumerate(indices):
-            images = {view: to_pillow(of(slice(i, i + 1))[0]) for view, of in views.items()}
-            for view, image in images.items():
-                write_bytes(out / "extremes" / f"{name}-{place}-{view}.png", encoded(image))
-            rows[-1].append((f"{name}: {held.edits[i].instruction}", list(images.values())))
-    write_bytes(out / "extremes.png", encoded(sheet(rows, heads=list(views))))
-    write_json(out / "extremes.json", extremes)
-
-
-def ranked(point: Point, count: int = _EXTREMES) -> dict[str, list[int]]:
-    """The best, median and worst edits: by success, then by distance from the target or by direction similarity."""
-    number = len(next(iter(point.rows.values())))
-    second = [-x for x in point.rows["l1"]] if "l1" in point.rows else point.rows.get("direction_similarity", [0.0] * number)
-    first = [a + b for a, b in zip(point.rows["done"], point.rows["stayed"], strict=True)] if "done" in point.rows else [0.0] * number
-    order = sorted(range(number), key=lambda i: (first[i], second[i]), reverse=True)
-    count = min(count, number)
-    middle = (number - count) // 2
-    return {"best": order[:count], "median": order[middle : middle + count], "worst": order[-count:]}

@@ -6,7 +6,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from ip2p.diffusion import Diffusion
+from ip2p.errors import UserError
 from ip2p.model.seen import NONE, Seen
 from ip2p.records import RECORD
 from ip2p.store import read_json, replace_folder, share, staging_of, write_json
@@ -31,9 +34,20 @@ def save_editor(
 ) -> None:
     """Write a folder that diffusers' InstructPix2Pix pipeline (of SD or SDXL) loads, the LoRA weights of `lora` beside.
 
-    With a record of its training comes a model card, and with either the captions that it has `seen`.
+    With a record of its training comes a model card, and with either the captions that it has `seen`. Raises `UserError` if the disk is
+    full; nothing half-written stays.
     """
     staging = staging_of(out)
+    try:
+        _write_editor(unet, teacher, staging, lora=lora, record=record, seen=seen)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise UserError(f"{out}: cannot be written ({error}); make room on the disk and run again, what was made before is kept") from error
+    share(*staging.rglob("*.safetensors"))
+    replace_folder(staging, out)
+
+
+def _write_editor(unet: Any, teacher: Diffusion, staging: Path, *, lora: Path | None, record: dict[str, Any] | None, seen: Seen) -> None:
     unet.save_pretrained(staging / "unet", safe_serialization=True)
     large = teacher.text_encoder_2 is not None
     parts = _TRANSFORMERS | (_SECOND if large else {})
@@ -57,8 +71,6 @@ def save_editor(
     if lora is not None:
         shutil.copytree(lora, staging / "lora")
     write_json(staging / "model_index.json", index)
-    share(*staging.rglob("*.safetensors"))
-    replace_folder(staging, out)
 
 
 def forget_origin(folder: Path) -> None:

@@ -1,7 +1,8 @@
 """Low-rank training (Hu et al. 2021) by peft: the attention projections and the convolution that reads the picture.
 
 `conv_in` is among them so that an editor can grow from a text-to-image teacher by LoRA alone. The result is saved twice: merged
-into an editor folder, and as `lora/pytorch_lora_weights.safetensors`, which diffusers' `load_lora_weights` puts on the start.
+into an editor folder, and as `lora/pytorch_lora_weights.safetensors`, which diffusers' `load_lora_weights` puts on the start: an
+editor, or a teacher's UNet once it is grown to an editor's channels (`ip2p.model.unet`), which the teacher's own is too narrow for.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ from ip2p.parallel import barrier, joined, launch
 from ip2p.params import Params, TrainParams
 from ip2p.pictures import grid, to_pillow
 from ip2p.records import MLFLOW_RUN, StageReport
+from ip2p.sampler import PREDICTIONS
 from ip2p.startup import expect_processes
 from ip2p.store import Folder, code_mark, digest, fingerprint, read_json, read_shards, write_json
 from ip2p.track import MADE, Run, track
@@ -161,9 +162,9 @@ def load_base(params: Params) -> Diffusion:
     base = replace(base, side=max(section.sizes, default=None))
     if section.prediction is not None:
         return replace(base, scheduler=DDIMScheduler.from_config(base.scheduler.config, prediction_type=section.prediction))
-    known, own = ("epsilon", "v_prediction"), base.prediction
-    if own not in known:
-        raise ModelError(f"{subject}: {name} predicts `{own}`, which is not known here; set train.prediction to one of {', '.join(known)}")
+    if base.prediction not in PREDICTIONS:
+        told = f"predicts `{base.prediction}`, which is not known here; set train.prediction to one of {', '.join(PREDICTIONS)}"
+        raise ModelError(f"{subject}: {name} {told}")
     return base
 
 

@@ -7,13 +7,15 @@ collapse. Every rule leaves its reason, whether it opened the gate or shut it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ip2p.model.bootstrap import bootstrap, resampled_means
 
 Report = Mapping[str, Any]
+_FEWEST = 8
+"""Edits of a type without which it is not said to have collapsed: of very few, resamples tell nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,11 @@ def _against_previous(challenger: Report) -> Iterator[tuple[bool, str]]:
 
 
 def _against_champion(challenger: Report, champion: Report, policy: Policy) -> Iterator[tuple[bool, str]]:
+    if taught := set(champion.get("taught", ())):
+        challenger, champion = _without(challenger, taught), _without(champion, taught)
+        yield bool(champion["edit_types"]), f"champion: was trained on {len(taught)} of these edits, which are left out"
+        if not champion["edit_types"]:
+            return
     measure, ours, theirs = _measure(challenger), challenger["rows"], champion["rows"]
     gains = _differences(ours[measure], theirs[measure])
     sure = _share_above(gains, policy.margin)
@@ -92,14 +99,21 @@ def _against_champion(challenger: Report, champion: Report, policy: Policy) -> I
     yield not fallen, f"edit types: {', '.join(fallen) + ' collapsed' if fallen else 'none collapsed'}"
 
 
+def _without(report: Report, left_out: Collection[int]) -> Report:
+    """A report's rows and edit types without some of its edits."""
+    kept = [i for i in range(len(report["edit_types"])) if i not in left_out]
+    rows = {name: [values[i] for i in kept] for name, values in report["rows"].items()}
+    return {**report, "rows": rows, "edit_types": [report["edit_types"][i] for i in kept]}
+
+
 def _collapsed(challenger: Report, champion: Report, measure: str) -> list[str]:
-    """Edit types at which the challenger is worse in (almost) every resample, and by half or more."""
+    """Edit types of which the champion does some, at which the challenger is worse in (almost) every resample, and by half or more."""
     types: Sequence[str] = challenger.get("edit_types", ())
     fallen = []
     for type in sorted(set(types)):
         ours, theirs = ([v for v, t in zip(r["rows"][measure], types, strict=True) if t == type] for r in (challenger, champion))
         surely_worse = _share_above(_differences(theirs, ours), 1e-9) >= 0.975
-        if surely_worse and sum(ours) <= sum(theirs) / 2:
+        if surely_worse and len(theirs) >= _FEWEST and sum(ours) <= sum(theirs) / 2 and sum(theirs) > 0:
             fallen.append(type)
     return fallen
 

@@ -17,7 +17,7 @@ from ip2p.errors import DataError, ModelError
 from ip2p.params import Params
 from ip2p.records import RECORD, StageReport
 from ip2p.release.gate import Decision, Policy, comparable, decide
-from ip2p.release.version import code_version, send_version
+from ip2p.release.version import code_version, send_version, with_settings
 from ip2p.store import digest, fingerprint, read_json
 from ip2p.track import MADE, mlflow_in_reach, point_mlflow, run_tagged
 
@@ -33,11 +33,13 @@ def run(params: Params, *, editor: Path, evaluation: Path, triplets: Path, datas
 
     What this registry has already is not sent again. Only the gate is asked anew, unless that version is champion. An editor that was
     champion and is so no longer, a person took back: it stays so, however it is measured. What people do while it is sent (a hold, a
-    promotion) counts. Raises `DataError` if the evaluation is another editor's, `UserError` if MLflow cannot be used.
+    promotion) counts. Raises `DataError` if the evaluation is another editor's, `ModelError` if the folder holds what no server loads,
+    `UserError` if MLflow cannot be used.
     """
     began = time.monotonic()
     import mlflow
 
+    _require_safe(editor, str(editor))
     client, name = point_mlflow(params.track), params.register_.name
     report, whole = read_json(evaluation / "report.json"), digest(editor)
     if report.get("editor") != whole:
@@ -48,7 +50,7 @@ def run(params: Params, *, editor: Path, evaluation: Path, triplets: Path, datas
         if "promoted_by" not in champion.tags:
             _note(client, name, str(known.version), by="unknown", reason="made champion elsewhere, or when a run ended at once")
         return _told(name, known.version, Decision(True, tuple(known.tags["gate"].split(" | "))), known.tags)
-    if (fallen := _fallen(client, name, identity["editor"], champion)) is not None:
+    if (fallen := _fallen(client, name, identity["editor"], known, champion)) is not None:
         back = f"was champion before; `ip2p release promote {fallen.version}` makes it so again"
         return _told(name, fallen.version, Decision(False, (back,)), fallen.tags)
     section = params.register_
@@ -157,10 +159,15 @@ def fetch_version(params: Params, number: str, into: Path) -> EditorVersion:
     editor = (folder / artifacts.get("editor", {}).get("path", "editor")).resolve()
     if not editor.is_dir() or not editor.is_relative_to(folder.resolve()):
         raise ModelError(f"models:/{name}/{number}: holds no editor folder; register editors with `ip2p register`")
-    if strange := [p.name for p in editor.rglob("*") if p.is_file() and p.suffix not in _SAFE]:
-        raise ModelError(f"models:/{name}/{number}: holds {', '.join(sorted(strange))}; only safetensors, JSON and text are loaded")
+    _require_safe(editor, f"models:/{name}/{number}")
     defaults = json.loads((told.get("signature") or {}).get("params") or "[]")
     return EditorVersion(name, number, editor, {p["name"]: p["default"] for p in defaults})
+
+
+def _require_safe(editor: Path, name: str) -> None:
+    """Raise `ModelError` naming the files of an editor's folder that no server would load."""
+    if strange := [p.name for p in editor.rglob("*") if p.is_file() and p.suffix not in _SAFE]:
+        raise ModelError(f"{name}: holds {', '.join(sorted(strange))}; only safetensors, JSON and text are loaded")
 
 
 def forget_version(params: Params, number: str, into: Path) -> None:
@@ -208,8 +215,10 @@ def _known(client: Any, name: str, identity: Mapping[str, str]) -> Any:
     return max(same, key=lambda v: int(v.version), default=None)
 
 
-def _fallen(client: Any, name: str, editor: str, champion: Any) -> Any:
-    """The newest version of an editor that was champion, unless the editor is champion now; or None."""
+def _fallen(client: Any, name: str, editor: str, known: Any, champion: Any) -> Any:
+    """The very version, if it was champion; else the newest of its editor that was, unless the editor is champion now; or None."""
+    if known is not None and "promoted_by" in known.tags:
+        return known
     if champion is not None and champion.tags.get("editor") == editor:
         return None
     was = [v for v in client.search_model_versions(f"name='{name}'") if v.tags.get("editor") == editor and "promoted_by" in v.tags]
@@ -229,7 +238,7 @@ def _told(name: str, number: str, decision: Decision, tags: Mapping[str, str]) -
 
 
 def _measured_now(params: Params, champion: Any, report: dict[str, Any], *, challenger: Path, work: Path, **data: Path) -> dict[str, Any]:
-    """The champion measured on the challenger's edits; its old report, with which nothing can be compared, if it is not to be had."""
+    """The champion, sampled as it is served, on the challenger's edits; its old report, comparable with none, if it cannot be had."""
     from mlflow import MlflowException
 
     from ip2p.model.evaluate import measure_again
@@ -237,7 +246,7 @@ def _measured_now(params: Params, champion: Any, report: dict[str, Any], *, chal
     try:
         version = fetch_version(params, str(champion.version), work / "versions")
         forget_versions(work / "versions", [version.folder])
-        return measure_again(params, editor=version.folder, challenger=challenger, work=work, **data)
+        return measure_again(with_settings(params, version.defaults), editor=version.folder, challenger=challenger, work=work, **data)
     except (MlflowException, ModelError, OSError) as error:
         print(f"register: version {champion.version} cannot be measured again: {error}", file=sys.stderr)
         return report

@@ -60,6 +60,12 @@ def options_of(settings: Mapping[str, Any]) -> EditOptions:
     return EditOptions(settings["steps"], settings["solver"], interval, settings["guidance_every"])
 
 
+def with_settings(params: Params, settings: Mapping[str, Any]) -> Params:
+    """Parameters that edit by such scales and so sampled."""
+    same = {name: settings[name] for name in ("text_guidance", "image_guidance", "steps", "solver", "guidance_every")}
+    return params.changed("evaluate", **same, guidance_interval=(settings["guidance_from"], settings["guidance_until"]))
+
+
 def code_version() -> str:
     """Package version and, in a git checkout, the commit."""
     here = Path(__file__).parent

@@ -1,4 +1,6 @@
 import copy
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -96,6 +98,14 @@ def test_edits_of_the_shipped_editor_are_those_of_diffusers_pipeline(images, ste
     shipped, request = load_editor("world", device=torch.device("cpu")), EditRequest("make it winter", 1.5, 1.2, 3)
     ours = edit_batch(shipped, images[:1], [request], EditOptions(steps=steps))
     assert_same(ours, by_pipeline(shipped, images[:1], request, steps=steps))
+
+
+def test_an_editor_that_predicts_something_else_is_refused(editor_folder, tmp_path):
+    shutil.copytree(editor_folder, tmp_path / "editor")
+    config = tmp_path / "editor" / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "sample"}))
+    with pytest.raises(ModelError, match="predicts `sample`; epsilon and v_prediction are known"):
+        load_editor(tmp_path / "editor", device=torch.device("cpu"))
 
 
 def test_the_shipped_editor_edits_pictures_of_either_size():

@@ -11,6 +11,7 @@ from ip2p.dataset.llm.journal import Journal
 from ip2p.errors import UserError
 from ip2p.model import evaluate
 from ip2p.model.bootstrap import bootstrap
+from ip2p.model.examples import ranked
 from ip2p.model.heldout import HeldOut, held_out, of_world
 from ip2p.model.measure import Meter, Point, judged_by, measure, paired
 from ip2p.model.sdedit import sdedit
@@ -121,7 +122,7 @@ def test_the_legacy_protocol_gives_other_figures(held, clip):
 
 def test_the_best_and_the_worst_are_by_success_then_by_distance():
     point = Point("e", {}, {"done": [1, 1, 0, 0, 1], "stayed": [1, 0, 0, 1, 1], "l1": [0.2, 0.1, 0.3, 0.1, 0.1]})
-    assert evaluate.ranked(point, 2) == {"best": [4, 0], "median": [0, 1], "worst": [3, 2]}
+    assert ranked(point, 2) == {"best": [4, 0], "median": [0, 1], "worst": [3, 2]}
 
 
 @pytest.fixture(scope="module")
@@ -178,11 +179,15 @@ def test_a_benchmark_is_measured_beside_the_held_out_edits(evaluated, made, tmp_
 
 def test_other_scales_of_the_sweep_can_become_the_headlines(evaluated, tmp_path):
     params, paths = evaluated
+    kept = []
     swept = params.evaluate.model_copy(update={"image_guidance_sweep": (1.2, 1.5), "sdedit_strengths": (), "previous": None})
     for place, scale in enumerate((1.5, 1.2)):
         section = swept.model_copy(update={"image_guidance": scale})
         evaluate.run(params.model_copy(update={"evaluate": section}), **{**paths, "out": tmp_path / str(place)})
         assert (tmp_path / str(place) / "extremes.png").exists()
+        kept.append({p.parent for p in paths["work"].glob("*/pictures")})
+    assert len(kept[1]) == 1 and kept[0].isdisjoint(kept[1])  # numbers stay, pictures of earlier evaluations go
+    assert all((folder / "rows.json").exists() for folder in kept[0])
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@ import fcntl
 import io
 import json
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +20,7 @@ from ip2p.checkpoint import trained_state
 from ip2p.errors import DataError, ModelError, ParamsError, UserError
 from ip2p.model import objective, plan, train, trainer
 from ip2p.model.data import TrainBatch, draw_batch
+from ip2p.model.folder import save_editor
 from ip2p.model.unet import new_editor_unet
 from ip2p.models import EMBEDDED, load_diffusion
 from ip2p.params import TrainParams
@@ -260,6 +263,18 @@ def test_lora_trains_few_weights_and_diffusers_puts_them_on_the_start(setup, tea
         start.load_state_dict(merged)
         alone = start(rows, 500, text).sample
     assert torch.allclose(together, alone, atol=1e-4)
+
+
+def test_a_disk_that_is_full_when_the_editor_is_written_is_told_and_nothing_half_written_stays(teacher, tmp_path):
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # the kernel refuses the write, as a full disk does
+    try:
+        with pytest.raises(UserError, match=r"editor: cannot be written .* make room on the disk"):
+            save_editor(grow_unet(teacher.unet), teacher, tmp_path / "editor")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_unet_of_neither_teacher_nor_editor_is_refused(teacher):

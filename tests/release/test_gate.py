@@ -66,3 +66,26 @@ def test_a_champion_measured_elsewhere_shuts_the_gate_and_that_is_said():
     decision = decide(report(0.9), report(0.4, held_out="other"), Policy())
     assert not decision.promoted
     assert "not compared" in decision.reasons[-1]
+
+
+def test_of_very_few_edits_of_a_type_nothing_is_said():
+    types = [*TYPES, "typography", *["move"] * 7]
+    better = {"season": 1.0, "count": 1.0, "typography": 0.0, "move": 0.0}
+    assert decide(
+        report(better, types=types), report({"season": 0.2, "count": 0.2, "typography": 1.0, "move": 1.0}, types=types), Policy()
+    ).promoted
+
+
+def test_a_type_of_which_the_champion_does_nothing_does_not_collapse_by_a_hair():
+    ours, theirs = report({"season": 1.0, "count": 0.0}), report({"season": 0.2, "count": 0.0})
+    for told, value in ((ours, -0.011), (theirs, -0.010)):
+        told["rows"]["success"][20:] = [value] * 20
+    assert decide(ours, theirs, Policy()).promoted
+
+
+def test_edits_that_the_champion_was_trained_on_are_left_out():
+    ours, theirs = report(0.6), report({"season": 1.0, "count": 0.5})
+    assert not decide(ours, theirs, Policy()).promoted
+    decision = decide(ours, theirs | {"taught": list(range(20))}, Policy())
+    assert decision.promoted and "champion: was trained on 20 of these edits, which are left out" in decision.reasons
+    assert not decide(ours, theirs | {"taught": list(range(40))}, Policy()).promoted

@@ -18,7 +18,7 @@ from PIL import Image
 
 from infra import local
 from ip2p import track
-from ip2p.errors import DataError, ParamsError, UserError
+from ip2p.errors import DataError, ModelError, ParamsError, UserError
 from ip2p.model import evaluate, train
 from ip2p.pictures import encoded
 from ip2p.release import people, registry
@@ -120,6 +120,16 @@ def test_a_version_knows_its_parents_and_mlflow_serves_it_by_its_own_example(hom
         log.close()
 
 
+def test_an_editor_that_no_server_would_load_is_not_registered(home, tmp_path):
+    params, paths = home
+    another(paths, "2")
+    (paths["editor"] / "optimizer.bin").write_bytes(b"x")
+    evaluated(paths, 0.5)
+    with pytest.raises(ModelError, match=r"editor-2: holds optimizer\.bin; only safetensors"):
+        registry.run(params, **paths)
+    assert registry.version_numbers(params) == {}
+
+
 def test_without_an_evaluation_nothing_is_registered(home):
     params, paths = home
     with pytest.raises(DataError, match=r"report\.json: no such file; run the stage"):
@@ -184,6 +194,11 @@ def test_people_promote_roll_back_and_hold_and_it_is_recorded(home):
     assert registry.champion_number(params) == "1"
     told = registry.run(params, **paths)  # the stage runs each time, and does not undo what a person did
     assert told.extra["version"] == "2" and told.kept == 0 and registry.champion_number(params) == "1"
+    evaluated(paths, 0.5 + 1e-9)  # as good by the gate's word: what a person took back stays so all the same
+    registry.run(params, **paths)
+    assert registry.champion_number(params) == "3"
+    people.rollback(params, "no")
+    assert registry.run(params, **paths).kept == 0 and registry.champion_number(params) == "1"
     with pytest.raises(ParamsError, match="no champion before"):
         people.rollback(params, None)
     people.hold(params, "holidays")
@@ -244,7 +259,7 @@ def test_what_a_registry_has_is_not_sent_again_and_another_registry_gets_it(home
     assert registry.run(other, **paths).kept == 1 and registry.champion_number(other) == "1"
 
 
-def test_a_champion_of_other_edits_is_measured_anew_on_the_challengers(home, editor_folder, tmp_path):
+def test_a_champion_of_other_edits_is_measured_anew_on_the_challengers_as_it_is_served(home, editor_folder, tmp_path, monkeypatch):
     params, paths = home
     evaluated(paths, 0.5)
     registry.run(params, **paths)
@@ -256,8 +271,11 @@ def test_a_champion_of_other_edits_is_measured_anew_on_the_challengers(home, edi
     paths["editor"] = tmp_path / "challenger"
     data = {k: paths[k] for k in ("triplets", "dataset")}
     evaluate.run(params, editor=paths["editor"], out=paths["evaluation"], work=tmp_path / "evaluate", **data)
+    asked, measure_again = [], evaluate.measure_again
+    monkeypatch.setattr(evaluate, "measure_again", lambda p, **k: (asked.append(p.evaluate.steps), measure_again(p, **k))[1])
     gate = registry.run(params, **paths).extra["gate"]
     assert "not compared" not in gate
+    assert asked == [3]
     assert "champion: success +0.000 [+0.000, +0.000], in 100% of resamples" in gate  # the same weights
     # as is one whose report is gone
     for told in tmp_path.rglob("report.json"):
