@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ip2p.errors import DataError
 
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""What is decoded: no formats that are programs (EPS), nor any that some plug-in brings."""
 MAX_PIXELS = 64_000_000
 MAX_RATIO = 32
 """Greatest ratio of the sides of a picture that is edited."""
@@ -76,7 +78,9 @@ def from_bytes(data: bytes, *, where: str) -> Tensor:
 def open_picture(data: bytes, *, where: str, alpha: bool = False) -> Image.Image:
     """Decode a picture, upright, in RGB with transparency over white, or with `alpha` in RGBA if it has any."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if image.mode == "F":
+                raise DataError(f"{where}: holds numbers of any size, not colours; give a PNG, JPEG or WebP")
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{where}: {image.width}×{image.height} pixels, at most {MAX_PIXELS} are accepted")
             if many_frames(image):

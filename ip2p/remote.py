@@ -33,6 +33,7 @@ from ip2p.params import StorageParams
 _RANGE = 8 * 2**20
 """Bytes asked for at once."""
 _TRIES = 8
+_REMEDY = "`dvc push` it; where DVC takes all to be there, delete the folder's list (`files/md5/….dir`) in the bucket first"
 _PAUSE = 0.2
 """Seconds before the second try; doubled for each further one, up to ten seconds."""
 _STALE = 3600
@@ -100,7 +101,7 @@ class RemoteFile:
         try:
             found = self._download(part)
             if found != self.md5.removesuffix(".dir"):
-                raise DataError(f"{self.name}: what {self.bucket.url} holds for it is broken (MD5 {found}); `dvc push` it again")
+                raise DataError(f"{self.name}: what {self.bucket.url} holds for it is broken (MD5 {found}); {_REMEDY}")
             part.replace(self._cached)
         finally:
             part.unlink(missing_ok=True)
@@ -183,7 +184,7 @@ def _again(work: Callable[[], T], name: str) -> T:
         try:
             return work()
         except (FileNotFoundError, PermissionError) as error:
-            raise DataError(f"{name}: the bucket has it not, or gives it to nobody with these keys ({error}); `dvc push` it") from error
+            raise DataError(f"{name}: the bucket has it not, or gives it to nobody with these keys ({error}); {_REMEDY}") from error
         except (NoCredentialsError, PartialCredentialsError) as error:
             raise DataError(f"{name}: no keys for the bucket ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
         except (OSError, pa.ArrowInvalid, BotoCoreError) as error:

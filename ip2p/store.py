@@ -26,6 +26,7 @@ from ip2p.remote import RemoteFile, RemoteFolder
 Folder = Path | RemoteFolder
 Shard = Path | RemoteFile
 _FINGERPRINT, _NOTE = b"ip2p.fingerprint", b"ip2p.note"
+_MOST_A_GROUP = 2**30
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -77,9 +78,14 @@ def shard_bytes(table: pa.Table, mark: str, *, note: Any = None) -> bytes:
     carried = {_FINGERPRINT: mark.encode(), _NOTE: json.dumps(note, sort_keys=True).encode()}
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), **carried})
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", row_group_size=rows_a_group(table))
     data: bytes = sink.getvalue().to_pybytes()
     return data
+
+
+def rows_a_group(table: pa.Table) -> int | None:
+    """Rows that are read at once: all of them (None), unless they are more than readers of nested columns take, which is 2 GiB."""
+    return None if table.nbytes <= _MOST_A_GROUP else max(1, len(table) * _MOST_A_GROUP // table.nbytes)
 
 
 def shard_mark(path: Path) -> str | None:

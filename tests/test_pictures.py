@@ -88,3 +88,11 @@ def test_what_a_decoder_raises_is_told_as_bad_data():
     told.add_text("Comment", "x" * 2**21, zip=True)  # Pillow refuses to unpack it, by a ValueError
     with pytest.raises(DataError, match=r"row 7: not a whole picture \(Decompressed data too large"):
         open_picture(encoded(Image.new("RGB", (8, 8)), pnginfo=told), where="row 7")
+
+
+def test_formats_that_are_programs_and_numbers_that_are_no_colours_are_refused():
+    for image, kind, told in ((Image.new("RGB", (8, 8)), "EPS", "not a whole picture"), (Image.new("F", (8, 8)), "TIFF", "not colours")):
+        buffer = io.BytesIO()
+        image.save(buffer, kind)
+        with pytest.raises(DataError, match=told):
+            open_picture(buffer.getvalue(), where="here")

@@ -2,10 +2,23 @@ import resource
 import signal
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from ip2p import store
 from ip2p.errors import DataError, UserError
-from ip2p.store import assemble, digest, fingerprint, read_json, read_shards, replace_folder, shard_mark, write_bytes, write_shard
+from ip2p.store import (
+    assemble,
+    digest,
+    fingerprint,
+    read_json,
+    read_shard,
+    read_shards,
+    replace_folder,
+    shard_mark,
+    write_bytes,
+    write_shard,
+)
 
 
 def test_a_shard_carries_its_fingerprint_and_the_same_bytes_each_time(tmp_path):
@@ -81,3 +94,12 @@ def test_a_disk_that_takes_no_more_is_told_in_one_line_and_the_old_file_stays(tm
 def test_what_is_not_there_has_no_digest(tmp_path):
     with pytest.raises(DataError, match=r"nowhere: no such file or folder"):
         digest(tmp_path / "nowhere")
+
+
+def test_a_shard_larger_than_readers_take_at_once_has_smaller_groups(tmp_path, monkeypatch):
+    table = pa.table({"picture": [bytes(1000)] * 40})
+    write_shard(tmp_path / "small.parquet", table, "m")
+    monkeypatch.setattr(store, "_MOST_A_GROUP", 10_500)
+    write_shard(tmp_path / "large.parquet", table, "m")
+    assert [pq.ParquetFile(tmp_path / n).num_row_groups for n in ("small.parquet", "large.parquet")] == [1, 4]
+    assert read_shard(tmp_path / "large.parquet").equals(table)

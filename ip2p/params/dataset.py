@@ -76,7 +76,8 @@ class TripletsParams(Section):
     writer: Literal["world", "llm"] = "world"
     """Who writes instructions and edited captions: the world's grammar, or a language model (`llm`)."""
     captions: str | None = None
-    """`FILE[:COLUMN]` (JSONL, CSV, TSV, Parquet) or `hf:NAME[:SPLIT[:COLUMN]]`; without it captions of random scenes of the world."""
+    """`FILE[:COLUMN]` (JSONL, CSV, TSV, Parquet) or `hf:NAME[:SPLIT[:COLUMN]]`; without it captions of random scenes of the world.
+    DVC sees a file's changes if it lies in `captions/`."""
     count: Count = 240
     """Triplets to write, balanced over edit types (by `weights`, where there are any)."""
     edit_types: tuple[str, ...] | None = None
@@ -250,6 +251,7 @@ class ValidateParams(Section):
     max_instruction: Count = 200
     """Longest instruction, characters."""
     benchmarks: tuple[str, ...] = ()
-    """Files of captions (as `triplets.captions` reads them) that no example may come from: what the editor will be judged on."""
+    """Files of captions (as `triplets.captions` reads them) that no example may come from: what the editor will be judged on. DVC sees
+    their changes if they lie in `captions/`."""
     max_drift: Share = 1.0
     """Greatest change of the shares of edit types against the last validated dataset (total variation distance); 1: any."""

@@ -135,6 +135,7 @@ def _import(options: argparse.Namespace) -> int:
     if options.output == PAIRS:
         write_json(REPORTS / "pairs.json", report.as_dict())
         print("So that DVC does not make others in their place: `dvc freeze pairs`; `dvc repro` and `make run` then go on with these")
+        print("To make pairs again later: `dvc unfreeze pairs && dvc repro --force --single-item pairs`")
     return 0
 
 

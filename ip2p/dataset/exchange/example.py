@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -50,6 +50,8 @@ class Example:
     split: str = "train"
     seed: int = 0
     mask: bytes | None = None
+    where: str = field(default="", compare=False)
+    """Where it was read, for messages."""
 
     def identified(self) -> Example:
         """The example with ids by content where it came without: all edits of a caption, or without captions of a picture, are
@@ -85,7 +87,9 @@ def from_row(row: dict[str, Any], where: str) -> Example:
     for name in ("original_image", "edited_image"):
         data = picture_in(row.get(name))
         if data is None:
-            raise DataError(f"{where}: no picture of at most {MAX_BYTES // 2**20} MiB in `{name}`")
+            if name not in row or not _is_empty(row[name]):
+                raise DataError(f"{where}: no picture of at most {MAX_BYTES // 2**20} MiB in `{name}`")
+            data = b""  # broken like any other that cannot be decoded
         images[name] = data
     for name in ("pair_id", "triplet_id"):
         if row.get(name) is not None and not _ID.fullmatch(str(row[name])):
@@ -103,7 +107,7 @@ def from_row(row: dict[str, Any], where: str) -> Example:
         raise DataError(f"{where}: seed {str(row['seed'])[:40]!r} is no whole number") from error
     if not -(2**63) <= seed < 2**63:
         raise DataError(f"{where}: seed {str(seed)[:40]} is out of range, give one below 2^63")
-    return Example(**known | texts | images, seed=seed)
+    return Example(**known | texts | images, seed=seed, where=where)
 
 
 def _require_whole(text: str, name: str, where: str) -> None:
@@ -115,6 +119,10 @@ def picture_in(cell: object) -> bytes | None:
     """The encoded picture of a cell, which is bytes or a struct that holds them; none if that is no file of at most `MAX_BYTES`."""
     data = cell.get("bytes") if isinstance(cell, dict) else cell
     return data if isinstance(data, bytes) and 0 < len(data) <= MAX_BYTES else None
+
+
+def _is_empty(cell: object) -> bool:
+    return not (cell.get("bytes") if isinstance(cell, dict) else cell)
 
 
 def split_named(file: Path) -> str | None:
@@ -144,10 +152,14 @@ def parquet_rows(path: Path, *, held_out: bool = False) -> Iterator[tuple[str, d
     if not named:
         raise DataError(f"{path}: no Parquet files; give the folder of a dataset")
     for file in for_testing(named, path) if held_out else named:
+        number = 0
         try:
             for batch in pq.ParquetFile(file).iter_batches(batch_size=64):
-                rows = [row | {"split": row.get("split") or named[file]} for row in batch.to_pylist()]
-                yield from ((str(file), row) for row in rows if not (held_out and row["split"] == "train"))
+                for cells in batch.to_pylist():
+                    number += 1
+                    row = cells | {"split": cells.get("split") or named[file]}
+                    if not (held_out and row["split"] == "train"):
+                        yield f"{file}: row {number}", row
         except (OSError, pa.ArrowInvalid) as error:
             raise DataError(f"{file}: cannot be read as Parquet ({error})") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -37,7 +38,9 @@ CODE = (
     *(f"dataset/{n}.py" for n in ("alignment", "exchange/move", "looks", "measures", "synthesis", "thresholds")),
 )
 """What decides what a pair scores."""
-_SIZES = "the two pictures differ in size"
+_SIZES, _BROKEN = "the two pictures differ in size", "a picture is missing or broken"
+_TOLD = 10
+"""Broken pictures that are told one by one."""
 
 
 def export_dataset(dataset: Path, layout: str, out: Path) -> int:
@@ -101,12 +104,20 @@ def import_pairs(source: Path, layout: str, out: Path, params: Params, progress:
 
 
 def _usable(examples: Iterator[Example], splits: tuple[float, float], dropped: Counter[str]) -> Iterator[Example]:
-    """The examples, with ids, but those for testing that would be trained on, and pairs of two sizes; `dropped` counts these by reason."""
+    """The examples, with ids, but those for testing that would be trained on, of two sizes or broken: `dropped` counts these by reason."""
     for example in examples:
         known = example.identified()
         if known.split == "test" and split_of(known.triplet_id, splits) != "test":
             dropped["for testing there, for training here"] += 1
-        elif len({open_picture(x, where=known.pair_id).size for x in (known.original_image, known.edited_image)}) > 1:
+            continue
+        try:
+            sizes = {open_picture(x, where=known.where or known.pair_id).size for x in (known.original_image, known.edited_image)}
+        except DataError as error:
+            dropped[_BROKEN] += 1
+            if dropped[_BROKEN] <= _TOLD:
+                print(f"import: left out: {error}", file=sys.stderr, flush=True)
+            continue
+        if len(sizes) > 1:
             dropped[_SIZES] += 1
         else:
             yield known
@@ -116,7 +127,7 @@ def _captioned(example: Example, source: Path) -> Example:
     """The example with both captions or, as people's edits often are, with none."""
     before, after = example.original_prompt.strip(), example.edited_prompt.strip()
     if bool(before) != bool(after):
-        raise DataError(f"{source}: {example.identified().pair_id} has one caption; caption both pictures, or neither")
+        raise DataError(f"{example.where or source}: {example.identified().pair_id} has one caption; caption both pictures, or neither")
     return replace(example, original_prompt=before, edited_prompt=after)
 
 
@@ -137,7 +148,8 @@ def lint(source: Path, layout: str) -> list[str]:
     problems: list[str] = []
     splits: dict[str, set[str]] = {}
     seen: Counter[str] = Counter()
-    for number, e in enumerate(_layout(layout).read(source), 1):
+    examples = _until_broken(_layout(layout).read(source), problems)
+    for number, e in enumerate(examples, 1):
         where = f"example {number}" + (f" ({e.pair_id})" if e.pair_id else "")
         try:
             sizes = {open_picture(data, where=where).size for data in (e.original_image, e.edited_image)}
@@ -154,6 +166,14 @@ def lint(source: Path, layout: str) -> list[str]:
         splits.setdefault(e.triplet_id or where, set()).add(e.split)
     problems += [f"triplet {t}: in {len(s)} splits" for t, s in splits.items() if len(s) > 1]
     return problems if seen["train"] else [*problems, "no training examples"]
+
+
+def _until_broken(examples: Iterator[Example], problems: list[str]) -> Iterator[Example]:
+    """The examples up to one that cannot be read at all, which is a problem, too."""
+    try:
+        yield from examples
+    except DataError as error:
+        problems.append(f"{error}; what comes after it was not looked at")
 
 
 def _made(p2p: pa.ChunkedArray) -> str:
@@ -197,7 +217,8 @@ def _layout(name: str) -> ModuleType:
 
 
 def _scored(examples: list[Example], clip: Clip, safety: Safety | None) -> pa.Table:
-    measured = _measured(examples, clip, safety)
+    parts = (examples[i : i + _SHARD] for i in range(0, len(examples), _SHARD))  # a triplet may have many, which no memory holds at once
+    measured = [measures for part in parts for measures in _measured(part, clip, safety)]
     rows = [
         {
             "original_prompt": e.original_prompt,

@@ -58,7 +58,7 @@ def _examples(file: Path, split: str | None) -> Iterator[Example]:
     with tarfile.open(file, "r:") as tar:
         for member in tar:
             name = safe_name(member.name, str(file))
-            if member.isdir():
+            if member.isdir() or name.name.startswith("."):  # such as macOS adds
                 continue
             if not member.isreg() or member.issparse() or member.size > MAX_BYTES:
                 raise DataError(f"{file}: {member.name!r} is no regular file of at most {MAX_BYTES // 2**20} MiB; the archive is refused")
@@ -69,8 +69,21 @@ def _examples(file: Path, split: str | None) -> Iterator[Example]:
                 yield _example(parts.pop(key), f"{file}: {key}", split)
             if len(parts) > _ROWS or sum(len(x) for held in parts.values() for x in held.values()) > 4 * MAX_BYTES:
                 raise DataError(f"{file}: {len(parts)} incomplete examples; members of one example must lie side by side")
+        _require_end(file, tar.offset)
     if parts:
         raise DataError(f"{file}: {next(iter(parts))} is incomplete; an example is KEY.0.png, KEY.1.png and KEY.json")
+
+
+def _require_end(file: Path, offset: int) -> None:
+    """Raise `DataError` unless an archive ends where its reader stopped: at a header that is broken, reading ends without a word."""
+    with file.open("rb") as raw:
+        raw.seek(offset)
+        end = raw.read(tarfile.BLOCKSIZE)
+        if not end or any(end):
+            raise DataError(f"{file}: damaged or cut short at byte {offset}; get it anew")
+        while rest := raw.read(2**20):
+            if any(rest):
+                raise DataError(f"{file}: goes on after its end at byte {offset}; joined archives are not read, give each as a file")
 
 
 def _example(parts: dict[str, bytes], where: str, split: str | None) -> Example:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ip2p.cli import main
 from ip2p.dataset import filter, validate
-from ip2p.dataset.exchange import folders, hf, move, reference
+from ip2p.dataset.exchange import folders, hf, move, reference, webdataset
 from ip2p.dataset.exchange.example import from_row, read_dataset, split_named
 from ip2p.dataset.exchange.move import LAYOUTS, export_dataset, import_pairs, lint
 from ip2p.dataset.trace import trace
@@ -387,5 +387,58 @@ def test_tars_with_folders_are_read_and_such_that_swell_are_not(made, tiny, tmp_
             member = tarfile.TarInfo(f"{n}.0.png")
             member.size = 60 * 2**20
             new.addfile(member, io.BytesIO(bytes(member.size)))
-    with pytest.raises(DataError, match="5 incomplete examples"):
-        lint(tmp_path / "in", "webdataset")
+    assert "5 incomplete examples" in lint(tmp_path / "in", "webdataset")[0]
+
+
+def test_a_broken_picture_costs_no_import_and_is_told_with_its_row(tiny, made, tmp_path, capsys):
+    hf.write(read_dataset(made / "dataset"), tmp_path / "hf")
+    path = min((tmp_path / "hf" / "data").glob("train-*.parquet"))
+    rows = pq.read_table(path).to_pylist()
+    rows[0]["original_image"]["bytes"] = rows[0]["original_image"]["bytes"][:200]
+    rows[2]["edited_image"]["bytes"] = b""
+    rows[3] |= {"edit_prompt": " ", "pair_id": None}
+    pq.write_table(pa.Table.from_pylist(rows, schema=hf.SCHEMA), path)
+    problems = lint(tmp_path / "hf", "hf")
+    assert len([p for p in problems if "not a whole picture" in p]) == 2 and any("no instruction" in p for p in problems)
+    report = import_pairs(tmp_path / "hf", "hf", tmp_path / "pairs", tiny)
+    assert report.dropped_by_reason["a picture is missing or broken"] == 2
+    told = capsys.readouterr().err
+    assert f"{path}: row 1: not a whole picture" in told and f"{path}: row 3: not a whole picture" in told
+
+
+def test_a_tar_that_ends_before_its_end_is_refused(tiny, made, tmp_path):
+    export_dataset(made / "dataset", "webdataset", tmp_path / "whole")
+    (whole,) = (p for p in (tmp_path / "whole").glob("train-*.tar"))
+    with tarfile.open(whole) as tar:
+        members = tar.getmembers()
+    data, middle = whole.read_bytes(), members[6].offset
+    spoilt = {
+        "flipped": (data[: middle + 5] + bytes([data[middle + 5] ^ 1]) + data[middle + 6 :], "damaged or cut short"),
+        "cut": (data[:middle], "damaged or cut short"),
+        "joined": (data + data, "goes on after its end"),
+    }
+    for name, (content, told) in spoilt.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.tar").write_bytes(content)
+        with pytest.raises(DataError, match=rf"train\.tar: {told}"):
+            import_pairs(tmp_path / name, "webdataset", tmp_path / "pairs", tiny)
+
+
+def test_what_macos_adds_to_a_tar_is_passed_over(made, tmp_path):
+    export_dataset(made / "dataset", "webdataset", tmp_path / "out")
+    count = len(list(webdataset.read(tmp_path / "out")))
+    path = min((tmp_path / "out").glob("*.tar"))
+    with tarfile.open(path, "a") as tar:
+        for name in (".DS_Store", "folder/._a.0.png"):
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    assert len(list(webdataset.read(tmp_path / "out"))) == count
+
+
+def test_many_pairs_of_one_triplet_are_measured_some_at_a_time(tiny, made, tmp_path, monkeypatch):
+    monkeypatch.setattr(move, "_SHARD", 4)
+    examples = [replace(e, triplet_id="t", pair_id=f"p{n}") for n, e in enumerate(read_dataset(made / "dataset", splits=("train",)))]
+    hf.write(examples, tmp_path / "hf")
+    measured, most = move._measured, []
+    monkeypatch.setattr(move, "_measured", lambda some, *models: (most.append(len(some)), measured(some, *models))[1])
+    report = import_pairs(tmp_path / "hf", "hf", tmp_path / "pairs", tiny)
+    assert report.kept == len(examples) > 4 == max(most) and len(list((tmp_path / "pairs").glob("*.parquet"))) == 1
