@@ -9,6 +9,7 @@ import torch
 
 from ip2p.clip import embedding_codes, image_features
 from ip2p.dataset.filter import run, split_of
+from ip2p.dataset.filters import duplicates
 from ip2p.dataset.filters.chain import KEPT, Chain
 from ip2p.dataset.thresholds import Similar, reject_reason
 from ip2p.errors import DataError
@@ -82,13 +83,16 @@ def test_filters_decide_in_the_order_of_the_parameters_and_one_left_out_decides_
     assert reasons(FilterParams(chain=("duplicates",)), bad) == [KEPT]
 
 
-def test_small_edits_of_one_picture_are_no_duplicates_of_each_other():
+@pytest.mark.parametrize("fresh", [2, 1000])
+def test_small_edits_of_one_picture_are_no_duplicates_of_each_other(monkeypatch, fresh):
+    monkeypatch.setattr(duplicates, "_FRESH", fresh)
     same = {"hash_1": 7}
     rows = [same, same | {"edit_prompt": "a"}, same | {"edit_prompt": "a"}, same | {"triplet_id": "u", "edit_prompt": "b"}]
     again = "looks like an earlier pair"
     chain = Chain(PAPER)
     assert chain.decide(table(*rows)).reasons.tolist() == [KEPT, KEPT, again, again]
-    assert chain.decide(table(same)).reasons.tolist() == [again]
+    others = [same, same | {"edit_prompt": "c"}, same | {"edit_prompt": "c"}, same | {"triplet_id": "u", "edit_prompt": "d"}]
+    assert chain.decide(table(*others)).reasons.tolist() == [again, KEPT, again, again]  # nor in another shard
 
 
 def test_a_dropped_pair_makes_no_later_one_a_duplicate():

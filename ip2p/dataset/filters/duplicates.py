@@ -5,6 +5,8 @@ Two edits of one picture may be too small for the hashes to see: those of one tr
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -13,7 +15,25 @@ from ip2p.dataset.filters import Mask
 from ip2p.params import FilterParams
 
 _FRESH = 1 << 20
-"""Hashes held in a set before they are merged into the sorted array: 8 bytes a pair in the long run."""
+"""Marks held in a set before they are merged into the sorted array: 8 bytes each in the long run."""
+
+
+class _Marks:
+    """A growing set of 64-bit marks."""
+
+    def __init__(self) -> None:
+        self._sorted: npt.NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
+        self._fresh: set[int] = set()
+
+    def __contains__(self, mark: int) -> bool:
+        at = int(np.searchsorted(self._sorted, np.uint64(mark)))
+        return mark in self._fresh or (at < len(self._sorted) and int(self._sorted[at]) == mark)
+
+    def add(self, mark: int) -> None:
+        self._fresh.add(mark)
+        if len(self._fresh) >= _FRESH:
+            self._sorted = np.union1d(self._sorted, np.fromiter(self._fresh, dtype=np.uint64))
+            self._fresh.clear()
 
 
 class DuplicatesFilter:
@@ -22,33 +42,25 @@ class DuplicatesFilter:
     columns = ("hash_0", "hash_1", "triplet_id", "edit_prompt")
 
     def __init__(self, section: FilterParams) -> None:
-        self._sorted: npt.NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
-        self._fresh: set[int] = set()
+        self._looks, self._triplets, self._edits = _Marks(), _Marks(), _Marks()
 
     def misses(self, table: pa.Table, alive: Mask) -> list[tuple[str, Mask]]:
-        """The rows whose hashes were seen, of those alive."""
-        hashes = _mixed(table)
-        places = np.searchsorted(self._sorted, hashes)
-        known = np.zeros(len(hashes), dtype=bool)
-        inside = places < len(self._sorted)
-        known[inside] = self._sorted[places[inside]] == hashes[inside]
-        here: dict[int, list[int]] = {}
-        for i in np.flatnonzero(alive & ~known).tolist():
-            rows = here.setdefault(int(hashes[i]), [])
-            known[i] = int(hashes[i]) in self._fresh or (bool(rows) and _alike(table, i, rows))
+        """The rows that look like an earlier one of another triplet, or of the same instruction, of those alive."""
+        looks, triplets, instructions = _mixed(table).tolist(), table["triplet_id"].to_pylist(), table["edit_prompt"].to_pylist()
+        known = np.zeros(len(looks), dtype=bool)
+        for i in np.flatnonzero(alive).tolist():
+            triplet = _mark(looks[i], triplets[i])
+            edit = _mark(triplet, instructions[i])
+            known[i] = looks[i] in self._looks and (triplet not in self._triplets or edit in self._edits)
             if not known[i]:
-                rows.append(i)
-        self._fresh.update(here)
-        if len(self._fresh) >= _FRESH:
-            self._sorted = np.union1d(self._sorted, np.fromiter(self._fresh, dtype=np.uint64))
-            self._fresh.clear()
+                self._looks.add(looks[i])
+                self._triplets.add(triplet)
+                self._edits.add(edit)
         return [("looks like an earlier pair", known)]
 
 
-def _alike(table: pa.Table, row: int, others: list[int]) -> bool:
-    """Whether a row of equal hashes is of another triplet than those, or by the same instruction as one of them."""
-    texts = [(table["triplet_id"][i].as_py(), table["edit_prompt"][i].as_py()) for i in (row, *others)]
-    return texts[0][0] != texts[1][0] or texts[0] in texts[1:]
+def _mark(of: int, text: str) -> int:
+    return int.from_bytes(blake2b(f"{of}/{text}".encode(), digest_size=8).digest(), "big")
 
 
 def _mixed(table: pa.Table) -> npt.NDArray[np.uint64]:
