@@ -29,6 +29,8 @@ def test_an_error_is_told_whether_mlflow_answers_or_not(track_in, tmp_path, monk
         waited.append(os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES"))
         raise MlflowException("no answer")
 
+    for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
+        monkeypatch.delenv(name, raising=False)  # a server that was started in this process sets them
     waited = []
     with pytest.raises(UserError, match=r"MLflow .* cannot be used: no answer"), track(track_in(tmp_path), "train", {}):
         monkeypatch.setattr(MlflowClient, "set_terminated", away)
