@@ -27,6 +27,7 @@ Folder = Path | RemoteFolder
 Shard = Path | RemoteFile
 _FINGERPRINT, _NOTE = b"ip2p.fingerprint", b"ip2p.note"
 _MOST_A_GROUP = 2**30
+"""Bytes of a row group."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -78,14 +79,15 @@ def shard_bytes(table: pa.Table, mark: str, *, note: Any = None) -> bytes:
     carried = {_FINGERPRINT: mark.encode(), _NOTE: json.dumps(note, sort_keys=True).encode()}
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), **carried})
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=rows_a_group(table))
+    write_parquet(table, sink)
     data: bytes = sink.getvalue().to_pybytes()
     return data
 
 
-def rows_a_group(table: pa.Table) -> int | None:
-    """Rows that are read at once: all of them (None), unless they are more than readers of nested columns take, which is 2 GiB."""
-    return None if table.nbytes <= _MOST_A_GROUP else max(1, len(table) * _MOST_A_GROUP // table.nbytes)
+def write_parquet(table: pa.Table, out: Path | pa.BufferOutputStream) -> None:
+    """Write a table in one row group, unless it is more than readers of nested columns take at once, which is 2 GiB a column."""
+    rows = None if table.nbytes <= _MOST_A_GROUP else max(1, len(table) * _MOST_A_GROUP // table.nbytes)
+    pq.write_table(table, out, compression="zstd", row_group_size=rows)
 
 
 def shard_mark(path: Path) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,6 @@ class Bench:
     meter: Meter
     teacher: Diffusion
     work: Path
-    used: set[Path] = field(default_factory=set)
-    """Folders of pictures that this evaluation kept or took."""
 
     @cached_property
     def mark(self) -> str:
@@ -67,21 +65,14 @@ class Bench:
     def point(self, system: str, setting: dict[str, float], held: HeldOut, edit: Edit, *identity: str, pictures: bool = True) -> Point:
         """Measure, or take what was measured before of the same system and edits; at the headline's scales pictures are kept."""
         section = self.params.evaluate
-        sampled = section.model_dump(include={"steps", "solver", "guidance_interval", "guidance_every"})
+        sampled = asdict(edit_options(section))
         folder = self.work / fingerprint("point", system, setting, sampled, held.mark, self.mark, identity)
         keep = folder / "pictures" if pictures and setting == _scales(section) else None
-        if keep is not None:
-            self.used.add(keep)
         path = folder / "rows.json"
         pictured = keep is None or (keep / picture_name(len(held.edits) - 1)).exists()  # not if other scales were the headline's then
         if not (path.exists() and pictured):
-            write_json(path, measure(held, self.meter, edit, batch=self.params.evaluate.batch, keep=keep))
+            write_json(path, measure(held, self.meter, edit, batch=section.batch, keep=keep))
         return Point(system, setting, read_json(path), keep)
-
-    def forget(self) -> None:
-        """Delete pictures of earlier evaluations: their numbers stay, and are taken again; of thousands of edits pictures are gigabytes."""
-        for folder in set(self.work.glob("*/pictures")) - self.used:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def run(
@@ -125,7 +116,8 @@ def run(
     write_bytes(out / "types.png", plot_types(report["headline"]["by_type"]))
     attempt = partial(_by_sdedit, bench, held, baselines["sdedit"].setting["strength"]) if "sdedit" in baselines else None
     write_examples(headline, held, out, sdedit=attempt)
-    bench.forget()
+    for folder in set(work.glob("*/pictures")) - {p.pictures for p in points}:  # of earlier evaluations, whose numbers stay
+        shutil.rmtree(folder, ignore_errors=True)
     with track(params.track, "evaluate", {"held_out": held.mark}) as tracked:
         tracked.metrics(headline.means())
         for name in ("curve.png", "types.png", "grid.png", "extremes.png"):

@@ -80,17 +80,17 @@ def by_pipeline(editor, images, request, *, steps):
     ).images
 
 
-def assert_same(ours, theirs):
-    """But for how float32 rounds, which the processor and the number of threads decide: a quarter of an 8-bit level at most."""
+def assert_same(ours, theirs, most=1e-4):
+    """But for how float32 rounds, which the processor and the number of threads decide."""
     apart = (ours - theirs).abs()
-    assert apart.mean() <= 1e-5 and apart.max() <= 1e-3
+    assert apart.mean() <= 1e-5 and apart.max() <= most
 
 
 @pytest.mark.parametrize("seed", [0, 7])
 def test_edits_are_those_of_diffusers_pipeline(editor, images, seed):
     request = EditRequest("make it winter", 4.0, 1.3, seed)
     ours = edit_batch(editor, images[:1], [request], EditOptions(steps=6))
-    assert_same(ours, by_pipeline(editor, images[:1], request, steps=6))
+    assert_same(ours, by_pipeline(editor, images[:1], request, steps=6), most=1e-3)  # strongly guided; a quarter of an 8-bit level
 
 
 @pytest.mark.parametrize("steps", [8, 15])  # 15: timesteps that are no whole numbers

@@ -87,7 +87,7 @@ def from_row(row: dict[str, Any], where: str) -> Example:
     for name in ("original_image", "edited_image"):
         data = picture_in(row.get(name))
         if data is None:
-            if name not in row or not _is_empty(row[name]):
+            if name not in row or _held(row[name]):
                 raise DataError(f"{where}: no picture of at most {MAX_BYTES // 2**20} MiB in `{name}`")
             data = b""  # broken like any other that cannot be decoded
         images[name] = data
@@ -117,12 +117,12 @@ def _require_whole(text: str, name: str, where: str) -> None:
 
 def picture_in(cell: object) -> bytes | None:
     """The encoded picture of a cell, which is bytes or a struct that holds them; none if that is no file of at most `MAX_BYTES`."""
-    data = cell.get("bytes") if isinstance(cell, dict) else cell
+    data = _held(cell)
     return data if isinstance(data, bytes) and 0 < len(data) <= MAX_BYTES else None
 
 
-def _is_empty(cell: object) -> bool:
-    return not (cell.get("bytes") if isinstance(cell, dict) else cell)
+def _held(cell: object) -> object:
+    return cell.get("bytes") if isinstance(cell, dict) else cell
 
 
 def split_named(file: Path) -> str | None:

@@ -9,11 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ip2p.dataset.exchange.example import Example, by_split, from_row, parquet_rows
 from ip2p.records import IMAGE
-from ip2p.store import rows_a_group
+from ip2p.store import write_parquet
 
 _ROWS = 1000
 _FIELDS = {
@@ -40,9 +39,7 @@ def write(examples: Iterable[Example], out: Path) -> int:
     count = 0
     for split, rows in by_split(examples, _ROWS):
         table = pa.Table.from_pylist([_row(e) for e in rows], schema=SCHEMA)
-        pq.write_table(
-            table, out / "data" / f"{split}-{numbers[split]:05d}.parquet", compression="zstd", row_group_size=rows_a_group(table)
-        )
+        write_parquet(table, out / "data" / f"{split}-{numbers[split]:05d}.parquet")
         numbers[split] += 1
         count += len(rows)
     for split, shards in numbers.items():

@@ -111,7 +111,7 @@ def _usable(examples: Iterator[Example], splits: tuple[float, float], dropped: C
             dropped["for testing there, for training here"] += 1
             continue
         try:
-            sizes = {open_picture(x, where=known.where or known.pair_id).size for x in (known.original_image, known.edited_image)}
+            sizes = _sizes(known, known.where or known.pair_id)
         except DataError as error:
             dropped[_BROKEN] += 1
             if dropped[_BROKEN] <= _TOLD:
@@ -121,6 +121,11 @@ def _usable(examples: Iterator[Example], splits: tuple[float, float], dropped: C
             dropped[_SIZES] += 1
         else:
             yield known
+
+
+def _sizes(example: Example, where: str) -> set[tuple[int, int]]:
+    """Of the two pictures; one if they are equal. Raises `DataError` naming `where` if one cannot be decoded."""
+    return {open_picture(x, where=where).size for x in (example.original_image, example.edited_image)}
 
 
 def _captioned(example: Example, source: Path) -> Example:
@@ -152,7 +157,7 @@ def lint(source: Path, layout: str) -> list[str]:
     for number, e in enumerate(examples, 1):
         where = f"example {number}" + (f" ({e.pair_id})" if e.pair_id else "")
         try:
-            sizes = {open_picture(data, where=where).size for data in (e.original_image, e.edited_image)}
+            sizes = _sizes(e, where)
         except DataError as error:
             problems.append(str(error))
             continue

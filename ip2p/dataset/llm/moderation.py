@@ -10,7 +10,6 @@ from ip2p.dataset.llm.client import Client, EndpointError, backoff, retry_after
 from ip2p.store import fingerprint
 
 _AT_ONCE = 32
-_AGAIN = "moderation tried again"
 
 
 async def moderate(client: Client, texts: list[str]) -> set[str]:
@@ -33,7 +32,7 @@ async def moderate(client: Client, texts: list[str]) -> set[str]:
 
 async def _flags(client: Client, model: str, texts: list[str]) -> list[bool]:
     for attempt in range(client.section.retries + 1):
-        wait = backoff(client.section, attempt)
+        wait, said = backoff(client.section, attempt), ""
         try:
             answer = await client.api.moderations.create(model=model, input=texts)
             if len(answer.results) == len(texts):
@@ -44,9 +43,8 @@ async def _flags(client: Client, model: str, texts: list[str]) -> list[bool]:
                     told = f"{model} cannot be asked ({error.status_code}); mend or unset it"
                     raise EndpointError(f"{client.section.where}.moderation: {told}") from error
                 wait = max(wait, retry_after(error))
-            client.trouble(_AGAIN, getattr(error, "message", ""))
-        else:
-            client.trouble(_AGAIN)
+            said = getattr(error, "message", "")
+        client.trouble("moderation tried again", said)
         await asyncio.sleep(wait)
     told = f"no answer from {model} after {client.section.retries} retries ({client.told_troubles()}); run again to go on"
     raise EndpointError(f"{client.section.where}.moderation: {told}")
