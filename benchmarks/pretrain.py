@@ -28,14 +28,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="samples a step (default: %(default)s)")
     parser.add_argument("--parts", nargs="+", default=list(FOLDERS), choices=FOLDERS, help="default: all")
     options = parser.parse_args()
-    rows = ["| samples/s | a step | plain | compiled | × | seconds to compile |", "|---|---|---|---|---|---|"]
+    print("| samples/s | a step | plain | compiled | × | seconds to compile |\n|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for part in options.parts:
             batch = options.batch // 4 if part == "autoencoder" else options.batch
             (_, plain), (first, fast) = (speeds(Path(folder), part, batch, compiled=c) for c in (False, True))
             waited = max(0.0, STEPS / first - STEPS / fast)
-            rows.append(f"| {part} | {batch} | {plain * batch:.1f} | {fast * batch:.1f} | {fast / plain:.2f} | {waited:.0f} |")
-    print("\n".join(rows))
+            print(f"| {part} | {batch} | {plain * batch:.1f} | {fast * batch:.1f} | {fast / plain:.2f} | {waited:.0f} |", flush=True)
 
 
 def speeds(work: Path, part: str, batch: int, *, compiled: bool) -> tuple[float, float]:
