@@ -22,6 +22,8 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 MADE = "ip2p.editor"
 """Tag of the run that made an editor: the editor's digest."""
 _VARIABLE = "MLFLOW_TRACKING_URI"
+_SOON = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+"""When MLflow's client gives up, unless the environment says otherwise: by itself it tries for minutes."""
 _AT_ONCE = 1000
 """Numbers that MLflow takes at once."""
 
@@ -44,6 +46,12 @@ def point_mlflow(section: TrackParams) -> Any:
     if before is None:
         os.environ.pop(_VARIABLE, None)
     return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def give_up_soon() -> None:
+    """From now on MLflow's client gives up soon in this process, where somebody waits who can ask again."""
+    for name, value in _SOON.items():
+        os.environ.setdefault(name, value)
 
 
 @contextmanager
@@ -144,9 +152,8 @@ def track(section: TrackParams, name: str, parameters: Mapping[str, object], *, 
 
 @contextmanager
 def _soon() -> Iterator[None]:
-    """MLflow's client gives up soon, unless the environment says otherwise: by itself it tries for minutes, while training waits."""
-    usual = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
-    added = {name: value for name, value in usual.items() if name not in os.environ}
+    """MLflow's client gives up soon, since training waits."""
+    added = {name: value for name, value in _SOON.items() if name not in os.environ}
     os.environ.update(added)
     try:
         yield

@@ -74,8 +74,8 @@ def test_every_module_has_a_layer():
     assert modules - {"ip2p.__init__"} == placed - {"flows"}
 
 
-# What every stage imports and no stage's result depends on by itself: reading parameters, writing files, telling errors.
-INFRASTRUCTURE = {"startup", "errors", "params", "store", "remote", "track", "torchvision_cpu"}
+# What no stage's result depends on by itself: reading parameters, writing files, keeping sets, telling errors.
+INFRASTRUCTURE = {"startup", "errors", "params", "store", "marks", "remote", "track", "torchvision_cpu"}
 MODULES = {
     **dict.fromkeys(("triplets", "pairs", "filter", "validate"), "dataset"),
     "train": "model",

@@ -2,23 +2,22 @@
 
 A picture without a caption is known by its triplet.
 
-Kept in the editor's folder as sorted 64-bit marks, 8 bytes a caption: half a million captions, as the paper has, are 4 MB, and that any
-two of them share a mark is one chance in a hundred million.
+Kept in the editor's folder as 64-bit marks (ip2p/marks.py): half a million captions, as the paper has, are 4 MB.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from ip2p.errors import ModelError
+from ip2p.marks import NONE as NO_MARKS
+from ip2p.marks import Marks, among, mark_of
 from ip2p.records import CAPTIONS
 from ip2p.store import write_bytes
 
@@ -32,19 +31,17 @@ def known_by(caption: str, triplet_id: str) -> str:
 class Seen(Container[str]):
     """A set of captions that can be asked for one and added to."""
 
-    marks: NDArray[np.uint64]
+    marks: Marks
 
     def __contains__(self, caption: object) -> bool:
-        mark = _mark(str(caption))
-        at = int(np.searchsorted(self.marks, mark))
-        return at < len(self.marks) and bool(self.marks[at] == mark)
+        return among(mark_of(str(caption)), self.marks)
 
     def __len__(self) -> int:
         return len(self.marks)
 
     def with_captions(self, captions: Iterable[str]) -> Seen:
         """These and more; an empty caption says nothing of its picture and is left out."""
-        return Seen(np.union1d(self.marks, np.array([_mark(c) for c in captions if c], dtype=np.uint64)))
+        return Seen(np.union1d(self.marks, np.array([mark_of(c) for c in captions if c], dtype=np.uint64)))
 
     def __or__(self, other: Seen) -> Seen:
         return Seen(np.union1d(self.marks, other.marks))
@@ -54,7 +51,7 @@ class Seen(Container[str]):
         write_bytes(folder / CAPTIONS, save({"marks": self.marks}))
 
 
-NONE = Seen(np.zeros(0, dtype=np.uint64))
+NONE = Seen(NO_MARKS)
 
 
 def read_seen(folder: Path) -> Seen:
@@ -66,7 +63,3 @@ def read_seen(folder: Path) -> Seen:
         return Seen(load_file(path)["marks"])
     except (OSError, KeyError, SafetensorError) as error:
         raise ModelError(f"{path}: cannot be read ({error}); it should hold the captions that the editor was trained on") from error
-
-
-def _mark(caption: str) -> np.uint64:
-    return np.uint64(int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "big"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from ip2p.errors import ParamsError
 from ip2p.params import Params
 from ip2p.release.registry import champion_number, crown, hold_of, version_numbers
-from ip2p.track import mlflow_in_reach, point_mlflow
+from ip2p.track import give_up_soon, mlflow_in_reach, point_mlflow
 
 _PARENTS = {"start": "from", "dataset": "dataset", "training_run": "trained by run", "code": "code", "champion_then": "champion then"}
 
@@ -20,7 +19,7 @@ _PARENTS = {"start": "from", "dataset": "dataset", "training_run": "trained by r
 @contextmanager
 def registry_in_reach() -> Iterator[None]:
     """Raises `UserError` if the registry cannot be used, and soon: a person waits."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    give_up_soon()
     with mlflow_in_reach():
         yield
 

@@ -33,6 +33,7 @@ from ip2p.serve.guard import Guard
 from ip2p.serve.intake import RefusedError
 from ip2p.serve.wire import configured
 from ip2p.startup import live_long
+from ip2p.track import give_up_soon
 
 _STORING = 5.0
 """Seconds that edits which were made have to be stored at the end."""
@@ -141,8 +142,7 @@ def _server(app: FastAPI, config: Any) -> Any:
 def serve(params: Params) -> None:
     """Serve until SIGTERM or SIGINT. Raises `ParamsError` for a public address without keys, or one that is taken."""
     section = params.serve
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # by itself it tries for minutes: a server that starts serves what
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # it served last meanwhile, and one that serves looks again anyway
+    give_up_soon()  # a server that starts serves what it served last meanwhile, and one that serves looks again anyway
     live_long()
     keys = tuple(k.strip() for k in os.environ.get("IP2P_API_KEYS", "").split(",") if k.strip())
     if section.host not in _LOOPBACK and not keys:

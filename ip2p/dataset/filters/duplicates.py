@@ -5,29 +5,27 @@ Two edits of one picture may be too small for the hashes to see: those of one tr
 
 from __future__ import annotations
 
-from hashlib import blake2b
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from ip2p.dataset.filters import Mask
+from ip2p.marks import NONE, among, mark_of
 from ip2p.params import FilterParams
 
 _FRESH = 1 << 20
 """Marks held in a set before they are merged into the sorted array: 8 bytes each in the long run."""
 
 
-class _Marks:
+class _Growing:
     """A growing set of 64-bit marks."""
 
     def __init__(self) -> None:
-        self._sorted: npt.NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
+        self._sorted = NONE
         self._fresh: set[int] = set()
 
     def __contains__(self, mark: int) -> bool:
-        at = int(np.searchsorted(self._sorted, np.uint64(mark)))
-        return mark in self._fresh or (at < len(self._sorted) and int(self._sorted[at]) == mark)
+        return mark in self._fresh or among(mark, self._sorted)
 
     def add(self, mark: int) -> None:
         self._fresh.add(mark)
@@ -42,25 +40,21 @@ class DuplicatesFilter:
     columns = ("hash_0", "hash_1", "triplet_id", "edit_prompt")
 
     def __init__(self, section: FilterParams) -> None:
-        self._looks, self._triplets, self._edits = _Marks(), _Marks(), _Marks()
+        self._looks, self._triplets, self._edits = _Growing(), _Growing(), _Growing()
 
     def misses(self, table: pa.Table, alive: Mask) -> list[tuple[str, Mask]]:
         """The rows that look like an earlier one of another triplet, or of the same instruction, of those alive."""
         looks, triplets, instructions = _mixed(table).tolist(), table["triplet_id"].to_pylist(), table["edit_prompt"].to_pylist()
         known = np.zeros(len(looks), dtype=bool)
         for i in np.flatnonzero(alive).tolist():
-            triplet = _mark(looks[i], triplets[i])
-            edit = _mark(triplet, instructions[i])
+            triplet = mark_of(f"{looks[i]}/{triplets[i]}")
+            edit = mark_of(f"{triplet}/{instructions[i]}")
             known[i] = looks[i] in self._looks and (triplet not in self._triplets or edit in self._edits)
             if not known[i]:
                 self._looks.add(looks[i])
                 self._triplets.add(triplet)
                 self._edits.add(edit)
         return [("looks like an earlier pair", known)]
-
-
-def _mark(of: int, text: str) -> int:
-    return int.from_bytes(blake2b(f"{of}/{text}".encode(), digest_size=8).digest(), "big")
 
 
 def _mixed(table: pa.Table) -> npt.NDArray[np.uint64]:
