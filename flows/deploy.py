@@ -1,7 +1,7 @@
-"""What a Prefect server is told of this project: `python -m flows.deploy`, which may be run again.
+"""What a Prefect server is told of this project: `python -m flows.deploy`, which may be run again, as at each start of a worker.
 
-The work pool and the deployments of prefect.yaml, one slot of the limit `gpu` (unless there is a limit already), and an automation
-that ends runs whose machine is gone.
+The work pool and the deployments of prefect.yaml, one slot of the limit `gpu`, and an automation that ends runs whose machine is gone.
+What people have set on the server stays: the pool's and the limit's slots, and whether a schedule is on.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from uuid import UUID
 
 import yaml
 from prefect.automations import Automation
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import DeploymentSchedule, StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
@@ -34,14 +35,38 @@ def main() -> int:
     argparse.ArgumentParser(prog="python -m flows.deploy", description=__doc__).parse_args()
     try:
         pool = yaml.safe_load(Path("prefect.yaml").read_text(encoding="utf-8"))["definitions"]["pool"]["name"]
-        _call("work-pool", "create", pool, "--type", "process", "--overwrite")
-        _call("deploy", "--all")
+        make_pool(pool)
+        deploy_all()
         limit_gpus()
         crash_lost_runs()
     except UserError as error:
         print(f"ip2p: error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def make_pool(name: str) -> None:
+    """The pool that workers of this project take runs from, unless it is there."""
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_work_pool(name)
+        except ObjectNotFound:
+            _call("work-pool", "create", name, "--type", "process")
+
+
+def deploy_all() -> None:
+    """The deployments of prefect.yaml; their schedules are made anew, and those that were there before are as on or off as they were."""
+    with get_client(sync_client=True) as client:
+        before = {key: told.active for key, told in _scheduled(client).items()}
+        _call("deploy", "--all")
+        for (deployment, when), told in _scheduled(client).items():
+            if before.get((deployment, when), told.active) != told.active:
+                client.update_deployment_schedule(deployment, told.id, active=not told.active)
+
+
+def _scheduled(client: SyncPrefectClient) -> dict[tuple[UUID, str], DeploymentSchedule]:
+    """All schedules, by deployment and what they say."""
+    return {(deployment.id, repr(told.schedule)): told for deployment in client.read_deployments() for told in deployment.schedules}
 
 
 def limit_gpus() -> None:

@@ -19,6 +19,7 @@ from prefect.logging.handlers import APILogWorker
 from prefect.runtime import task_run
 from prefect.states import Completed, Failed
 
+from flows.lock import keep_lock
 from flows.stage import PARENT
 from flows.watch import watched
 from ip2p.errors import UserError
@@ -37,6 +38,7 @@ def stages(path: Path = Path("dvc.yaml")) -> list[str]:
 
 def call_dvc(*arguments: str, **environment: str) -> int:
     """DVC in a process group of its own, which ends with this process; its exit code."""
+    keep_lock()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # the stages' `python` is this one
     inherited = {**os.environ, **environment, "PATH": path}
     child = subprocess.Popen(watched([sys.executable, "-m", "dvc", *arguments]), env=inherited, start_new_session=True)

@@ -2,7 +2,7 @@
 
 from flows.stage import main, stage_flow
 
-register = stage_flow("register", "Editor to the MLflow registry, through the gate")
+register = stage_flow("register", "Editor to the MLflow registry, through the gate", gpu=True)  # the champion may be measured again
 
 if __name__ == "__main__":
     main(register)

@@ -9,22 +9,24 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 import yaml
 from prefect import Flow, flow, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.concurrency.sync import concurrency
+from prefect.exceptions import PrefectException
 from prefect.flow_engine import run_flow
 from prefect.states import Failed, Pending
 
-from ip2p.errors import ParamsError, UserError
+from ip2p.errors import ParamsError, UserError, first_line
 from ip2p.params import Params, TrackParams, load_params
 from ip2p.records import MLFLOW_RUN, StageReport
 from ip2p.stages import TELLS, Engine, run_stage
@@ -59,7 +61,8 @@ def stage_flow(
         if not state.is_completed():
             return Failed(message=state.message, data=state.result(raise_on_failure=False))
         report: StageReport = state.result()
-        create_markdown_artifact(_markdown(report), key=f"{name}-survivors", description=f"What {name} saw, kept and dropped")
+        with _telling(name):
+            create_markdown_artifact(_markdown(report), key=f"{name}-survivors", description=f"What {name} saw, kept and dropped")
         if tracked := report.extra.get(MLFLOW_RUN):
             link(name, load_params(Path(params_path)).track, str(tracked))
         return report.as_dict()
@@ -97,21 +100,34 @@ def require_sections(params: Path, graph: Path = Path("dvc.yaml")) -> None:
 
 def _progress(name: str) -> Callable[[int, int], None]:
     """A progress artifact, made at the first report and updated at most a hundred times."""
-    held: dict[str, UUID] = {}
+    made: UUID | None = None
     shown = {"percent": -1.0, "printed": -1.0}
 
     def report(done: int, of: int) -> None:
+        nonlocal made
         percent = 100.0 * done / max(1, of)
         if name not in TELLS and (abs(percent - shown["printed"]) >= 1 or done == of):
             print(f"{name} {done}/{of}", flush=True)
             shown["printed"] = percent
-        if "id" not in held:
-            held["id"] = create_progress_artifact(percent, key=f"{name}-progress")  # type: ignore[assignment]
-        elif abs(percent - shown["percent"]) >= 1:
-            update_progress_artifact(held["id"], percent)
-            shown["percent"] = percent
+        if abs(percent - shown["percent"]) < 1 and done != of:
+            return
+        shown["percent"] = percent
+        with _telling(name):
+            if made is None:
+                made = create_progress_artifact(percent, key=f"{name}-progress")  # type: ignore[assignment]
+            else:
+                update_progress_artifact(made, percent)
 
     return report
+
+
+@contextmanager
+def _telling(name: str) -> Iterator[None]:
+    """What is told to Prefect's server here, no result hangs on: if it is away, the stage says so and goes on."""
+    try:
+        yield
+    except (httpx.HTTPError, PrefectException) as error:
+        print(f"{name}: not told to Prefect's server, which is away ({first_line(error)})", file=sys.stderr, flush=True)
 
 
 def link(name: str, section: TrackParams, tracked: str) -> None:
@@ -122,7 +138,9 @@ def link(name: str, section: TrackParams, tracked: str) -> None:
         print(f"{name}: no link to its run: {error}", file=sys.stderr, flush=True)
         return
     if address:
-        create_link_artifact(address, link_text=f"{name} in MLflow", key=f"{name}-mlflow", description="Figures and pictures of the run")
+        with _telling(name):
+            text = f"{name} in MLflow"
+            create_link_artifact(address, link_text=text, key=f"{name}-mlflow", description="Figures and pictures of the run")
 
 
 def _markdown(report: StageReport) -> str:

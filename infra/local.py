@@ -173,7 +173,11 @@ def services(topology: Topology) -> list[Service]:
             "prefect",
             [python, "-m", "prefect", "server", "start", "--host", here, "--port", str(ports["prefect"])],
             lambda: _answers(f"{topology.url('prefect')}/api/health"),
-            {**bare, "PREFECT_SERVER_DATABASE_CONNECTION_URL": topology.database("prefect", "asyncpg")},
+            {
+                **bare,
+                "PREFECT_SERVER_DATABASE_CONNECTION_URL": topology.database("prefect", "asyncpg"),
+                "PREFECT_UI_API_URL": f"{topology.url('prefect')}/api",
+            },
         ),
         Service(
             "worker",

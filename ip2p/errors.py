@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class UserError(Exception):
     """A mistake in what was given to ip2p; the message names file, row or field and says what to do."""
@@ -24,5 +26,5 @@ class ValidationFailedError(UserError):
 
 
 def first_line(error: BaseException) -> str:
-    """What another's error says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+    """What another's error says, in one line, without the name and password of an address."""
+    return re.sub(r"://[^/@\s]*@", "://***@", (str(error).splitlines() or [type(error).__name__])[0])[:300]

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import yaml
 from botocore.exceptions import BotoCoreError, NoCredentialsError, PartialCredentialsError  # type: ignore[import-untyped]
 
-from ip2p.errors import DataError
+from ip2p.errors import DataError, first_line
 from ip2p.params import StorageParams
 
 _RANGE = 8 * 2**20
@@ -175,7 +175,10 @@ def _filesystem(bucket: Bucket) -> Any:
     options: dict[str, Any] = {}
     if bucket.url.startswith("s3://"):
         options = {"endpoint_url": bucket.endpoint, "config_kwargs": {"connect_timeout": 10, "read_timeout": 60}}
-    return fsspec.core.url_to_fs(bucket.url, **options)[0]
+    try:
+        return fsspec.core.url_to_fs(bucket.url, **options)[0]
+    except (ImportError, ValueError) as error:  # no such kind, or its package is not here
+        raise DataError(f"storage.remote: {bucket.url} cannot be read here ({first_line(error)}); s3://bucket/folder can") from error
 
 
 def _again(work: Callable[[], T], name: str) -> T:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from PIL import Image
 
@@ -111,7 +112,7 @@ class Run:
 
 
 def address_of(section: TrackParams, run: str) -> str | None:
-    """Where a run can be looked at in MLflow's pages; None if it is kept in a file of this machine.
+    """Where a run can be looked at in MLflow's pages, without the name and password of `track.uri`; None if a file of this machine has it.
 
     Raises `UserError` if MLflow cannot be used.
     """
@@ -120,7 +121,9 @@ def address_of(section: TrackParams, run: str) -> str | None:
         return None
     with mlflow_in_reach():
         experiment = point_mlflow(section).get_run(run).info.experiment_id
-    return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run}"
+    at = urlsplit(uri)
+    public = at._replace(netloc=at.netloc.rpartition("@")[2]).geturl()
+    return f"{public.rstrip('/')}/#/experiments/{experiment}/runs/{run}"
 
 
 def run_tagged(client: Any, section: TrackParams, name: str, value: str) -> str | None:

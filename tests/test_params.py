@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
         ("filter: {judge: {moderation: omni-moderation-latest}}", "filter.judge.moderation: "),
         ("triplets: {llm: {model: gpt-4o}}", "triplets.llm: .*price_in and price_out stand at gpt-4o-mini's; give those of gpt-4o"),
         ("filter: {judge: {model: gpt-5, price_in: 1}}", "filter.judge: .*give those of gpt-5"),
+        ("register: {name: team/editor}", "register.name: "),
         ("report: {grid: 13}", "report.grid: .*less than or equal to 12"),
         ("pairs: [1, 2", "not valid YAML"),
         ("just words", "needs sections"),

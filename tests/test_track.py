@@ -1,11 +1,15 @@
 import os
+import subprocess
+import sys
+from types import SimpleNamespace as Of
 
 import pytest
 from mlflow import MlflowClient, MlflowException
 from PIL import Image
 
 from flows.stage import link
-from ip2p.errors import UserError
+from ip2p import track as tracking
+from ip2p.errors import UserError, first_line
 from ip2p.params import TrackParams
 from ip2p.track import Run, track
 
@@ -45,3 +49,24 @@ def test_a_stage_that_is_done_stays_so_if_mlflow_does_not_answer_at_its_end(monk
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     link("train", TrackParams(uri="http://127.0.0.1:9"), "some-run")
     assert "train: no link to its run: MLflow (track.uri, MLFLOW_TRACKING_URI) cannot be used" in capsys.readouterr().err
+
+
+def test_the_password_of_an_address_is_told_to_nobody(monkeypatch):
+    section = TrackParams(uri="https://team:s3cret@mlflow.example:5000/")
+    monkeypatch.setattr(tracking, "point_mlflow", lambda s: Of(get_run=lambda run: Of(info=Of(experiment_id="7"))))
+    assert tracking.address_of(section, "r") == "https://mlflow.example:5000/#/experiments/7/runs/r"
+    monkeypatch.undo()
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    for uri in ("http://team:s3cret@127.0.0.1:9", "postgres://team:s3cret@127.0.0.1/mlflow"):
+        with pytest.raises(UserError) as told, track(TrackParams(uri=uri), "train", {}):
+            pass
+        assert "s3cret" not in str(told.value) and "127.0.0.1" in str(told.value)
+    assert first_line(OSError("to http://a@b/c: no\nmore")) == "to http://***@b/c: no"
+
+
+def test_a_stage_goes_on_while_prefects_server_is_away():
+    script = "from flows.stage import _progress; tell = _progress('pairs'); tell(1, 2); tell(2, 2)"
+    away = os.environ | {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_CLIENT_MAX_RETRIES": "0"}
+    done = subprocess.run([sys.executable, "-c", script], env=away, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines() == ["pairs 1/2", "pairs 2/2"]
+    assert done.stderr.count("pairs: not told to Prefect's server, which is away") == 2

@@ -152,8 +152,8 @@ class EvaluateParams(Section):
 class RegisterParams(Section):
     """What becomes of a trained editor."""
 
-    name: str = "ip2p-editor"
-    """Registered model name."""
+    name: Annotated[str, Field(pattern=r"^\w[^/:'\"]*$")] = "ip2p-editor"
+    """Registered model name: a letter or digit first, and no slashes, colons or quotes."""
     margin: Annotated[float, Field(ge=0)] = 0.0
     """By how much the challenger's edit score must exceed each baseline's, and at least the champion's."""
     confidence: Share = 0.8

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ip2p.errors import DataError, ModelError
+from ip2p.errors import DataError, ModelError, first_line
 from ip2p.params import Params
 from ip2p.records import RECORD, StageReport
 from ip2p.release.gate import Decision, Policy, comparable, decide
@@ -240,6 +240,7 @@ def _told(name: str, number: str, decision: Decision, tags: Mapping[str, str]) -
 def _measured_now(params: Params, champion: Any, report: dict[str, Any], *, challenger: Path, work: Path, **data: Path) -> dict[str, Any]:
     """The champion, sampled as it is served, on the challenger's edits; its old report, comparable with none, if it cannot be had."""
     from mlflow import MlflowException
+    from torch import OutOfMemoryError
 
     from ip2p.model.evaluate import measure_again
 
@@ -247,8 +248,8 @@ def _measured_now(params: Params, champion: Any, report: dict[str, Any], *, chal
         version = fetch_version(params, str(champion.version), work / "versions")
         forget_versions(work / "versions", [version.folder])
         return measure_again(with_settings(params, version.defaults), editor=version.folder, challenger=challenger, work=work, **data)
-    except (MlflowException, ModelError, OSError) as error:
-        print(f"register: version {champion.version} cannot be measured again: {error}", file=sys.stderr)
+    except (MlflowException, ModelError, OSError, OutOfMemoryError) as error:
+        print(f"register: version {champion.version} cannot be measured again: {first_line(error)}", file=sys.stderr)
         return report
 
 

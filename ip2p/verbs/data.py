@@ -125,7 +125,8 @@ def _import(options: argparse.Namespace) -> int:
     from ip2p.stages import PAIRS, REPORTS
     from ip2p.store import write_json
 
-    report = import_pairs(options.source, options.layout, options.output, load_params(options.params), progress=_told)
+    params = load_params(options.params)
+    report = import_pairs(options.source, options.layout, options.output, params, progress=_told)
     print(file=sys.stderr)
     print(f"{report.kept} pairs in {options.output}; `ip2p filter` comes next")
     for reason, count in report.dropped_by_reason.items():
@@ -135,6 +136,8 @@ def _import(options: argparse.Namespace) -> int:
     if options.output == PAIRS:
         write_json(REPORTS / "pairs.json", report.as_dict())
         print("So that DVC does not make others in their place: `dvc freeze pairs`; `dvc repro` and `make run` then go on with these")
+        if params.triplets.writer != "world":
+            print("They need no triplets: with `triplets: {writer: world, count: 1}` no language model is paid for some")
         print("To make pairs again later: `dvc unfreeze pairs && dvc repro --force --single-item pairs`")
     return 0
 

@@ -41,6 +41,15 @@ with get_client(sync_client=True) as client:
     print(state.type.value, state.message, client.read_flow_run(ended.id).state.type.value, sep="|")
 """
 
+ON = """
+from prefect.client.orchestration import get_client
+
+with get_client(sync_client=True) as client:
+    (told,) = client.read_deployment_by_name("pipeline/pipeline").schedules
+    print(told.active)
+    client.update_deployment_schedule(told.deployment_id, told.id, active=True)
+"""
+
 
 @pytest.mark.timeout(600)
 def test_deploying_twice_keeps_what_people_changed_and_a_run_that_is_lost_crashes(tmp_path, monkeypatch):
@@ -58,7 +67,11 @@ def test_deploying_twice_keeps_what_people_changed_and_a_run_that_is_lost_crashe
         lost = call("-c", LOST)
         call("-m", "flows.deploy")
         call("-m", "prefect", "gcl", "update", "gpu", "--limit", "3")
+        call("-m", "prefect", "work-pool", "set-concurrency-limit", "ip2p", "2")
+        assert call("-c", ON).strip().endswith("False")
         call("-m", "flows.deploy")
         assert '"limit": 3' in call("-m", "prefect", "gcl", "inspect", "gpu", "-o", "json")
+        assert '"concurrency_limit": 2' in call("-m", "prefect", "work-pool", "inspect", "ip2p", "-o", "json")
+        assert call("-c", ON).strip().endswith("True")
         assert "pipeline/pipeline" in call("-m", "prefect", "deployment", "ls")
     assert lost.strip().splitlines()[-1].startswith("CRASHED|nothing was heard of it") and lost.strip().endswith("|COMPLETED")

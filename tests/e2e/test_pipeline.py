@@ -40,7 +40,7 @@ def clone(folder: Path) -> Path:
 
 def start(folder: Path, log: Path) -> subprocess.Popen[bytes]:
     """`make run`'s command, in a process group of its own."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT") and k != "PYTHONDONTWRITEBYTECODE"}
     environment |= {"PYTHONPATH": str(folder), "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}", "HF_HUB_OFFLINE": "1"}
     with log.open("ab") as output:
         return subprocess.Popen(
@@ -107,6 +107,12 @@ def test_killed_twice_the_run_finishes_with_the_same_dataset(made, track_in, tmp
     assert digest(home / "data/dataset") == digest(made / "dataset")
     report = Path(re.search(r"^report: (.*)$", printed, re.M)[1])
     assert "<h1>ip2p-editor version 1</h1>" in report.read_text()
+
+    # of the code, DVC follows what git has: compiled modules come and go
+    followed = [d for stage in yaml.safe_load((home / "dvc.lock").read_text())["stages"].values() for d in stage["deps"]]
+    writer = next(d for d in followed if d["path"] == "ip2p/dataset/llm")
+    code = home / writer["path"]
+    assert writer["nfiles"] == len(list(code.glob("*.py"))) and list(code.glob("__pycache__/*"))
 
     # nothing is stale: a second `dvc repro` only asks the registry, which has the version
     again = subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=home, capture_output=True, text=True, check=True)

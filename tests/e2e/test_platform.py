@@ -162,6 +162,9 @@ def objects(topology, prefix):
 def test_from_deployment_to_feedback_and_a_second_clone_trains_on_the_data_of_the_first(platform, tmp_path):
     topology, project = platform, platform.project
 
+    # Prefect's pages talk to this server, not to whoever has its usual port
+    assert WEB.get(f"{topology.url('prefect')}/ui-settings").json()["api_url"] == f"{topology.url('prefect')}/api"
+
     # a run is cancelled in the middle of `pairs`: whatever it started ends, and nothing is half-written
     (cancelled,) = begin(topology, "pipeline")
     shards_made(topology, 1)

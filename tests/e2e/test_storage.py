@@ -72,7 +72,7 @@ def files(folder):
 
 
 def opened(home, url, cache, **section):
-    storage = StorageParams(remote=f"s3://{local.BUCKET}/dvc", endpoint=url, **section)
+    storage = StorageParams.model_validate({"remote": f"s3://{local.BUCKET}/dvc", "endpoint": url} | section)
     paths = {"dataset": home / "data/dataset", "marker": home / "data/validated.json"}
     paths = {n: p.relative_to(home) for n, p in paths.items()}
     return open_validated(storage, lock=home / "dvc.lock", cache=cache, **paths)
@@ -165,3 +165,6 @@ def test_what_is_wrong_with_a_bucket_is_said(s3, project, tmp_path, monkeypatch)
     monkeypatch.setattr("ip2p.remote._TRIES", 1)
     with pytest.raises(DataError, match=r"cannot be read from the bucket, 1 times \(Could not connect"):
         opened(project, "http://127.0.0.1:9", tmp_path / "cold")
+    for remote in ("gs://bucket/dvc", "s4://bucket/dvc"):
+        with pytest.raises(DataError, match=f"storage.remote: {remote} cannot be read here"):
+            opened(project, url, tmp_path / "other kinds", remote=remote)
