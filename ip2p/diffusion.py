@@ -38,6 +38,8 @@ class Diffusion:
     dtype: torch.dtype = torch.float32
     text_encoder_2: CLIPTextModelWithProjection | None = None
     tokenizer_2: CLIPTokenizer | None = None
+    zero_empty: bool = False
+    """Whether an empty text is zeros to the UNet, not what the encoders make of it: as XL models learn (`force_zeros_for_empty_prompt`)."""
     graphed: Graphed | None = None
     """The UNet's calls as CUDA graphs."""
     side: int | None = None
@@ -93,13 +95,16 @@ def encode_text(model: Diffusion, texts: list[str]) -> Tensor:
     Of an XL model the last but one of both encoders, side by side, and the second's pooled text as one more row.
     """
     if model.text_encoder_2 is None:
-        states: Tensor = _encoded(model.text_encoder, model.tokenizer, texts, model.device).last_hidden_state
-        return states
+        last: Tensor = _encoded(model.text_encoder, model.tokenizer, texts, model.device).last_hidden_state
+        return last
     first = _encoded(model.text_encoder, model.tokenizer, texts, model.device, output_hidden_states=True)
     second = _encoded(model.text_encoder_2, model.tokenizer_2, texts, model.device, output_hidden_states=True)
     both = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
     pooled = F.pad(second.text_embeds, (0, both.shape[-1] - second.text_embeds.shape[-1]))
-    return torch.cat([both, pooled[:, None]], dim=1)
+    states = torch.cat([both, pooled[:, None]], dim=1)
+    if model.zero_empty:
+        states[[not text for text in texts]] = 0
+    return states
 
 
 def _encoded(encoder: Any, tokenizer: Any, texts: list[str], device: torch.device, **options: bool) -> Any:

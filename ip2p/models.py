@@ -109,6 +109,7 @@ def load_diffusion(
     if name == _LARGE:
         parts["unet"].register_to_config(sample_size=_LARGE_SIDE // 8)
     if "text_encoder_2" in parts:
+        parts["zero_empty"] = _index(source).get("force_zeros_for_empty_prompt", True)  # the default of diffusers' pipelines
         parts["tokenizer_2"] = _tokenizer(CLIPTokenizer, source, "tokenizer_2", subject, parts["text_encoder_2"])
     cpu = device.type == "cpu"
     for part in ("vae", "unet"):  # on a GPU group norm has no kernel for channels_last: uncompiled, each would copy there and back
@@ -270,6 +271,17 @@ def _part(load: Any, source: str, part: str, subject: str, **options: Any) -> An
         named = f"{missing[0]}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}"
         raise ModelError(f"{subject}: {source}/{part} lacks the weights {named}; bring the whole folder")
     return model
+
+
+def _index(source: str) -> dict[str, Any]:
+    """The folder's model_index.json; nothing if it has none."""
+    from diffusers import DiffusionPipeline
+
+    try:
+        found: dict[str, Any] = DiffusionPipeline.load_config(**pinned(source))
+    except OSError:
+        return {}
+    return found
 
 
 def _tokenizer(load: Any, source: str, part: str, subject: str, encoder: Any) -> Any:

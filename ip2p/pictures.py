@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
 from ip2p.errors import DataError
@@ -22,6 +22,16 @@ MAX_RATIO = 32
 MAX_WEBP = 16383
 """Most pixels a side of a WebP file."""
 _VISIBLE = 0.06
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright whose EXIF has this orientation."""
 
 
 def resized(image_CHW: Tensor, size: int) -> Tensor:
@@ -101,9 +111,23 @@ def many_frames(image: Image.Image) -> bool:
     return getattr(image, "n_frames", 1) > 1 and image.format != "MPO"
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF says, if that can be read; EXIF is never written again, for some of it may be what no one could."""
+    try:
+        said = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # bytes from outside: struct.error, SyntaxError, ValueError
+        said = None
+    if said not in _TURNS:
+        return image
+    turned = image.transpose(_TURNS[said])
+    for name in ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"):  # each would turn it again
+        turned.info.pop(name, None)
+    return turned
+
+
 def standard(image: Image.Image) -> Image.Image:
     """A decoded picture upright, in sRGB of 8 bits: RGB, or RGBA if it has transparency."""
-    upright = ImageOps.exif_transpose(image)
+    upright = _upright(image)
     if upright.mode.startswith("I"):  # grey of 16 bits, which Pillow would cut off at 255
         upright = Image.fromarray((np.asarray(upright) / 257).round().clip(0, 255).astype(np.uint8))
     if "A" not in upright.getbands() and "transparency" not in upright.info:

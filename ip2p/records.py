@@ -103,6 +103,11 @@ class Caption:
         return fingerprint("caption", self.text)
 
 
+def triplet_of(*texts: str) -> str:
+    """The id of a triplet by its caption, instruction and edited caption; by a caption alone that of everything made of it."""
+    return fingerprint("triplet", *texts)
+
+
 @dataclass(frozen=True, slots=True)
 class Triplet:
     """Caption, instruction, edited caption (paper §3.1)."""
@@ -116,7 +121,7 @@ class Triplet:
     @property
     def id(self) -> str:
         """Content hash."""
-        return fingerprint("triplet", self.caption.text, self.instruction, self.edited_caption)
+        return triplet_of(self.caption.text, self.instruction, self.edited_caption)
 
     def row(self) -> dict[str, str]:
         """As a row of `TRIPLETS`."""

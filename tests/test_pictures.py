@@ -1,4 +1,5 @@
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
 from ip2p.errors import DataError
-from ip2p.pictures import from_bytes, open_picture, painted, to_png
+from ip2p.pictures import from_bytes, open_picture, painted, standard, to_png
 
 
 def encoded(image, format="PNG", **options):
@@ -26,6 +27,17 @@ def test_orientation_is_applied_and_transparency_lies_on_white():
     assert open_picture(encoded(Image.new("RGB", (20, 10)), "JPEG", exif=exif.tobytes()), where="x").size == (10, 20)
     clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     assert open_picture(encoded(clear), where="x").getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("odd", [(0x103, 4, 70000), (0x100, 9, -5), (0x112, 2, 6), (0x8769, 4, 2**31 - 1)])
+def test_a_value_of_exif_that_could_not_be_written_costs_no_picture(odd):
+    tag, kind, value = odd
+    turned, strange = struct.pack("<HHIHH", 0x112, 3, 1, 6, 0), struct.pack("<HHIi", tag, kind, 1, value)
+    entries = [strange] if tag == 0x112 else [turned, strange]
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + b"".join(entries) + b"\0\0\0\0"
+    whole = open_picture(encoded(Image.new("RGB", (20, 10)), "JPEG", exif=exif), where="x")
+    assert whole.size == ((10, 20) if tag != 0x112 else (20, 10))
+    assert standard(whole).size == whole.size  # turned once
 
 
 @pytest.mark.parametrize("data", [b"", b"<svg/>", encoded(Image.effect_noise((50, 50), 90))[:200]])

@@ -223,6 +223,9 @@ def _pictures(caption: str, instruction: str, seed: int, size: int) -> tuple[Ten
     """Source, true edit, another edit, the source again, and the true edit laid out anew, `CHW` each."""
     scene = read_caption(caption)
     edited = apply_edit(scene, read_instruction(instruction))
-    other = apply_edit(scene, sample_any_edit(scene, random.Random(f"other/{seed}")))
+    rng = random.Random(f"other/{seed}")
+    other = edited
+    while other == edited:
+        other = apply_edit(scene, sample_any_edit(scene, rng))
     scenes = ((scene, seed), (edited, seed), (other, seed), (scene, seed), (edited, seed + 10**6))
     return tuple(from_pillow(render(s, seed=n, size=size)) for s, n in scenes)

@@ -62,6 +62,12 @@ def read_captions(source: str, *, most: int | None = None) -> tuple[list[Caption
     return list(captions.values()), dict(dropped)
 
 
+def every_caption(source: str) -> Iterator[str]:
+    """All captions of a source, cleaned: repeated ones, those of one picture and those that are of no use to train on, too."""
+    rows, column = _open(source)
+    return (clean(_text(row, column, where)) for where, row in rows)
+
+
 def clean(text: str) -> str:
     """A caption as one line of plain text: entities resolved, tags and invisible characters gone, spaces single."""
     text = _TAG.sub(" ", html.unescape(text))

@@ -1,4 +1,4 @@
-"""Image pairs → dataset (paper §3.1.2): the chain of filters, best k a triplet, splits by triplet; every reject keeps its reason.
+"""Image pairs → dataset (paper §3.1.2): the chain of filters, best k a triplet, splits by caption; every reject keeps its reason.
 
 Goes shard by shard: scores first, images only of shards in which something stays.
 """
@@ -21,17 +21,30 @@ from ip2p.dataset.judge import Judge, Question, summary
 from ip2p.dataset.read import read_drops, read_scores
 from ip2p.dataset.survival import Survival, plot_survival
 from ip2p.params import FilterParams, Params
-from ip2p.records import EXAMPLES, JUDGEMENTS, SPLITS, VERDICTS, StageReport
+from ip2p.records import EXAMPLES, JUDGEMENTS, SPLITS, VERDICTS, StageReport, triplet_of
 from ip2p.store import fingerprint, read_shard, replace_folder, shards, staging_of, write_bytes, write_json, write_shard
 
 _IMAGES = ("original_image", "edited_image")
+SPLIT_BY = ("triplet_id", "original_prompt", "edit_prompt", "edited_prompt")
+"""Columns that tell a pair's split."""
 SURVIVAL = "survival"
 """Folder beside the dataset's shards with what became of all pairs, as table and picture."""
 
 
-def split_of(triplet_id: str, shares: tuple[float, float]) -> str:
-    """The split of a triplet, by its id alone, so that it never changes as the dataset grows."""
-    u = int(fingerprint("split", triplet_id), 16) / 16**16
+def splits_of(pairs: pa.Table, shares: tuple[float, float]) -> list[str]:
+    """The split of each pair."""
+    rows = zip(*(pairs[name].to_pylist() for name in SPLIT_BY), strict=True)
+    return [split_of(triplet, caption, instruction, edited, shares) for triplet, caption, instruction, edited in rows]
+
+
+def split_of(triplet_id: str, caption: str, instruction: str, edited_caption: str, shares: tuple[float, float]) -> str:
+    """The split of a pair, by what it was made of alone, so that it never changes as the dataset grows.
+
+    A triplet written here, whose id says so, goes with its caption, which may have others. One of other people's goes alone: a session of
+    their edits has many captions.
+    """
+    own = triplet_id == triplet_of(caption, instruction, edited_caption)
+    u = int(fingerprint("split", triplet_of(caption) if own else triplet_id), 16) / 16**16
     if u < shares[0]:
         return "validation"
     return "test" if u < shares[0] + shares[1] else "train"
@@ -155,7 +168,7 @@ def _write_examples(path: Path, verdicts: Verdicts, section: FilterParams, numbe
     """One shard of examples for each split that has any."""
     table = read_shard(path)
     table = table.append_column("rank", pa.array(verdicts.ranks)).filter(pa.array(verdicts.kept))
-    splits = [split_of(t, section.splits) for t in table["triplet_id"].to_pylist()]
+    splits = splits_of(table, section.splits)
     table = table.append_column("split", pa.array(splits)).select(EXAMPLES.names).cast(EXAMPLES)
     for split in SPLITS:
         rows = table.filter(pa.array([s == split for s in splits]))

@@ -188,7 +188,8 @@ def summary(judgements: list[Judgement]) -> dict[str, float | str]:
     if not by_pair:
         return told
     means = np.array([np.mean(s) for s in by_pair.values()])
-    drawn = np.random.default_rng(0).choice(means, (2000, len(means))).mean(1)
+    rng = np.random.default_rng(0)
+    drawn = [rng.choice(means, len(means)).mean() for _ in range(2000)]  # one at a time: of half a million pairs all would be 8 GB
     low, high = np.quantile(drawn, [0.025, 0.975])
     told |= {"judged": len(means), "judge mean": f"{means.mean():.3f} [{low:.3f}, {high:.3f}]"}
     repeated = [np.std(s, ddof=1) for s in by_pair.values() if len(s) > 1]

@@ -11,19 +11,20 @@ import warnings
 from collections import Counter
 from collections.abc import Set
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
-from ip2p.dataset.captions import read_captions, repetition_key
+from ip2p.dataset.captions import every_caption, repetition_key
 from ip2p.dataset.docs import make_offline
 from ip2p.dataset.filters.clip import ClipFilter
 from ip2p.errors import DataError, ValidationFailedError
 from ip2p.params import FilterParams, Params, ValidateParams
 from ip2p.pictures import open_picture
-from ip2p.records import BY_CAPTION, SPLITS, UNKNOWN, StageReport
+from ip2p.records import BY_CAPTION, SPLITS, UNKNOWN, StageReport, triplet_of
 from ip2p.store import digest, read_json, read_shard, shards, write_json
 
 _NAMED = 5
@@ -33,8 +34,9 @@ _DECIDED = {
     "width": "validate.min_side",
     "height": "validate.min_side",
     "share_of_type": "validate.max_share",
+    "splits_of_picture": "give examples of one source picture one triplet_id when they are imported",
 }
-"""The parameters that some columns are held against."""
+"""The parameters that some columns are held against, or what mends them."""
 _PICTURES = ("original_image", "edited_image")
 
 
@@ -66,17 +68,19 @@ def run(params: Params, *, dataset: Path, docs: Path, marker: Path, work: Path) 
 
 def benchmark_keys(files: tuple[str, ...]) -> frozenset[str]:
     """The captions of benchmark files, as they are compared."""
-    return frozenset(repetition_key(caption.text) for file in files for caption in read_captions(file)[0])
+    return frozenset(repetition_key(caption) for file in files for caption in every_caption(file))
 
 
 def facts(dataset: Path, thresholds: FilterParams, benchmarks: frozenset[str] = frozenset()) -> pd.DataFrame:
     """One row an example: its columns without pixels, what its pictures turn out to be, and what it has to spare over its thresholds."""
     parts: list[pa.Table] = []
     sides: list[list[tuple[int, int]]] = []
+    sources: list[str] = []
     with ThreadPoolExecutor() as pool:
         for table in (read_shard(path) for split in _present_splits(dataset) for path in shards(dataset, f"{split}-")):
             pictures = table.select(["pair_id", *_PICTURES]).to_pylist()  # of one shard at a time: a dataset's do not fit into memory
             sides += pool.map(lambda row: [_side(row[c], f"{row['pair_id']}.{c}") for c in _PICTURES], pictures)
+            sources += [sha256((row[_PICTURES[0]] or {}).get("bytes") or b"").hexdigest() for row in pictures]
             parts.append(table.drop_columns(list(_PICTURES)))
     arrow = pa.concat_tables(parts)
     frame = arrow.to_pandas()
@@ -84,7 +88,11 @@ def facts(dataset: Path, thresholds: FilterParams, benchmarks: frozenset[str] = 
     frame["same_size"] = [s[0] == s[1] for s in sides]
     frame["captioned"] = (frame["original_prompt"] != "") | (frame["edited_prompt"] != "")
     frame["prompts_differ"] = (frame["original_prompt"].str.strip() != frame["edited_prompt"].str.strip()) | ~frame["captioned"]
-    frame["splits_of_triplet"] = frame.groupby("triplet_id")["split"].transform("nunique")
+    frame["source"] = sources
+    texts = zip(*(frame[c] for c in ("original_prompt", "edit_prompt", "edited_prompt")), strict=True)
+    frame["own"] = frame["triplet_id"] == [triplet_of(*row) for row in texts]
+    for column, group in (("splits_of_triplet", "triplet_id"), ("splits_of_caption", "original_prompt"), ("splits_of_picture", "source")):
+        frame[column] = frame.groupby(group)["split"].transform("nunique")
     train = frame[frame["split"] == "train"]
     frame["in_training"] = (frame["split"] == "train").astype(int)
     frame["share_of_type"] = frame["edit_type"].map(train["edit_type"].value_counts() / max(1, len(train))).fillna(0.0)
@@ -139,11 +147,14 @@ def _expectations(gx: Any, section: ValidateParams, columns: Set[str]) -> list[A
         *(e.ExpectColumnValuesToNotBeNull(column=c, **captioned) for c in BY_CAPTION),
         *(e.ExpectColumnValueLengthsToBeBetween(column=c, min_value=1, max_value=2000, **captioned) for c in captions),
         e.ExpectColumnValueLengthsToBeBetween(column="edit_prompt", min_value=1, max_value=section.max_instruction),
+        e.ExpectColumnValuesToMatchRegex(column="edit_prompt", regex=r"\S"),
+        *(e.ExpectColumnValuesToMatchRegex(column=c, regex=r"\S", **captioned) for c in captions),
         e.ExpectColumnValuesToBeInSet(column="leaked", value_set=[False]),
         e.ExpectColumnValuesToBeBetween(column="drift", max_value=section.max_drift),
         e.ExpectColumnValuesToBeInSet(column="prompts_differ", value_set=[True]),
         e.ExpectColumnValuesToBeInSet(column="same_size", value_set=[True]),
-        e.ExpectColumnValuesToBeInSet(column="splits_of_triplet", value_set=[1]),
+        *(e.ExpectColumnValuesToBeInSet(column=f"splits_of_{c}", value_set=[1]) for c in ("triplet", "picture")),
+        e.ExpectColumnValuesToBeInSet(column="splits_of_caption", value_set=[1], row_condition="own", condition_parser="pandas"),
         e.ExpectColumnValuesToBeInSet(column="split", value_set=list(SPLITS)),
         *(e.ExpectColumnValuesToBeBetween(column=c, min_value=section.min_side) for c in ("width", "height")),
         *(e.ExpectColumnValuesToBeBetween(column=c, min_value=-1.001, max_value=1.001) for c in scores),

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ip2p.dataset.filter import split_of
+from ip2p.dataset.filter import SPLIT_BY, splits_of
 from ip2p.errors import ParamsError
 from ip2p.model import train
 from ip2p.model.edit import open_editor
@@ -99,9 +99,9 @@ def run(
 
 def _seen(params: Params, pairs: Path) -> Seen:
     """The captions that any variant may be trained on: none is judged by one that another was."""
-    rows = read_shards(pairs, columns=["original_prompt", "triplet_id"]).to_pylist()
-    trained = (r for r in rows if split_of(r["triplet_id"], params.filter.splits) == "train")
-    return NONE.with_captions(known_by(r["original_prompt"], r["triplet_id"]) for r in trained)
+    table = read_shards(pairs, columns=list(SPLIT_BY))
+    rows = zip(table.to_pylist(), splits_of(table, params.filter.splits), strict=True)
+    return NONE.with_captions(known_by(r["original_prompt"], r["triplet_id"]) for r, split in rows if split == "train")
 
 
 def _is_trained_so(editor: Path, params: Params, dataset: Path) -> bool:
@@ -171,11 +171,12 @@ def _filtered(params: Params, pairs: Path, dataset: Path, wanted: int) -> Iterat
 
 
 def _random(params: Params, pairs: Path, dataset: Path, wanted: int) -> Iterator[pa.Table]:
-    """Pairs of training triplets, whatever the filter says of them."""
+    """Pairs of training captions, whatever the filter says of them."""
     ids = []
     for path in shards(pairs):
-        rows = read_shard(path, columns=["pair_id", "triplet_id"]).to_pylist()
-        ids += [r["pair_id"] for r in rows if split_of(r["triplet_id"], params.filter.splits) == "train"]
+        table = read_shard(path, columns=["pair_id", *SPLIT_BY])
+        pairs_of = zip(table["pair_id"].to_pylist(), splits_of(table, params.filter.splits), strict=True)
+        ids += [pair for pair, split in pairs_of if split == "train"]
     chosen = set(random.Random(f"ablate/{params.seed}").sample(sorted(ids), min(wanted, len(ids))))
     for path in shards(pairs):
         table = read_shard(path)
@@ -197,7 +198,7 @@ def _tenth(params: Params, pairs: Path, dataset: Path, wanted: int) -> Iterator[
 
 def _truth(params: Params, pairs: Path, dataset: Path, wanted: int) -> Iterator[pa.Table]:
     """Rendered source and true edit of each training triplet."""
-    size = params.pretrain.size
+    size = train.load_base(params).image_size
     for path in shards(dataset, "train-"):
         rows = read_shard(path, columns=_FACTS).to_pylist()
         for row in rows:

@@ -32,7 +32,7 @@ from ip2p.store import Folder, Shard, code_mark, digest, fingerprint, first_rows
 from ip2p.tensors import read_tensors, write_tensors
 
 _ZOOM = 1.125
-_SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+_SIDE = re.compile(r"\b(left|right)(most|wards?)?\b", re.IGNORECASE)
 TIMESTEPS = 1000
 """Of the noise schedule, drawn evenly."""
 _SEEDS = 2**63

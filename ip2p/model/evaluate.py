@@ -31,7 +31,7 @@ from ip2p.model.seen import read_seen
 from ip2p.models import editor_named, load_clip, load_diffusion, model_digest, model_label, placement
 from ip2p.params import EvaluateParams, JudgeParams, Params
 from ip2p.records import MLFLOW_RUN, StageReport
-from ip2p.store import code_mark, digest, fingerprint, read_json, write_bytes, write_json
+from ip2p.store import code_mark, digest, fingerprint, read_json, replace_folder, staging_of, write_bytes, write_json
 from ip2p.track import track
 
 Progress = Callable[[int, int], None]
@@ -109,13 +109,15 @@ def run(
         "edit_types": [e.edit_type for e in held.edits],
         "benchmarks": {layout: _benchmark(bench, model, identity, edits) for layout, edits in others.items()},
     }
+    staging = staging_of(out)
     if section.judge is not None:
-        report["judge"] = _judge(section.judge, headline, held, bench.work / "judge.jsonl", out)
-    write_json(out / "report.json", report)
-    write_bytes(out / "curve.png", plot_curves(report["points"]))
-    write_bytes(out / "types.png", plot_types(report["headline"]["by_type"]))
+        report["judge"] = _judge(section.judge, headline, held, bench.work / "judge.jsonl", staging)
+    write_json(staging / "report.json", report)
+    write_bytes(staging / "curve.png", plot_curves(report["points"]))
+    write_bytes(staging / "types.png", plot_types(report["headline"]["by_type"]))
     attempt = partial(_by_sdedit, bench, held, baselines["sdedit"].setting["strength"]) if "sdedit" in baselines else None
-    write_examples(headline, held, out, sdedit=attempt)
+    write_examples(headline, held, staging, sdedit=attempt)
+    replace_folder(staging, out)
     for folder in set(work.glob("*/pictures")) - {p.pictures for p in points}:  # of earlier evaluations, whose numbers stay
         shutil.rmtree(folder, ignore_errors=True)
     with track(params.track, "evaluate", {"held_out": held.mark}) as tracked:

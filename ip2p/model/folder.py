@@ -60,7 +60,7 @@ def _write_editor(unet: Any, teacher: Diffusion, staging: Path, *, lora: Path | 
         part: ["transformers", kind] for part, kind in parts.items()
     }
     if large:
-        index["force_zeros_for_empty_prompt"] = False
+        index["force_zeros_for_empty_prompt"] = teacher.zero_empty
     else:
         index |= {"requires_safety_checker": False, **dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"), _ABSENT)}
     if record is not None:

@@ -53,8 +53,6 @@ CODE = (
     *(f"{n}.py" for n in ("attention", "diffusion", "models", "muon", "parallel", "pictures", "sampler")),
 )
 """What decides what is learned."""
-
-
 Progress = Callable[[int, int], None]
 Loaded = tuple[Diffusion, tuple[Latents, ...], Preferences | None]
 
@@ -160,6 +158,8 @@ def load_base(params: Params) -> Diffusion:
         if size % base.factor:
             raise ParamsError(f"train.sizes: {size} pixels are no multiple of the autoencoder's {base.factor}")
     base = replace(base, side=max(section.sizes, default=None))
+    if section.preferences and section.preference_loss == "dpo" and section.prediction not in (None, base.prediction):
+        raise ParamsError(f"train.prediction: leave it out, for DPO measures against the start, which predicts `{base.prediction}`")
     if section.prediction is not None:
         return replace(base, scheduler=DDIMScheduler.from_config(base.scheduler.config, prediction_type=section.prediction))
     if base.prediction not in PREDICTIONS:

@@ -72,7 +72,9 @@ class Trainer:
         if section.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         if self.base.dtype != torch.float32 and self.base.device.type == "cpu":
-            self.unet.set_attn_processor(Float32Attention())
+            for unet in (self.unet, self.start):  # what is compared must be computed alike
+                if unet is not None:
+                    unet.set_attn_processor(Float32Attention())
         self.optimizer = new_optimizer(self.unet, section)
         self.scaler = torch.amp.GradScaler(self.base.device.type, enabled=self.base.dtype == torch.float16)
         home = torch.device("cpu") if section.ema_on_cpu else self.base.device
@@ -86,7 +88,9 @@ class Trainer:
         if self.step and self.scaler.is_enabled():
             self.scaler.load_state_dict({**self.scaler.state_dict(), **{k: extra[k].item() for k in ("scale", "_growth_tracker")}})
         if section.compile:
-            self.unet.compile()
+            for unet in (self.unet, self.start):
+                if unet is not None:
+                    unet.compile()
 
     def advance(self) -> float:
         """One optimizer step; returns the loss of the whole batch."""

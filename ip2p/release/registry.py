@@ -119,8 +119,14 @@ def hold_of(params: Params) -> str | None:
 
 def champion_number(params: Params) -> str | None:
     """The champion's version number, or None if there is none."""
+    number, _ = champion_and_run(params)
+    return number
+
+
+def champion_and_run(params: Params) -> tuple[str | None, str | None]:
+    """The champion's version number and the run that registered it (of another registry a number may be equal); None if there is none."""
     version = _champion(point_mlflow(params.track), params.register_.name)
-    return None if version is None else str(version.version)
+    return (None, None) if version is None else (str(version.version), str(version.run_id))
 
 
 def version_numbers(params: Params) -> dict[str, tuple[str, ...]]:
@@ -173,6 +179,12 @@ def _require_safe(editor: Path, name: str) -> None:
 def forget_version(params: Params, number: str, into: Path) -> None:
     """Delete what `fetch_version` brought here of a version, that it be fetched anew."""
     for folder in into.glob(f"{glob.escape(params.register_.name)}-{number}-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def forget_unfinished(into: Path) -> None:
+    """Delete what a process that was ended left of a version that it fetched; nobody else may be fetching there."""
+    for folder in into.glob(".*-*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -150,10 +150,10 @@ async def _edited(told: dict[str, Any], request: Request) -> tuple[dict[str, Any
     told.clear()  # pictures among it, which are not held while their edits wait
     if width is not None:
         size = width, max(OUTPUT_SIDES[0], min(OUTPUT_SIDES[1], round(width * ask.picture.height / ask.picture.width)))
-    jobs = await desk.jobs(ask, count)
-    made = await desk.pictures(jobs, request, door="automatic1111")
+    jobs = await desk.jobs(ask, count, size=size)
     name = desk.params.register_.name
-    images = [await desk.by_hand(_encoded, picture, size, parameters_of(row, name)) for row, picture in made]
+    made = await desk.pictures(jobs, request, door="automatic1111", encode=lambda x, row: _encoded(x, size, parameters_of(row, name)))
+    images = [x for _, x in made]
     seeds = [row.seed for row, _ in made]
     first = made[0][0]
     info = {

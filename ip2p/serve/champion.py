@@ -26,7 +26,15 @@ from ip2p.model.edit import edit_pictures, open_editor
 from ip2p.model.guidance import EditOptions, EditRequest
 from ip2p.models import editor_named, model_digest
 from ip2p.params import Params
-from ip2p.release.registry import EditorVersion, champion_number, fetch_version, forget_version, forget_versions, version_numbers
+from ip2p.release.registry import (
+    EditorVersion,
+    champion_and_run,
+    fetch_version,
+    forget_unfinished,
+    forget_version,
+    forget_versions,
+    version_numbers,
+)
 from ip2p.release.version import options_of, settings_of
 from ip2p.serve import metrics
 from ip2p.serve.jobs import Served
@@ -53,6 +61,8 @@ class Champion:
     def __init__(self, params: Params, *, work: Path = Path("work/serve/versions")) -> None:
         self._params, self._work = params, work
         self._served: Served | None = None
+        self._run: str | None = None
+        """The registry's run that made the champion; None: told by no registry yet."""
         self._before: str | None = None
         self._refused: tuple[str, float, float] | None = None
         """The version refused last, when it is tried again (monotonic), and the wait that it will be if it is refused then."""
@@ -73,6 +83,7 @@ class Champion:
 
     def start(self) -> None:
         """Load the champion and follow the registry."""
+        forget_unfinished(self._work)
         self._thread.start()
 
     def stop(self) -> None:
@@ -101,7 +112,7 @@ class Champion:
             raise
         except Exception as error:
             log.exception("version not loaded", extra={"version": number})
-            raise ModelError(f"version {number}: cannot be loaded") from error
+            raise LoadingError(f"version {number}: cannot be loaded now; come again later") from error
         finally:
             self._loading.release()
 
@@ -123,17 +134,22 @@ class Champion:
     def look(self) -> None:
         """Ask the registry once, and take over its champion if it is another one."""
         number: str | None = FOLDER
+        run: str | None = None
         if self._params.serve.editor is None:
             try:
-                number, self._listed = champion_number(self._params), version_numbers(self._params)
+                (number, run), self._listed = champion_and_run(self._params), version_numbers(self._params)
             except Exception:
                 self._serve_last()
                 raise
             number = number or self._without_champion()
-        if number is None or (self._served is not None and self._served.version == number) or self._is_refused(number):
+        same = self._served is not None and self._served.version == number
+        if number is None or (same and run == self._run) or self._is_refused(number):
             return
         try:
             with self._loading:
+                if same:  # of another registry: what goes by its numbers here is of the one before
+                    for known in (self._others, self._alive, self._fetched):
+                        known.clear()
                 self._others.pop(number, None)
                 served = self._alive.pop(number, None) or self._load_alone(number)  # no longer one of the others
         except ModelError:  # it is no good, and may stay so: the old one goes on
@@ -150,9 +166,9 @@ class Champion:
         log.info("champion", extra={"version": number, "before": self._served and self._served.version})
         metrics.SWAPS.labels("taken").inc()
         self._before = self._served.version if self._served else None
-        self._served, self._refused, self._orphaned = served, None, False
+        self._served, self._run, self._refused, self._orphaned = served, run, None, False
         fetched = self._fetched.get(number)
-        kept = {} if fetched is None else {"folder": str(fetched.folder), "defaults": fetched.defaults}
+        kept = {} if fetched is None else {"folder": str(fetched.folder), "defaults": fetched.defaults, "run": run}
         write_json(self._work / _LAST, {"version": number} | kept)
         with self._loading:
             self._make_room()
@@ -216,7 +232,7 @@ class Champion:
         for number in numbers:
             try:
                 with self._loading:
-                    self._served = self._load(number)
+                    self._served, self._run = self._load(number), last.get("run") if number == last.get("version") else None
             except ModelError:
                 log.exception("not served", extra={"version": number})
                 continue

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import re
 import secrets
 import time
@@ -30,7 +31,7 @@ from ip2p.sampler import Solver
 from ip2p.serve import metrics
 from ip2p.serve.champion import Champion, LoadingError
 from ip2p.serve.history import EditRow, History, open_history
-from ip2p.serve.intake import CHARGE, RefusedError, to_png
+from ip2p.serve.intake import CHARGE, PLACES, RefusedError, to_png
 from ip2p.serve.jobs import BusyError, CancelledError, Engine, Job
 
 _LOOK = 0.05
@@ -44,6 +45,8 @@ MAX_INSTRUCTION = 32_000
 MAX_AT_ONCE, OUTPUT_SIDES = 10, (16, 4096)
 """Pictures of one request, and pixels of a side that a client may name for what comes back."""
 T = TypeVar("T")
+Encode = Callable[[Image.Image, EditRow], str]
+"""An edit as its client gets it."""
 log = logging.getLogger("ip2p.serve")
 
 
@@ -77,12 +80,18 @@ class Desk:
         self._clerk = ThreadPoolExecutor(1, "clerk")
         """Stores edits, one at a time, so that no picture is forgotten between its writing and its row's."""
 
-    async def jobs(self, ask: Ask, count: int = 1) -> list[Job]:
-        """Jobs for an edit, seeds counting up. Raises `RefusedError` for what cannot be done."""
+    async def jobs(self, ask: Ask, count: int = 1, *, size: tuple[int, int] | None = None) -> list[Job]:
+        """Jobs for an edit, seeds counting up, of which pictures of `size` (none: the picture's) come back.
+
+        Raises `RefusedError` for what cannot be done.
+        """
         ask = replace(ask, instruction=re.sub(r"\r\n?", "\n", ask.instruction))  # as forms send the ends of lines
         _check(ask, self.params.serve.max_steps)
         if count > self.params.serve.queue:
             raise RefusedError(400, f"{count} pictures at once; at most {self.params.serve.queue} are made", field="n")
+        pixels, most = max(math.prod(x) for x in (ask.picture.size, size or (1, 1))), 4 * self.params.serve.max_pixels
+        if count > 1 and count * pixels > most:
+            raise RefusedError(400, f"{count} pictures of {pixels:,} pixels; of one request at most {most:,} pixels are made", field="n")
         served = self.champion.served
         if served is None and self.params.serve.editor is not None:
             raise RefusedError(503, "the editor that is to be served is not loaded; the server's log says why")
@@ -105,23 +114,34 @@ class Desk:
 
     def submit(self, jobs: Sequence[Job], request: Request) -> None:
         """Queue the jobs of a request and spend its client's edits on them. Raises `RefusedError` (429) if there is no room."""
+        owner, most = request.scope[PLACES]
+        if len(jobs) > most:
+            raise RefusedError(400, f"{len(jobs)} pictures at once; of one key at most {most} are made", field="n")
+        for job in jobs:
+            job.owner = owner
         try:
-            self.engine.submit(*jobs)
+            self.engine.submit(*jobs, most=most)
         except BusyError as error:
-            raise RefusedError(429, "too many edits are waiting; come again later", code="rate_limit_exceeded") from error
+            raise RefusedError(429, str(error), code="rate_limit_exceeded") from error
         request.scope[CHARGE](len(jobs) - 1)
 
-    async def pictures(self, jobs: Sequence[Job], request: Request, *, door: str) -> list[tuple[EditRow, Image.Image]]:
-        """Run jobs to their end and remember them; they are given up if the client goes away."""
+    async def pictures(self, jobs: Sequence[Job], request: Request, *, door: str, encode: Encode) -> list[tuple[EditRow, str]]:
+        """Run jobs to their end, remember them and encode them, one after the other; they are given up if the client goes away."""
         self.submit(jobs, request)
         gone = asyncio.create_task(self._cancel_when_gone(jobs, request))
         try:
-            made = [await self.ended(job) for job in jobs]
+            for job in jobs:
+                await self._waited(job)
         finally:
             gone.cancel()
             for job in jobs:
                 self.engine.cancel(job)
-        return [(await self.kept(job, picture, door), picture) for job, picture in zip(jobs, made, strict=True)]
+        made = []
+        for job in jobs:  # one at its full size at a time
+            picture = await self.ended(job)
+            row = await self.kept(job, picture, door)
+            made.append((row, await self.by_hand(encode, picture, row)))
+        return made
 
     async def kept(self, job: Job, picture: Image.Image, door: str) -> EditRow:
         """Remember a finished edit for a client who gets it now: where it cannot be stored, the log and the metrics say so."""
@@ -134,6 +154,10 @@ class Desk:
 
     async def ended(self, job: Job) -> Image.Image:
         """The edit of a job, at its picture's size. Raises `RefusedError` if it was given up or failed."""
+        return await self.by_hand(paste_back, job.picture, await self._waited(job), job.mask)
+
+    async def _waited(self, job: Job) -> Image.Image:
+        """The edit of a job, at the editor's working size. Raises `RefusedError` if it was given up or failed."""
         ended = asyncio.wrap_future(job.result)
         ended.add_done_callback(lambda future: future.cancelled() or future.exception())  # looked at, also if nobody waits any more
         await asyncio.wait({ended})
@@ -142,7 +166,7 @@ class Desk:
             raise RefusedError(499, "the edit was given up")
         if error is not None:
             raise RefusedError(500, "the edit failed; the server's log says why")
-        return await self.by_hand(paste_back, job.picture, ended.result(), job.mask)
+        return ended.result()
 
     async def by_hand(self, work: Callable[..., T], *arguments: Any, **named: Any) -> T:
         """Decode, paste or encode a picture in a thread, a few at a time: each holds several copies of it."""

@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ip2p.params import ServeParams
 from ip2p.serve import metrics
 from ip2p.serve.doors import door_of, refusal
-from ip2p.serve.intake import CHARGE, RefusedError
+from ip2p.serve.intake import CHARGE, PLACES, RefusedError
 from ip2p.serve.jobs import Engine
 
 log = logging.getLogger("ip2p.serve")
@@ -140,6 +140,7 @@ class Guard:
                 raise RefusedError(429, "too many edits of this key are under way; wait for one", code="rate_limit_exceeded")
             self._rate(who)
             scope[CHARGE] = partial(self._charge, who)
+            scope[PLACES] = who, self._most_of_one
             self._inside[who] += 1
             return who
         return None

@@ -30,6 +30,8 @@ Reason = Literal["instruction", "preservation", "quality", "other"]
 """What a vote may be about."""
 _AT_ONCE = 200
 """Most edits that go for one that comes, for want of room."""
+_INSTANT = 1e-6
+"""Seconds between two edits, at least."""
 
 
 class UnknownEditError(DataError):
@@ -147,6 +149,9 @@ class History:
     def _added(self, row: EditRow) -> set[str]:
         """Store an edit's row; the pictures that can go with those which it makes room for."""
         with self.session() as session:
+            latest = session.scalar(select(func.max(EditRow.created)))
+            if latest is not None:  # where the clock was set back, the newest edit is the newest still
+                row.created = max(row.created, latest + _INSTANT)
             session.add(row)
             session.flush()
             gone = self._forgettable(session, row.id)

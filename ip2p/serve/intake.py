@@ -20,6 +20,7 @@ from ip2p.pictures import MAX_RATIO, many_frames, standard
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 CHARGE = "ip2p.charge"
+PLACES = "ip2p.places"
 """In the scope of a request for edits: what to call with the number of edits beyond the first."""
 _AFTER_HEADER = 8 + 25
 """Bytes of a PNG's signature and header."""

@@ -67,6 +67,8 @@ class Job:
     options: EditOptions
     mask: Image.Image | None = None
     preview_every: int = 0
+    owner: str = ""
+    """Who asked for it."""
     id: str = field(default_factory=lambda: uuid4().hex)
     step: int = 0
     preview: tuple[int, Image.Image] | None = None
@@ -138,11 +140,14 @@ class Engine:
         stuck = bool(self._running or self._waiting) and time.monotonic() - self._stepped > _STUCK
         return self._thread.is_alive() and self._failed < _FAILED and not stuck
 
-    def submit(self, *jobs: Job) -> None:
-        """Queue jobs, all or none. Raises `BusyError` if there is no room."""
+    def submit(self, *jobs: Job, most: int | None = None) -> None:
+        """Queue jobs of one owner, all or none. Raises `BusyError` if there is no room, or none for `most` jobs of that owner."""
         with self._change:
             if self._closed or len(self._waiting) + len(jobs) > self._queue:
-                raise BusyError("all places are taken")
+                raise BusyError("too many edits are waiting; come again later")
+            here = [*self._waiting, *(job for job, _ in self._running)]
+            if most is not None and len(jobs) + sum(job.owner == jobs[0].owner for job in here) > most:
+                raise BusyError("too many edits of this key are under way; wait for one")
             if not self._running and not self._waiting:
                 self._stepped = time.monotonic()
             self._waiting.extend(jobs)

@@ -98,16 +98,15 @@ async def edits(request: Request) -> Response:
         raise RefusedError(400, "n: streaming gives one picture", field="n")
     if output.kind == "webp" and max(output.size or ask.picture.size) > MAX_WEBP:
         raise RefusedError(400, f"output_format: webp holds {MAX_WEBP:,} pixels a side; take png or jpeg", field="output_format")
-    jobs = await desk.jobs(ask, count)
+    jobs = await desk.jobs(ask, count, size=output.size)
     headers = {"X-Model-Version": jobs[0].version}
     if stream:
         desk.submit(jobs, request)
         gone = BackgroundTask(desk.engine.cancel, jobs[0])  # if the client left before the stream began
         return StreamingResponse(_events(desk, jobs[0], output), media_type="text/event-stream", headers=headers, background=gone)
-    made = await desk.pictures(jobs, request, door="openai")
     name = desk.params.register_.name
-    encoded = [await desk.by_hand(_encoded, picture, output, parameters_of(row, name)) for row, picture in made]
-    data = [{"b64_json": x, "revised_prompt": None} for x in encoded]
+    made = await desk.pictures(jobs, request, door="openai", encode=lambda x, row: _encoded(x, output, parameters_of(row, name)))
+    data = [{"b64_json": x, "revised_prompt": None} for _, x in made]
     body = await desk.by_hand(json.dumps, {"created": int(time.time()), "data": data, "usage": _USAGE})
     return Response(body, media_type="application/json", headers=headers)
 

@@ -30,7 +30,7 @@ class PatientProtocol(H11Protocol):
 
     def _look(self) -> None:
         unsent, cycle = self.transport.get_write_buffer_size(), self.cycle
-        unread = 0 < self._unsent <= unsent
+        unread = 0 < self._unsent == unsent  # whoever takes something changes it: what is written next is written only then
         silent = (cycle is None or cycle.response_complete) and cycle is self._answered and not unsent
         if unread or silent:
             self.transport.abort()

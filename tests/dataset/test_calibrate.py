@@ -2,9 +2,11 @@ import json
 
 import pyarrow as pa
 import pytest
+import torch
 
 from ip2p.dataset import calibrate
-from ip2p.dataset.calibrate import Labels, choose, measure, read_labels, run, world_labels
+from ip2p.dataset.calibrate import Labels, _pictures, choose, measure, read_labels, run, world_labels
+from ip2p.dataset.world_writer import write_triplets
 from ip2p.errors import DataError
 from ip2p.params import FilterParams
 from ip2p.store import fingerprint, read_json, read_shards
@@ -76,3 +78,9 @@ def test_what_labels_do_not_tell_stays_as_it_is_and_halves_without_both_kinds_ar
     (tmp_path / "labels.jsonl").write_text("".join(json.dumps(x) + "\n" for x in told))
     with pytest.raises(DataError, match="too few of one kind in either half"):
         run(tiny, labels=tmp_path / "labels.jsonl", pairs=made / "pairs", out=tmp_path / "out", progress=lambda *_: None)
+
+
+def test_another_edit_is_another_edit():
+    for number, t in enumerate(write_triplets(count=22, stream="0/calibrate")):
+        _, edited, other, _, _ = _pictures(t.caption.text, t.instruction, number, 16)
+        assert not torch.equal(edited, other), number

@@ -15,7 +15,7 @@ from ip2p.dataset.thresholds import Similar, reject_reason
 from ip2p.errors import DataError
 from ip2p.params import FilterParams, TypeThresholds
 from ip2p.pictures import from_pillow
-from ip2p.records import PAIRS
+from ip2p.records import PAIRS, triplet_of
 from ip2p.store import read_json, read_shards, write_shard
 from ip2p.world.render import render
 from ip2p.world.scenes import sample_scene
@@ -160,8 +160,14 @@ def test_a_shard_without_the_scores_that_a_filter_reads_is_named(tiny, tmp_path)
         run(tiny, pairs=tmp_path / "pairs", out=tmp_path / "dataset", work=tmp_path / "work")
 
 
-def test_splits_are_by_triplet_stable_and_of_the_right_size():
-    counts = Counter(split_of(f"triplet-{i}", (0.05, 0.05)) for i in range(4000))
+def test_splits_are_by_caption_stable_and_of_the_right_size():
+    shares = (0.05, 0.05)
+    texts = [(f"caption {i}", f"edit {k}", f"edited {i} {k}") for i in range(500) for k in range(4)]
+    own = {t[0]: {split_of(triplet_of(*u), *u, shares) for u in texts if u[0] == t[0]} for t in texts[::40]}
+    assert {len(splits) for splits in own.values()} == {1}  # all edits of a caption; what one learns, another must not test
+    sessions = {split_of("session-7", *u, shares) for u in texts}
+    assert len(sessions) == 1  # and all of people's edits of one picture, whatever they call it
+    counts = Counter(split_of(f"triplet-{i}", "", "edit", "", shares) for i in range(4000))
     assert 0.04 < counts["validation"] / 4000 < 0.06
     assert 0.04 < counts["test"] / 4000 < 0.06
 

@@ -5,11 +5,14 @@ import shutil
 import pyarrow as pa
 import pytest
 
-from ip2p.dataset.validate import run
+from ip2p.dataset.captions import repetition_key
+from ip2p.dataset.validate import benchmark_keys, run
 from ip2p.errors import ValidationFailedError
 from ip2p.params import TypeThresholds
-from ip2p.records import EXAMPLES
+from ip2p.records import EXAMPLES, triplet_of
 from ip2p.store import read_shards, write_shard
+
+_TEXTS = ("original_prompt", "edit_prompt", "edited_prompt")
 
 
 def test_a_sound_dataset_passes_and_leaves_docs(tiny, made, tmp_path):
@@ -27,7 +30,7 @@ def test_a_broken_dataset_fails_and_names_the_rows(tiny, made, tmp_path):
     path = min(dataset.glob("train-*.parquet"))
     rows = read_shards(dataset, path.stem).to_pylist()
     rows[0]["original_image"]["bytes"] = rows[0]["original_image"]["bytes"][:200]  # truncated picture
-    rows[1]["edit_prompt"] = ""
+    rows[1]["edit_prompt"] = "   "
     rows[2]["edited_prompt"] = rows[2]["original_prompt"]
     write_shard(path, pa.Table.from_pylist(rows, schema=EXAMPLES), "spoilt")
     with pytest.raises(ValidationFailedError) as error:
@@ -87,3 +90,28 @@ def test_examples_to_train_on_are_counted_and_thresholds_hold_only_where_clip_fi
     with pytest.raises(ValidationFailedError, match="spare_sim_direction"):
         validate(tiny, made, tmp_path, filter=strict)
     validate(tiny, made, tmp_path, filter=strict.model_copy(update={"chain": tuple(c for c in strict.chain if c != "clip")}))
+
+
+def test_what_belongs_together_lies_in_one_split(tiny, made, tmp_path):
+    dataset = tmp_path / "dataset"
+    shutil.copytree(made / "dataset", dataset)
+    one, two = read_shards(dataset, "train-").to_pylist()[:2]
+    texts = {n: one[n] for n in ("original_prompt", "edited_prompt")} | {"edit_prompt": "do something else"}
+    caption = two | texts | {"pair_id": "same-caption", "triplet_id": triplet_of(*(texts[n] for n in _TEXTS))}
+    caption["original_image"] = two["edited_image"]
+    picture = one | {"pair_id": "same-picture", "triplet_id": "a-session", "original_prompt": "a", "edited_prompt": "b"}
+    rows = [row | {"split": "test"} for row in (caption, picture)]
+    write_shard(dataset / "test-00099.parquet", pa.Table.from_pylist(rows, schema=EXAMPLES), "leaks")
+    with pytest.raises(ValidationFailedError) as error:
+        run(tiny, dataset=dataset, docs=tmp_path / "docs", marker=tmp_path / "validated.json", work=tmp_path / "work")
+    broken = {told.split(":")[0]: told for told in str(error.value).split("; ") if "splits_of" in told}
+    assert broken.keys() == {"splits_of_caption", "splits_of_picture"}
+    assert "same-caption" in broken["splits_of_caption"] and "same-picture" not in broken["splits_of_caption"]
+    assert "same-picture" in broken["splits_of_picture"] and "one triplet_id" in broken["splits_of_picture"]
+
+
+def test_all_captions_of_a_benchmark_count(tmp_path):
+    path = tmp_path / "benchmark.jsonl"
+    captions = ["a small boat", "A small boat floats at dawn", "see www.boats.example", "boat " * 100]
+    path.write_text("".join(json.dumps({"caption": c, "url": "http://x/1.jpg"}) + "\n" for c in captions))
+    assert benchmark_keys((str(path),)) == {repetition_key(c) for c in captions}

@@ -62,6 +62,10 @@ def test_the_truth_variant_holds_the_true_pictures(setup, tmp_path):
     row = rows[0]
     truth = truth_of(row["original_prompt"], row["edit_prompt"], seed=int(row["triplet_id"][:7], 16), size=96)
     assert torch.equal(from_bytes(row["edited_image"]["bytes"], where="row"), truth.target_CHW)
+    larger = params.model_copy(update={"models": params.models.model_copy(update={"teacher": "world-128"})})
+    ablate._make("truth", larger, pairs=paths["pairs"], dataset=paths["dataset"], out=tmp_path / "larger")
+    row = pq.read_table(min((tmp_path / "larger").glob("train-*"))).to_pylist()[0]
+    assert from_bytes(row["edited_image"]["bytes"], where="row").shape == (3, 128, 128)
 
 
 def test_an_unknown_variant_is_refused(setup):

@@ -120,7 +120,7 @@ def test_the_cache_is_reused_and_a_new_dataset_replaces_it(tiny, made, teacher, 
 def test_views_are_mirrored_unless_the_instruction_names_a_side(teacher):
     ramp = torch.linspace(0, 1, 96).expand(3, 96, 96).contiguous()
     picture = {"bytes": to_png(ramp)}
-    sides = {"make it winter": True, "move the cat to the Left": False, "brighten it": True}
+    sides = {"make it winter": True, "move the cat to the Left": False, "brighten it": True, "remove the rightmost tree": False}
     rows = [{"pair_id": t, "original_image": picture, "edited_image": picture, "edit_prompt": t} for t in sides]
     encoded = _encode(pa.Table.from_pylist(rows), teacher, TrainParams(views=2), 0, 96)
     plain, other = encode_images(teacher, torch.stack([ramp, ramp.flip(-1)]))[0]

@@ -190,6 +190,18 @@ def test_other_scales_of_the_sweep_can_become_the_headlines(evaluated, tmp_path)
     assert all((folder / "rows.json").exists() for folder in kept[0])
 
 
+def test_an_evaluation_leaves_nothing_of_the_one_before(evaluated, tmp_path):
+    params, paths = evaluated
+    out = tmp_path / "out"
+    for name in ("examples/00-sdedit.png", "extremes/best-9-editor.png", "judgements.json"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(b"of another")
+    section = params.evaluate.model_copy(update={"sdedit_strengths": (), "previous": None})
+    evaluate.run(params.model_copy(update={"evaluate": section}), **{**paths, "out": out})
+    assert not [p for p in out.rglob("*") if p.is_file() and p.read_bytes() == b"of another"]
+    assert (out / "examples" / "00-editor.png").exists()
+
+
 @pytest.mark.parametrize(
     ("section", "told"),
     [

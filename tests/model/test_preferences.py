@@ -11,7 +11,7 @@ from ip2p.model import objective, plan, preferences, train
 from ip2p.model.data import TrainBatch
 from ip2p.params import TrainParams
 from ip2p.pictures import from_bytes
-from ip2p.store import digest, read_shards, write_json, write_shard
+from ip2p.store import digest, read_json, read_shards, write_json, write_shard
 from tests.grown import grow_unet
 
 
@@ -51,6 +51,22 @@ def setup(tiny, made, folder, tmp_path, track_in):
     }
     params = tiny.model_copy(update={"track": track_in(tmp_path), "models": exact, "train": tiny.train.model_copy(update=section)})
     return params, {"dataset": made / "dataset", "marker": marker, "out": tmp_path / "editor", "work": tmp_path / "work"}
+
+
+def test_dpo_in_bfloat16_measures_nothing_where_nothing_was_learned(setup):
+    params, paths = setup
+    models = params.models.model_copy(update={"dtype": "bfloat16"})
+    train_ = params.train.model_copy(update={"steps": 1, "lr": 1e-30})
+    report = train.run(params.model_copy(update={"models": models, "train": train_}), **paths)
+    (progress,) = paths["work"].glob("*/progress.json")
+    assert report.stage == "train" and read_json(progress)["preference_loss"] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_dpo_wants_the_prediction_of_its_start(setup):
+    params, paths = setup
+    other = params.model_copy(update={"train": params.train.model_copy(update={"prediction": "epsilon"})})
+    with pytest.raises(ParamsError, match=r"train\.prediction: leave it out, for DPO .* `v_prediction`"):
+        train.run(other, **paths)
 
 
 def weights(out):

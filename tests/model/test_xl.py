@@ -1,6 +1,7 @@
 """A teacher of Stable Diffusion XL's shape: two text encoders, pooled text, picture sizes told to the UNet."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -70,6 +71,22 @@ def test_the_text_is_what_diffusers_encodes(folder, trained, cpu):
     ours = encode_text(load_diffusion(str(folder), device=cpu), ["make it winter"])
     assert torch.allclose(ours[:, :-1], states, atol=1e-5)
     assert torch.allclose(ours[:, -1, :24], pooled, atol=1e-5)
+
+
+def test_no_text_is_zeros_where_the_model_was_trained_so(folder, trained, cpu, tmp_path):
+    from diffusers import StableDiffusionXLPipeline
+
+    told = StableDiffusionXLPipeline.from_pretrained(trained, unet=None, vae=None, local_files_only=True, add_watermarker=False)
+    told.tokenizer.model_max_length = told.tokenizer_2.model_max_length = 32
+    assert told.config.force_zeros_for_empty_prompt  # as of its teacher, which does not say
+    states, negative, pooled, negative_pooled = told.encode_prompt("a red boat", device=cpu, num_images_per_prompt=1)
+    ours = encode_text(load_diffusion(str(folder), device=cpu), ["a red boat", ""])
+    assert torch.allclose(ours[:1, :-1], states, atol=1e-5) and torch.allclose(ours[:1, -1, :24], pooled, atol=1e-5)
+    assert torch.equal(ours[1:, :-1], negative) and torch.equal(ours[1:, -1, :24], negative_pooled) and not ours[1].any()
+    encoded = tmp_path / "xl"
+    shutil.copytree(folder, encoded)
+    (encoded / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": false}')
+    assert encode_text(load_diffusion(str(encoded), device=cpu), [""]).any()
 
 
 def test_an_editor_grows_from_it_and_edits(trained, cpu):

@@ -236,7 +236,7 @@ def test_without_its_registry_a_server_starts_with_what_it_served_last(home, tmp
     params, dataset, editor = home
     number = register(params, dataset, editor, tmp_path)
     Champion(params, work=tmp_path / "versions").look()
-    monkeypatch.setattr("ip2p.serve.champion.champion_number", lambda params: 1 / 0)
+    monkeypatch.setattr("ip2p.serve.champion.champion_and_run", lambda params: 1 / 0)
     again = Champion(params, work=tmp_path / "versions")
     with pytest.raises(ZeroDivisionError):
         again.look()
@@ -283,3 +283,48 @@ def test_versions_that_nobody_needs_leave_the_disk(home, tmp_path):
         champion.look()
     kept = {p.name.split("-")[2] for p in (tmp_path / "versions").glob("ip2p-editor-*")}
     assert kept == set(numbers[1:])  # the champion, and the one before it for a rollback
+
+
+def test_what_keeps_a_version_away_for_now_is_no_missing_version(home, tmp_path, monkeypatch):
+    params, dataset, editor = home
+    number = register(params, dataset, editor, tmp_path)
+    other = register(params, dataset, editor, tmp_path)
+    champion = Champion(params, work=tmp_path / "versions")
+    champion.look()
+    wanted = number if champion.served.version == other else other
+    monkeypatch.setattr("ip2p.serve.champion.fetch_version", lambda *a: (_ for _ in ()).throw(ConnectionError("S3 is away")))
+    with pytest.raises(LoadingError, match=f"version {wanted}: cannot be loaded now"):
+        champion.version(wanted)
+    with pytest.raises(ModelError, match="version 99: not registered"):
+        champion.version("99")
+
+
+def test_a_champion_of_another_registry_is_another_though_its_number_is_the_same(home, tmp_path, monkeypatch):
+    params, dataset, editor = home
+    number = register(params, dataset, editor, tmp_path)
+    champion = Champion(params, work=tmp_path / "versions")
+    champion.look()
+    first = champion.served
+    champion.look()
+    assert champion.served is first
+    again = Champion(params, work=tmp_path / "versions")  # starts on what it served last
+    again._serve_last()
+    held = again.served
+    again.look()
+    assert again.served is held
+    monkeypatch.setattr("ip2p.serve.champion.champion_and_run", lambda params: (number, "a run of another registry"))
+    champion.look()
+    assert champion.served is not first and champion.served.version == number
+    now = champion.served
+    champion.look()
+    assert champion.served is now
+
+
+def test_what_a_process_that_was_ended_left_of_a_download_goes(home, tmp_path):
+    params, _, _ = home
+    left = tmp_path / "versions" / ".3-abc"
+    left.mkdir(parents=True)
+    champion = Champion(params, work=tmp_path / "versions")
+    champion.start()
+    champion.stop()
+    assert not left.exists()

@@ -6,6 +6,7 @@ import threading
 import time
 from base64 import b64encode
 from contextlib import closing, suppress
+from types import SimpleNamespace as Of
 
 import httpx
 import pytest
@@ -104,6 +105,18 @@ def test_who_takes_no_answer_keeps_no_place(impatient):
         connection.close()
 
 
+def test_who_takes_something_of_an_answer_may_take_its_time():
+    """Also where more of it waits than the look before: the next event, or the next answer, was written meanwhile."""
+    told = []
+    watched = object.__new__(wire.PatientProtocol)
+    watched.loop = Of(call_later=lambda *later: None)
+    watched.cycle, watched._answered, watched._unsent = Of(response_complete=False), None, 0
+    for unsent in (100, 300, 200, 0, 300, 300):
+        watched.transport = Of(get_write_buffer_size=lambda size=unsent: size, abort=lambda size=unsent: told.append(size))
+        watched._look()
+    assert told == [300]  # of which nothing was taken
+
+
 def test_a_device_that_makes_nothing_any_more_is_told_and_one_that_does_again_is_well(tiny, editor_folder, tmp_path, monkeypatch):
     with running(serving(tiny, tmp_path, editor_folder), tmp_path) as server:
         ready(server)
@@ -153,6 +166,37 @@ def test_of_several_keys_one_has_half_of_the_places(tiny, editor_folder, tmp_pat
         for thread in (*threads, other):
             thread.join(60)
         assert answers == [200] * 3
+
+
+def test_edits_that_nobody_waits_for_take_their_owners_places(tiny, editor_folder, tmp_path, monkeypatch):
+    params, wait, advance = serving(tiny, tmp_path, editor_folder, batch=1, queue=3), threading.Event(), jobs.advance_all
+    monkeypatch.setattr(jobs, "advance_all", lambda *arguments: wait.wait(60) and advance(*arguments))
+
+    def asked(server, key):
+        told = {"instruction": "make it winter", "steps": "2"}
+        return server.client.post("/api/v1/edits", files={"image": png()}, data=told, headers={"X-API-Key": key})
+
+    with running(params, tmp_path, keys=("one", "other")) as server:
+        ready(server)
+        answers = [asked(server, "one") for _ in range(3)]
+        assert [a.status_code for a in answers] == [202, 202, 429] and "of this key" in answers[2].text
+        assert asked(server, "other").status_code == 202
+        many = server.client.post("/v1/images/edits", files={"image": png()}, data=EDIT | {"n": "3"}, headers={"X-API-Key": "other"})
+        assert many.status_code == 400 and many.json()["error"]["param"] == "n"
+        wait.set()
+
+
+def test_pictures_of_one_request_are_bounded_together(tiny, editor_folder, tmp_path):
+    with running(serving(tiny, tmp_path, editor_folder, max_pixels=10_000), tmp_path) as server:
+        ready(server)
+
+        def asked(n, **told):
+            return server.client.post("/v1/images/edits", files={"image": png(size=(100, 100))}, data=EDIT | {"n": str(n)} | told)
+
+        assert asked(4).status_code == 200
+        refused = asked(2, size="256x256")
+        assert refused.status_code == 400 and "65,536 pixels" in refused.text and refused.json()["error"]["param"] == "n"
+        assert asked(1, size="256x256").status_code == 200
 
 
 def edit_refused(server):

@@ -171,7 +171,7 @@ def test_what_a_client_spent_comes_back_with_time(monkeypatch):
 
 
 def test_what_the_queue_refuses_costs_nothing(locked, monkeypatch):
-    def full(*jobs):
+    def full(*jobs, most):
         raise BusyError
 
     many = {"data": {"prompt": "make it winter", "n": "3", "num_inference_steps": "2"}}

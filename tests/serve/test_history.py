@@ -46,7 +46,7 @@ def row(history, number, *, source="teal", instruction="make it winter"):
         height=90,
         source=history.keep_picture(png(color=source)),
         mask=None,
-        picture=history.keep_picture(png(color=(number, 0, 0))),
+        picture=history.keep_picture(png(color=(number % 256, 0, 0))),
     )
 
 
@@ -114,6 +114,13 @@ def test_the_oldest_edits_without_a_vote_are_forgotten_with_their_pictures(histo
     assert [int(e.id, 16) for e in history.edits()] == [4, 3, 2, 0]
     assert not history.picture_path(gone).exists()
     assert history.picture_path(history.edit(f"{0:032x}").source).exists()  # others have the same source
+
+
+def test_where_the_clock_was_set_back_the_newest_edits_are_kept(history):
+    for number in (3600, 3601, 3602, 7, 8, 9):  # an hour back after the third
+        history.add(row(history, number))
+    assert [int(e.id, 16) for e in history.edits()] == [9, 8, 7]
+    assert [int(e.id, 16) for e in history.edits(before=history.edits()[0].created)] == [8, 7]
 
 
 def test_the_pictures_keep_within_their_room_and_a_start_knows_what_they_take(tmp_path):

@@ -121,3 +121,8 @@ def test_a_teacher_learns_several_sizes_in_turns_and_may_leave_its_texts_alone(t
     before = first.state_dict()
     moved = {k for k, v in before.items() if not torch.equal(trained[f"ema.{k}"], v)}
     assert moved and all(k.startswith("unet.") for k in moved)
+    before = trained  # its own checkpoints have frozen texts as average alone; a leg resumed from one must not lose them
+    teacher.train_teacher(0, 1, paths, 1, tokenizer, tmp_path / "unet", Leg(steps=5, lr=0.01, warmup=1), batch=2, texts=False)
+    resumed = load_file(checkpoints(tmp_path / "unet")[-1])
+    texts = [k for k in before if k.startswith("ema.text_encoder.")]
+    assert texts and all(torch.equal(resumed[k], before[k]) for k in texts)

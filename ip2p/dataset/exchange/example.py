@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ip2p.errors import DataError
-from ip2p.records import SPLITS, UNKNOWN
+from ip2p.records import SPLITS, UNKNOWN, triplet_of
 from ip2p.store import fingerprint, read_shard, shards
 
 MAX_BYTES = 64 * 2**20
@@ -57,7 +57,7 @@ class Example:
         """The example with ids by content where it came without: all edits of a caption, or without captions of a picture, are
         one triplet's and so lie in one split."""
         pictures = [hashlib.sha256(x).hexdigest() for x in (self.original_image, self.edited_image)]
-        triplet = self.triplet_id or fingerprint("triplet", self.original_prompt or pictures[0])
+        triplet = self.triplet_id or triplet_of(self.original_prompt or pictures[0])
         pair = self.pair_id or fingerprint("pair", triplet, self.edit_prompt, self.seed, pictures)
         return replace(self, triplet_id=triplet, pair_id=pair)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import shutil
 import sys
@@ -104,10 +105,18 @@ def import_pairs(source: Path, layout: str, out: Path, params: Params, progress:
 
 
 def _usable(examples: Iterator[Example], splits: tuple[float, float], dropped: Counter[str]) -> Iterator[Example]:
-    """The examples, with ids, but those for testing that would be trained on, of two sizes or broken: `dropped` counts these by reason."""
+    """The examples, with ids, but those for testing that would be trained on, of two sizes or broken: `dropped` counts these by reason.
+
+    Examples of one picture that come without ids are one triplet's, whatever their captions: so they lie in one split.
+    """
+    triplet_of: dict[bytes, str] = {}
     for example in examples:
         known = example.identified()
-        if known.split == "test" and split_of(known.triplet_id, splits) != "test":
+        if not example.triplet_id:
+            picture = hashlib.sha256(known.original_image).digest()
+            known = replace(known, triplet_id=triplet_of.setdefault(picture, known.triplet_id))
+        texts = (known.original_prompt, known.edit_prompt, known.edited_prompt)
+        if known.split == "test" and split_of(known.triplet_id, *texts, splits) != "test":
             dropped["for testing there, for training here"] += 1
             continue
         try:

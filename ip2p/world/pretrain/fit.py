@@ -84,6 +84,8 @@ def fit(
     optimizer = Muon(model, lr=leg.lr, weight_decay=leg.weight_decay)
     ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
     step, device = load_newest(folder, model, optimizer, ema), parameters[0].device
+    frozen = {name: ema[name] for name, p in model.named_parameters() if not p.requires_grad}  # which a checkpoint has as average alone
+    model.load_state_dict(frozen, strict=False)
     start = began = saved = time.monotonic()
     told = step
     sums: dict[str, Tensor] = {}

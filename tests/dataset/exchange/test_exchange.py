@@ -266,6 +266,22 @@ def test_pairs_without_captions_are_told_apart_by_their_picture(made):
     assert bare.identified().triplet_id == asked.identified().triplet_id != other.identified().triplet_id
 
 
+def test_captions_of_one_picture_lie_in_one_split(made, tiny, tmp_path):
+    ours = list(read_dataset(made / "dataset"))[:2]
+    rows = [replace(e, triplet_id="t", pair_id=f"p{i}-{e.seed}", original_prompt=f"caption {e.seed} {i}") for i in range(3) for e in ours]
+    folders.write(iter(rows), tmp_path / "in")
+    told = tmp_path / "in" / "metadata.jsonl"
+    bare = [json.loads(line) | {"triplet_id": None, "pair_id": None} for line in told.read_text().splitlines()]
+    told.write_text("".join(json.dumps(row) + "\n" for row in bare))
+    assert import_pairs(tmp_path / "in", "folders", tmp_path / "pairs", tiny).kept == 6
+    table = read_shards(tmp_path / "pairs").to_pylist()
+    assert len({r["original_prompt"] for r in table}) == 6 and len({r["pair_id"] for r in table}) == 6
+    of_picture = {r["original_image"]["bytes"]: set() for r in table}
+    for r in table:
+        of_picture[r["original_image"]["bytes"]].add(r["triplet_id"])
+    assert [len(x) for x in of_picture.values()] == [1, 1]
+
+
 def test_what_is_imported_stands_in_for_the_stage_of_pairs(made, tmp_path, monkeypatch):
     export_dataset(made / "dataset", "folders", tmp_path / "out")
     monkeypatch.chdir(tmp_path)
