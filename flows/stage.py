@@ -61,6 +61,7 @@ def stage_flow(
         if not state.is_completed():
             return Failed(message=state.message, data=state.result(raise_on_failure=False))
         report: StageReport = state.result()
+        print("\n".join(report.lines()), flush=True)
         with _telling(name):
             create_markdown_artifact(_markdown(report), key=f"{name}-survivors", description=f"What {name} saw, kept and dropped")
         if tracked := report.extra.get(MLFLOW_RUN):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from ip2p.errors import UserError
@@ -31,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameters of the run (default: %(default)s)")
+    parser.add_argument("--version", action="version", version=f"ip2p {version('ip2p')}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     stages = {name: verbs.add_parser(name, help=text, description=text) for name, text in STAGE_HELP.items()}
     for own in stages.values():
@@ -39,6 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_to_stages(stages)
     for kind in (data, model, operate):
         kind.add_verbs(verbs)
+    for verb in verbs.choices.values():
+        verb.add_argument("--params", type=Path, default=argparse.SUPPRESS, help="parameters of the run (default: params.yaml)")
     return parser
 
 
@@ -70,9 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("ip2p: interrupted; what was made is kept", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.filename is None:
+        if error.strerror is None:
             raise
-        print(f"ip2p: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"ip2p: error: {where}{error.strerror}", file=sys.stderr)
         return 2
     return code
 

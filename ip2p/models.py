@@ -7,6 +7,7 @@ A name is `world` (the embedded models; `world-128`: teacher and editor at 128 p
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -95,6 +96,7 @@ def load_diffusion(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks", category=UserWarning)  # of diffusers' own call
     source = model_source(name, kind=kind, subject=subject)
     parts: dict[str, Any] = {}
     weights = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
@@ -263,7 +265,7 @@ def _part(load: Any, source: str, part: str, subject: str, **options: Any) -> An
     try:
         loaded = load.from_pretrained(**pinned(source), subfolder=part, **options, **({"output_loading_info": True} if weights else {}))
     except (OSError, ValueError, TypeError, RuntimeError, KeyError, SafetensorError) as error:  # NotImplementedError: weights are missing
-        raise ModelError(f"{subject}: {source}/{part} cannot be loaded: {first_line(error)}") from error
+        raise ModelError(f"{subject}: {source}/{part} cannot be loaded: {_not_here(source, part) or first_line(error)}") from error
     if not weights:
         return loaded
     model, info = loaded
@@ -271,6 +273,18 @@ def _part(load: Any, source: str, part: str, subject: str, **options: Any) -> An
         named = f"{missing[0]}{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}"
         raise ModelError(f"{subject}: {source}/{part} lacks the weights {named}; bring the whole folder")
     return model
+
+
+def _not_here(source: str, part: str) -> str:
+    """What a Hub id whose files are not on this machine may be about."""
+    from huggingface_hub import try_to_load_from_cache
+
+    name, _, commit = source.partition("@")
+    if _is_path(source) or isinstance(try_to_load_from_cache(name, f"{part}/config.json", revision=commit or None), str):
+        return ""
+    if Path(name).parts[0] in {p.name for p in Path().iterdir() if p.is_dir()}:
+        return f"no folder {name} is here, nor on the Hub a model of that name"
+    return "it is not on this machine, and the Hub does not give it; is there a network, and HF_HUB_OFFLINE unset? Else give a folder, ./…"
 
 
 def _index(source: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
 from ip2p.errors import DataError
+from ip2p.store import write_bytes
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """What is decoded: no formats that are programs (EPS), nor any that some plug-in brings."""
@@ -51,6 +53,13 @@ def encoded(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
+
+
+def write_picture(picture: Image.Image, path: Path, **options: Any) -> None:
+    """Write a picture in the format of the path's ending, whole or not at all. Raises `UserError` if the disk takes no more."""
+    buffer = io.BytesIO()
+    picture.save(buffer, Image.registered_extensions()[path.suffix.lower()], **options)
+    write_bytes(path, buffer.getvalue())
 
 
 def to_jpeg(data: bytes, *, where: str) -> bytes:

@@ -7,6 +7,7 @@ Image columns are `{bytes, path}` structs and the reference dataset's five colum
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -167,3 +168,14 @@ class StageReport:
     def as_dict(self) -> dict[str, object]:
         """As JSON."""
         return asdict(self)
+
+    def lines(self) -> list[str]:
+        """What to tell who ran the stage."""
+        lines = [f"{self.stage}: kept {self.kept} of {self.seen} in {self.seconds:.1f} s"]
+        if self.stage == "register":
+            became = "is champion" if self.kept else "is not promoted:"
+            lines = [f"register: version {self.extra['version']} of {self.extra['model']} {became}"]
+        if self.stage == "train":
+            lines = [f"train: saw {self.seen} samples in {self.seconds:.1f} s, loss {self.extra['loss']:.4f}"]
+        lines += [f"  {reason}" if self.stage == "register" else f"  {n:6d}  {reason}" for reason, n in self.dropped_by_reason.items()]
+        return [*lines, str(Path(str(self.extra["path"])).resolve())] if "path" in self.extra else lines

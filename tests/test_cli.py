@@ -3,6 +3,7 @@ import re
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from ip2p.cli import build_parser, main
 from ip2p.pictures import from_pillow, to_pillow
+from ip2p.records import StageReport
 from ip2p.world.truth import truth_of
 
 ROOT = Path(__file__).parents[1]
@@ -160,6 +162,45 @@ def test_an_edit_that_cannot_be_made_is_refused_before_it_begins(tmp_path, monke
     Path("folder.png").mkdir()
     assert main(["--params", str(ROOT / "params.yaml"), "edit", "in.png", "make it winter", "-o", "out.png", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_costs_no_picture(tmp_path):
+    picture = tmp_path / "p.png"
+    Image.effect_noise((64, 64), 90).save(picture)
+    before = picture.read_bytes()
+    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024)); from ip2p.cli import main; sys.exit(main())"
+    words = ["world", "draw", "a red boat on the left at the beach in summer", "-o", str(picture)]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2 and "p.png: cannot be written (File too large); make room" in done.stderr and "Traceback" not in done.stderr
+    assert picture.read_bytes() == before
+
+
+def test_parameters_are_named_before_the_verb_or_after(tmp_path, capsys):
+    path = tmp_path / "other.yaml"
+    path.write_text("")
+    for words in (["--params", str(path), "report"], ["report", "--params", str(path)], ["release", "--params", str(path), "status"]):
+        assert main(words) == 2
+        assert "other.yaml: is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("who/ever", "it is not on this machine, and the Hub does not give it"), ("sub/nope", "no folder sub/nope")]
+)
+def test_a_model_that_is_nowhere_is_told_so(tmp_path, monkeypatch, capsys, name, told):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    Image.new("RGB", (8, 8)).save("in.png")
+    arguments = ["--params", str(ROOT / "params.yaml"), "edit", "in.png", "make it winter", "--model", name, "-o", "out.png"]
+    assert main(arguments) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_stage_tells_what_became_of_it():
+    register = StageReport("register", 1, 0, 1.0, {"success +.01, wanted +.02": 1}, extra={"version": "2", "model": "ip2p-editor"})
+    assert register.lines() == ["register: version 2 of ip2p-editor is not promoted:", "  success +.01, wanted +.02"]
+    assert replace(register, kept=1, dropped_by_reason={}).lines() == ["register: version 2 of ip2p-editor is champion"]
+    assert StageReport("train", 64, 64, 2.0, extra={"loss": 0.25}).lines() == ["train: saw 64 samples in 2.0 s, loss 0.2500"]
 
 
 def test_what_the_system_refuses_is_told_in_a_line(tmp_path, monkeypatch, capsys):

@@ -4,6 +4,9 @@ import argparse
 import ast
 import importlib
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -150,3 +153,12 @@ def test_dvc_watches_every_source_that_a_stage_imports(stage):
     wanted = [p.relative_to(ROOT) for p in closure_of(first) if not INFRASTRUCTURE & set(p.relative_to(ROOT).with_suffix("").parts)]
     watched = {Path(d) for d in GRAPH[stage]["deps"]}
     assert GRAPH[stage].get("always_changed") or [str(p) for p in wanted if not watched & {p, *p.parents}] == []
+
+
+def test_dvc_writes_its_graph_as_it_stands(tmp_path):
+    """So that `dvc freeze` changes one line of it."""
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    for arguments in (("init", "-q", "--no-scm"), ("freeze", "pairs"), ("unfreeze", "pairs")):
+        subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "dvc.yaml").read_text() == (ROOT / "dvc.yaml").read_text()

@@ -25,7 +25,9 @@ ROOT = Path(__file__).parents[1]
         ("register: {name: team/editor}", "register.name: "),
         ("report: {grid: 13}", "report.grid: .*less than or equal to 12"),
         ("pairs: [1, 2", "not valid YAML"),
-        ("just words", "needs sections"),
+        ("just words", "holds no sections; it needs some"),
+        ("", "is empty; it needs some, such as `pairs:`"),
+        ("pairs: {guidance: [5.0, 2.5]}", r"pairs: guidance: the range \[5.0, 2.5\] is empty, write the smaller number first$"),
     ],
 )
 def test_broken_params_name_file_and_field(tmp_path, text, message):

@@ -97,7 +97,7 @@ def _open(source: str) -> tuple[Iterator[Row], str | None]:
     if path.suffix not in _ENDINGS:
         raise DataError(f"{source}: cannot tell what this holds; give a file ending in {', '.join(_ENDINGS)}, or hf:NAME")
     if not path.is_file():
-        raise DataError(f"{path}: no such caption file; mend triplets.captions in params.yaml")
+        raise DataError(f"{path}: no such caption file; mend triplets.captions")
     readers = {".csv": _table, ".tsv": _table, ".parquet": _parquet}
     return readers.get(path.suffix, _lines)(path), column or None
 

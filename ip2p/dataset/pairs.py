@@ -6,6 +6,7 @@ A unit of triplets is one shard, a pure function of its fingerprint: the same bi
 from __future__ import annotations
 
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -225,6 +226,7 @@ _held: dict[str, Any] = {}
 
 def _start_worker(params: Params) -> None:
     leave_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends with the command, which says so
     _held["params"] = params
 
 

@@ -37,6 +37,7 @@ _DECIDED = {
     "splits_of_picture": "give examples of one source picture one triplet_id when they are imported",
 }
 """The parameters that some columns are held against, or what mends them."""
+_SAID = {"min_value": "at least", "max_value": "at most", "value_set": "of"}
 _PICTURES = ("original_image", "edited_image")
 
 
@@ -169,11 +170,15 @@ def _line(result: Any) -> str:
     column = config.kwargs.get("column", "rows")
     wanted = {k: v for k, v in config.kwargs.items() if k in ("min_value", "max_value", "value_set") and v is not None}
     by = f" ({_DECIDED[column]})" if column in _DECIDED else ""
+    if column == "in_training":
+        few, least = result.result.get("observed_value"), wanted["min_value"]
+        return f"{few} pairs to train on, {by.strip(' ()')} wants {least:g}: make more (triplets.count), loosen filter, or lower it"
+    told = ", ".join(f"{_SAID[k]} {v}" for k, v in wanted.items())
     if "unexpected_index_list" not in result.result:
-        return f"{column}: {result.result.get('observed_value')} observed, expected {wanted}{by}"
+        return f"{column}: {result.result.get('observed_value')}, wanted {told}{by}"
     ids = [str(row["pair_id"]) for row in result.result["unexpected_index_list"] or []]
     named = ", ".join(ids[:_NAMED]) + (f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else "")
-    return f"{column}: expected {wanted or config.type}{by}, broken by {named}"
+    return f"{column}: wanted {told or config.type}{by}, broken by {named}"
 
 
 def _shares(frame: pd.DataFrame) -> dict[str, float]:

@@ -33,7 +33,8 @@ _MEASURES = (
     "target_similarity",
     "target_dino_similarity",
 )
-_WEAK = ("count", "move", "spatial")
+_WEAK = ("count", "spatial")
+_VIEWS = ("source", "editor", "truth")
 _PACKAGES = ("ip2p", "torch", "diffusers", "transformers", "open_clip_torch", "prefect", "dvc", "mlflow", "great_expectations")
 _STYLE = """
 :root{--ink:#212529;--soft:#6c757d;--line:#dee2e6;--hot:#d9480f}
@@ -46,7 +47,7 @@ td,th{padding:6px 10px;border-bottom:1px solid var(--line);text-align:left} td.n
 .bar{background:var(--hot);height:10px;border-radius:5px;display:inline-block}
 .edits{display:grid;grid-template-columns:repeat(auto-fill,minmax(320px,1fr));gap:18px}
 figure{margin:0} figure div{display:flex;gap:4px} figure img{flex:1;min-width:0;image-rendering:auto;border-radius:6px}
-figcaption{font-size:14px} figcaption small{color:var(--soft)} .plot{max-width:100%}
+.wide{overflow-x:auto} figcaption{font-size:14px} figcaption small{color:var(--soft)} .plot{max-width:100%}
 """
 
 
@@ -123,7 +124,9 @@ def _systems(result: dict[str, Any]) -> str:
 
 def _told_of(result: dict[str, Any]) -> str:
     """How to read the measures: what decides, how often the checker errs, and where a protocol is not the usual one."""
-    told = [f"Systems are ranked by {result['judged_by'].replace('_', ' ')}."]
+    told = [
+        f"What decides is {result['judged_by'].replace('_', ' ')}. L1, l2 and outside are changes of pixels (0 to 1), shift is a share of the side, zoom how far from 1."
+    ]
     if result["truth"]:
         right, touched = result["truth"]["success"], result["baselines"]["source"]["done"]
         told.append(
@@ -153,16 +156,16 @@ def _extremes(evaluation: Path) -> str:
     parts = []
     for name, instructions in read_json(evaluation / "extremes.json").items():
         figures = "".join(
-            f"<figure><div>{_views(evaluation / 'extremes', f'{name}-{i}')}</div><figcaption>{html.escape(text)}</figcaption></figure>"
+            f"<figure><div>{_views(evaluation / 'extremes', f'{name}-{i}')}</div><figcaption>{html.escape(text)} </figcaption></figure>"
             for i, text in enumerate(instructions)
         )
-        parts.append(f"<h3>{name}</h3><div class=edits>{figures}</div>")
+        parts.append(f"<h3>{name} <small>({', '.join(_VIEWS)})</small></h3><div class=edits>{figures}</div>")
     return "".join(parts)
 
 
 def _views(folder: Path, name: str) -> str:
     """Source, edit and, where there is one, the truth."""
-    views = ((s, folder / f"{name}-{s}.png") for s in ("source", "editor", "truth"))
+    views = ((s, folder / f"{name}-{s}.png") for s in _VIEWS)
     return "".join(_picture(path, view) for view, path in views if path.exists())
 
 
@@ -224,7 +227,8 @@ def _versions(stages: dict[str, Any]) -> str:
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
     cells = "".join(f"<tr>{''.join(f'<td{_numeric(c)}>{c}</td>' for c in row)}</tr>" for row in rows)
-    return f"<table><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr>{cells}</table>"
+    kinds = [_numeric(c) for c in rows[0]] if rows else [""] * len(head)
+    return f"<div class=wide><table><tr>{''.join(f'<th{k}>{h}</th>' for h, k in zip(head, kinds, strict=True))}</tr>{cells}</table></div>"
 
 
 def _numeric(cell: str) -> str:

@@ -85,7 +85,7 @@ def load_params(path: Path) -> Params:
         where = " ".join(str(error).split())
         raise ParamsError(f"{path}: not valid YAML ({where}); mend that line") from error
     if not isinstance(raw, dict):
-        raise ParamsError(f"{path}: holds {type(raw).__name__}, needs sections such as `pairs:`")
+        raise ParamsError(f"{path}: {'is empty' if raw is None else 'holds no sections'}; it needs some, such as `pairs:`")
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
@@ -100,4 +100,6 @@ def _first_problem(error: ValidationError) -> str:
         return f"{field}: unknown key; check its spelling, or delete it{more}"
     if problem["type"] == "model_type" and problem["input"] is None:
         return f"{field}: is empty; write its values below it, or delete it{more}"
-    return f"{field}: {problem['msg']}, got {problem['input']!r}{more}"
+    said = problem["msg"].removeprefix("Value error, ")
+    got = "" if isinstance(problem["input"], dict) else f", got {problem['input']!r}"  # of a whole section the message names the field
+    return f"{field}: {said}{got}{more}"

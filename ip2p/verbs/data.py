@@ -128,7 +128,8 @@ def _import(options: argparse.Namespace) -> int:
     params = load_params(options.params)
     report = import_pairs(options.source, options.layout, options.output, params, progress=_told)
     print(file=sys.stderr)
-    print(f"{report.kept} pairs in {options.output}; `ip2p filter` comes next")
+    further = "`ip2p filter` comes next" if options.output == PAIRS else f"`ip2p filter` reads {PAIRS}: move them there"
+    print(f"{report.kept} pairs in {options.output}; {further}")
     for reason, count in report.dropped_by_reason.items():
         print(f"  {count:6d}  left out: {reason}")
     if scattered := report.extra["triplets_in_several_shards"]:

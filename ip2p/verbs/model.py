@@ -79,7 +79,7 @@ def _edit(options: argparse.Namespace) -> int:
     from ip2p.errors import ParamsError
     from ip2p.model.guidance import MAX_SCALE, MAX_SEED, EditRequest, edit_options
     from ip2p.params import load_params
-    from ip2p.pictures import on_white, painted, read_picture
+    from ip2p.pictures import on_white, painted, read_picture, write_picture
 
     params = load_params(options.params)
     picture = read_picture(options.picture, alpha=True)
@@ -108,7 +108,8 @@ def _edit(options: argparse.Namespace) -> int:
     how = replace(edit_options(section), steps=steps)
     edited, *_ = edit_pictures(editor, [picture], [request], how, masks=[mask], on_step=lambda i: bar(i + 1, steps))
     jpeg = options.output.suffix.lower() in _JPEG
-    (on_white(edited) if jpeg else edited).save(options.output, quality=95, lossless=mask is not None, exact=mask is not None)
+    how_written = {"quality": 95, "lossless": mask is not None, "exact": mask is not None}
+    write_picture(on_white(edited) if jpeg else edited, options.output, **how_written)
     print(options.output)
     return 0
 
@@ -211,6 +212,7 @@ def _world_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _world_picture(options: argparse.Namespace) -> int:
+    from ip2p.pictures import write_picture
     from ip2p.world.show import contact_sheet, drawn
 
     _require_writable(options.output)
@@ -221,7 +223,7 @@ def _world_picture(options: argparse.Namespace) -> int:
     else:
         picture, understood = drawn(options.caption, size=options.size)
         print(f"drawn: {understood}", file=sys.stderr)
-    picture.save(options.output)
+    write_picture(picture, options.output)
     print(options.output)
     return 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from ip2p.errors import ParamsError
 
@@ -28,9 +27,5 @@ def stage(options: argparse.Namespace) -> int:
 
     progress = (lambda done, of: None) if options.verb in TELLS else bar
     report = run_stage(options.verb, load_params(options.params), progress=progress)
-    print(f"{report.stage}: kept {report.kept} of {report.seen} in {report.seconds:.1f} s")
-    for reason, count in report.dropped_by_reason.items():
-        print(f"  {count:6d}  {reason}")
-    if "path" in report.extra:
-        print(Path(str(report.extra["path"])).resolve())
+    print("\n".join(report.lines()))
     return 0

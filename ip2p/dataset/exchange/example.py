@@ -194,10 +194,17 @@ def read_object(path: Path, root: Path) -> dict[str, Any]:
     return found
 
 
+def picture_file(path: Path, root: Path) -> bytes:
+    """A picture's file as `read_file`; nothing of one that is missing, which counts as broken: it costs no import."""
+    return read_file(path, root) if path.exists() or path.is_symlink() else b""
+
+
 def read_file(path: Path, root: Path) -> bytes:
     """A regular file below `root`, bounded. Raises `DataError` for links, devices, and files that are too large."""
+    if not path.exists() and not path.is_symlink():
+        raise DataError(f"{path}: missing; bring it, or take out what names it")
     if path.is_symlink() or not path.is_file() or not path.resolve().is_relative_to(root.resolve()):
-        raise DataError(f"{path}: missing, or not a regular file inside {root}")
+        raise DataError(f"{path}: not a regular file inside {root}")
     if path.stat().st_size > MAX_BYTES:
         raise DataError(f"{path}: larger than {MAX_BYTES // 2**20} MiB")
     return path.read_bytes()

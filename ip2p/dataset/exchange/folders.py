@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ip2p.dataset.captions import read_jsonl
-from ip2p.dataset.exchange.example import FACTS, Example, from_row, read_file, safe_name
+from ip2p.dataset.exchange.example import FACTS, Example, from_row, picture_file, safe_name
 from ip2p.errors import DataError
 
 _LINE = '{"original_image": "a_0.png", "edited_image": "a_1.png", "original_prompt": "…", "edit_prompt": "…", "edited_prompt": "…"}'
@@ -36,5 +36,5 @@ def read(path: Path) -> Iterator[Example]:
         where = f"{index}:{number}"
         if not all(isinstance(row.get(n), str) for n in ("original_image", "edited_image")):
             raise DataError(f"{where}: not a row with original_image and edited_image; write {_LINE}")
-        first, second = (read_file(path / safe_name(row[n], where), path) for n in ("original_image", "edited_image"))
+        first, second = (picture_file(path / safe_name(row[n], where), path) for n in ("original_image", "edited_image"))
         yield from_row({n: row.get(n) for n in FACTS} | {"original_image": first, "edited_image": second}, where)

@@ -65,7 +65,7 @@ def import_pairs(source: Path, layout: str, out: Path, params: Params, progress:
     `filter` splits anew: examples for testing that it would train on are left out. Raises `DataError` for one that has a single caption.
     """
     if out.exists() and any(out.iterdir()):
-        raise DataError(f"{out}: holds something already; name a new folder, or delete it first")
+        raise DataError(f"{out}: holds pairs already; delete it first (what was made can be made again), or name a new folder with -o")
     began, device = time.monotonic(), resolve_device(params.models.device)
     clip = load_clip(params.models.clip, device=device)
     safety = load_safety(params.models.safety, device=device) if params.models.safety else None

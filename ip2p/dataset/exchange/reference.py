@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ip2p.dataset.exchange.example import Example, from_row, read_file, safe_name
+from ip2p.dataset.exchange.example import Example, from_row, picture_file, read_file, safe_name
 from ip2p.errors import DataError
 from ip2p.pictures import to_jpeg
 
@@ -57,7 +57,7 @@ def read(path: Path) -> Iterator[Example]:
         for seed in seeds:
             if not seed.isdecimal():
                 raise DataError(f"{path / 'seeds.json'}: {seed!r} of {name} is no seed")
-            images = {f"{n}_image": read_file(folder / f"{seed}_{i}.jpg", path) for i, n in enumerate(("original", "edited"))}
+            images = {f"{n}_image": picture_file(folder / f"{seed}_{i}.jpg", path) for i, n in enumerate(("original", "edited"))}
             yield from_row(prompt | images | {"seed": seed}, str(folder / "prompt.json"))
 
 

@@ -31,7 +31,7 @@ class Plan:
         return [
             f"requests    {self.requests}",
             f"tokens in   {self.tokens_in} (estimated from characters)",
-            f"prices      ${self.prices[0]:g} and ${self.prices[1]:g} a million tokens in and out, as params.yaml has them",
+            f"prices      ${self.prices[0]:g} and ${self.prices[1]:g} a million tokens in and out, as the parameters have them",
             f"cost        ${self.cost:.4f}, at most ${self.most:.4f}",
             f"budget      ${self.budget:g}: {enough}",
         ]

@@ -422,6 +422,17 @@ def test_a_broken_picture_costs_no_import_and_is_told_with_its_row(tiny, made, t
     assert f"{path}: row 1: not a whole picture" in told and f"{path}: row 3: not a whole picture" in told
 
 
+@pytest.mark.parametrize("layout", [folders, reference])
+def test_a_missing_picture_costs_no_import(tiny, made, tmp_path, layout):
+    layout.write(read_dataset(made / "dataset"), tmp_path / "in")
+    name = layout.__name__.rpartition(".")[2]
+    gone = [p for p in sorted((tmp_path / "in").rglob("*")) if p.suffix in (".jpg", ".png")][:1]
+    gone[0].unlink()
+    assert sum("not a whole picture" in problem for problem in lint(tmp_path / "in", name)) == 1
+    report = import_pairs(tmp_path / "in", name, tmp_path / "pairs", tiny)
+    assert report.dropped_by_reason["a picture is missing or broken"] == 1 and report.kept > 10
+
+
 def test_a_tar_that_ends_before_its_end_is_refused(tiny, made, tmp_path):
     export_dataset(made / "dataset", "webdataset", tmp_path / "whole")
     (whole,) = (p for p in (tmp_path / "whole").glob("train-*.tar"))
