@@ -100,8 +100,8 @@ async def _refused(request: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        return refusal(RefusedError(422, f"the body is not JSON: {first['ctx']['error']}"), door_of(request.url.path))
+    if first["type"] in ("json_invalid", "model_attributes_type"):
+        return refusal(RefusedError(422, "the body is no JSON object, or Content-Type does not say so"), door_of(request.url.path))
     if first["type"].startswith("union_tag"):
         return refusal(RefusedError(422, "kind: give `thumb` (edit, value 1 or -1) or `pair`", field="kind"), door_of(request.url.path))
     field = ".".join(str(x) for x in first["loc"][1:])

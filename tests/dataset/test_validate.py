@@ -84,7 +84,7 @@ def test_examples_to_train_on_are_counted_and_thresholds_hold_only_where_clip_fi
     train = len(read_shards(made / "dataset", "train-", columns=["pair_id"]))
     assert train < len(read_shards(made / "dataset", columns=["pair_id"]))
     validate(tiny, made, tmp_path, min_pairs=train)
-    with pytest.raises(ValidationFailedError, match=rf"in_training: {train} observed"):
+    with pytest.raises(ValidationFailedError, match=rf"{train} pairs to train on, validate.min_pairs wants {train + 1}"):
         validate(tiny, made, tmp_path, min_pairs=train + 1)
     strict = tiny.filter.model_copy(update={"direction": 0.999})
     with pytest.raises(ValidationFailedError, match="spare_sim_direction"):

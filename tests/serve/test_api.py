@@ -82,7 +82,8 @@ def test_votes_are_stored_replaced_and_refused_for_what_cannot_be_compared(serve
     assert vote("/api/v1/feedback", json={"kind": "pair", "edit": one["id"], "other": other["id"], "value": 1}).status_code == 409
     assert vote("/api/v1/feedback", json={"kind": "thumb", "edit": "0" * 32, "value": 1}).status_code == 404
     assert vote("/api/v1/feedback", json={"kind": "thumb", "edit": one["id"], "value": 5}).status_code == 422
-    for wrong, told in (({"json": {"edit": one["id"], "thumb": "up"}}, "kind: give `thumb`"), ({"content": b"up"}, "the body is not JSON")):
+    nothing = "is no JSON object"
+    for wrong, told in (({"json": {"edit": "x"}}, "kind: give `thumb`"), ({"content": b"up"}, nothing), ({"json": 3}, nothing)):
         refused = vote("/api/v1/feedback", **wrong)
         assert refused.status_code == 422 and told in refused.text
 
