@@ -3,7 +3,7 @@
 # IP2P_DATA_URL names the bucket (s3://bucket/dvc); its keys and AWS_ENDPOINT_URL come from the environment.
 set -eu
 mkdir -p work
-[ -s work/dvc.lock ] || echo "schema: '2.0'" > work/dvc.lock
+[ -e work/dvc.lock ] || echo "schema: '2.0'" > work/dvc.lock  # one that a kill left broken is mended by the flows
 ln -sf work/dvc.lock dvc.lock
 dvc config --local cache.dir work/cache
 dvc remote add --local --force --default s3 "$IP2P_DATA_URL"

@@ -37,7 +37,7 @@ _DECIDED = {
     "splits_of_picture": "give examples of one source picture one triplet_id when they are imported",
 }
 """The parameters that some columns are held against, or what mends them."""
-_SAID = {"min_value": "at least", "max_value": "at most", "value_set": "of"}
+_SAID = {"min_value": "at least", "max_value": "at most", "value_set": "one of"}
 _PICTURES = ("original_image", "edited_image")
 
 
