@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from ip2p.errors import UserError
 from ip2p.startup import start_quickly
@@ -41,9 +42,17 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_to_stages(stages)
     for kind in (data, model, operate):
         kind.add_verbs(verbs)
+    _let_params_follow(verbs)
+    return parser
+
+
+def _let_params_follow(verbs: Any) -> None:
+    """`--params` may stand behind a verb, too, and behind what it is told to do."""
     for verb in verbs.choices.values():
         verb.add_argument("--params", type=Path, default=argparse.SUPPRESS, help="parameters of the run (default: params.yaml)")
-    return parser
+        for action in verb._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                _let_params_follow(action)
 
 
 STAGE_HELP = {

@@ -178,7 +178,7 @@ def test_a_disk_that_is_full_costs_no_picture(tmp_path):
 def test_parameters_are_named_before_the_verb_or_after(tmp_path, capsys):
     path = tmp_path / "other.yaml"
     path.write_text("")
-    for words in (["--params", str(path), "report"], ["report", "--params", str(path)], ["release", "--params", str(path), "status"]):
+    for words in (["--params", str(path), "report"], ["report", "--params", str(path)], ["release", "status", "--params", str(path)]):
         assert main(words) == 2
         assert "other.yaml: is empty" in capsys.readouterr().err
 

@@ -156,7 +156,7 @@ def _extremes(evaluation: Path) -> str:
     parts = []
     for name, instructions in read_json(evaluation / "extremes.json").items():
         figures = "".join(
-            f"<figure><div>{_views(evaluation / 'extremes', f'{name}-{i}')}</div><figcaption>{html.escape(text)} </figcaption></figure>"
+            f"<figure><div>{_views(evaluation / 'extremes', f'{name}-{i}')}</div><figcaption>{html.escape(text)}</figcaption></figure>"
             for i, text in enumerate(instructions)
         )
         parts.append(f"<h3>{name} <small>({', '.join(_VIEWS)})</small></h3><div class=edits>{figures}</div>")
