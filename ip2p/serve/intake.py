@@ -55,7 +55,7 @@ class RefusedError(UserError):
 def read_upload(data: bytes, *, field: str, max_pixels: int) -> Image.Image:
     """Decode a picture, in RGB, or RGBA if it has transparency. Raises `RefusedError` (400, 413, 415)."""
     end = _end(data)
-    if end is None or data[end:].strip(b"\0\r\n "):
+    if end is None or not (_is_filling(data[end:]) or (data.startswith(b"\xff\xd8") and _is_telephones(data[end:]))):
         kinds = "only whole, still PNG, JPEG and WebP pictures with nothing behind them are accepted"
         raise RefusedError(415, f"{field}: {kinds}", field=field)
     try:
@@ -119,6 +119,31 @@ def _end(data: bytes) -> int | None:
         size = int.from_bytes(data[4:8], "little") + 8
         return size if size <= len(data) else None
     return None
+
+
+def _is_filling(tail: bytes) -> bool:
+    return not tail.strip(b"\0\r\n ")
+
+
+def _is_telephones(tail: bytes) -> bool:
+    """Whether telephones put behind a JPEG what lies there: Samsung's notes (`SEFH` … `SEFT`), or a film of the moment, as MP4's boxes.
+
+    Nobody here reads it, and it is not kept.
+    """
+    if tail.endswith(b"SEFT"):
+        length = int.from_bytes(tail[-8:-4], "little")
+        return length <= len(tail) - 8 and tail[len(tail) - 8 - length :].startswith(b"SEFH")
+    at = 0
+    for _ in range(_CHUNKS):
+        size, kind = int.from_bytes(tail[at : at + 4], "big"), tail[at + 4 : at + 8]
+        if size == 1:
+            size = int.from_bytes(tail[at + 8 : at + 16], "big")
+        if size < 8 or (at == 0 and kind != b"ftyp"):
+            return False
+        at += size
+        if at >= len(tail):
+            return at == len(tail)
+    return False
 
 
 def _end_of_png(data: bytes) -> int | None:

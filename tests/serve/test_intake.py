@@ -59,6 +59,41 @@ def test_everything_else_is_refused(data, status):
     assert refused.value.status == status
 
 
+def boxes(*kinds, short=0):
+    made = b"".join(struct.pack(">I4s", 24, kind) + bytes(16) for kind in kinds)
+    return made + struct.pack(">I4sQ", 1, b"mdat", 40) + bytes(24 - short)
+
+
+NOTES = b"\0\0\x01\x0a note " + b"SEFH" + bytes(20) + struct.pack("<I", 24) + b"SEFT"
+
+
+@pytest.mark.parametrize(
+    "tail", [NOTES, b"MotionPhoto_Data" + boxes(b"ftyp") + NOTES, boxes(b"ftyp", b"moov"), b"\0" * 9, png(format="JPEG") + NOTES]
+)
+def test_what_telephones_put_behind_a_photograph_is_passed_over(tail):
+    assert read(png(format="JPEG") + tail).size == (120, 90)
+    with pytest.raises(RefusedError):  # of other kinds nobody has seen it
+        read(png(format="WEBP") + tail.strip(b"\0") + b"x")
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        NOTES[:-1],
+        b"SEFT",
+        b"PK\x03\x04" + NOTES[-8:],
+        struct.pack("<I", 2**31) + b"SEFT",
+        boxes(b"moov"),
+        boxes(b"ftyp", short=1),
+        boxes(b"ftyp") + b"<html>",
+    ],
+)
+def test_what_only_looks_like_it_is_refused(tail):
+    with pytest.raises(RefusedError) as refused:
+        read(png(format="JPEG") + tail)
+    assert refused.value.status == 415
+
+
 @pytest.mark.parametrize("filling", [b"\xff\x00", b"\xff\xff", b"\xff\xe0\x00\x02"])
 def test_a_hostile_jpeg_is_refused_whatever_it_is_filled_with(filling):
     with pytest.raises(RefusedError):
