@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flows import folders
 from ip2p.cli import STAGE_HELP, build_parser
 from ip2p.dataset import pairs
 from ip2p.dataset.exchange import move
@@ -26,7 +27,7 @@ GRAPH = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 def test_one_name_for_one_thing():
     sections = {(field.alias or name) for name, field in Params.model_fields.items()}
-    assert tuple(GRAPH) == STAGES == tuple(STAGE_HELP)
+    assert tuple(GRAPH) == ("folders", *STAGES) and tuple(STAGE_HELP) == STAGES
     assert set(STAGES) <= sections
     for stage in STAGES:
         assert (ROOT / "flows" / f"{stage}.py").exists()
@@ -37,7 +38,7 @@ def test_one_name_for_one_thing():
 def test_the_graph_is_written_in_the_order_it_runs_and_names_real_files():
     made: set[str] = set()
     for stage in GRAPH.values():
-        for path in stage["deps"]:
+        for path in stage.get("deps", []):
             assert path in made or (ROOT / path).exists(), path
         for out in [*stage.get("outs", []), *stage.get("metrics", [])]:
             made |= {out} if isinstance(out, str) else set(out)
@@ -47,6 +48,14 @@ def test_the_graph_is_written_in_the_order_it_runs_and_names_real_files():
 def test_every_stage_has_tests_and_a_flow_of_its_name(stage):
     assert list((ROOT / "tests").rglob(f"test_{stage}.py")) or stage in ("register", "report")
     assert getattr(importlib.import_module(f"flows.{stage}"), stage).name == stage
+
+
+def test_what_parameters_name_is_followed_where_it_is_read():
+    written = {name for out in GRAPH["folders"]["outs"] for name in out}
+    followed = {dep: stage for stage in STAGES for dep in GRAPH[stage].get("deps", []) if dep.startswith(str(folders.OUT))}
+    assert {f"{folders.OUT}/{stage}.json": stage for stage in folders.NAMED} == followed and written == set(followed)
+    for stage, names in folders.NAMED.items():
+        assert {name.split(".")[0] for name in names} <= set(GRAPH[stage]["params"])
 
 
 def test_the_embedded_weights_fit_and_are_safetensors():

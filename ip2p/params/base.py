@@ -34,7 +34,7 @@ class ModelsParams(Section):
 
     teacher: str = "world"
     """`world` (embedded, 96 pixels; `world-128`: it draws 128), a diffusers text-to-image folder (`./path`), or a Hub id, which `@commit`
-    pins (`owner/name@commit`). DVC follows folders by name: a changed one wants another, or `dvc repro --force`."""
+    pins (`owner/name@commit`)."""
     clip: str = "world"
     """`world`, an OpenCLIP folder (`./path`), or `ARCHITECTURE:PRETRAINED`, such as `ViT-L-14-quickgelu:openai`."""
     safety: str | None = None

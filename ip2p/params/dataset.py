@@ -76,8 +76,7 @@ class TripletsParams(Section):
     writer: Literal["world", "llm"] = "world"
     """Who writes instructions and edited captions: the world's grammar, or a language model (`llm`)."""
     captions: str | None = None
-    """`FILE[:COLUMN]` (JSONL, CSV, TSV, Parquet) or `hf:NAME[:SPLIT[:COLUMN]]`; without it captions of random scenes of the world.
-    DVC sees a file's changes if it lies in `captions/`."""
+    """`FILE[:COLUMN]` (JSONL, CSV, TSV, Parquet) or `hf:NAME[:SPLIT[:COLUMN]]`; without it captions of random scenes of the world."""
     count: Count = 240
     """Triplets to write, balanced over edit types (by `weights`, where there are any)."""
     edit_types: tuple[str, ...] | None = None

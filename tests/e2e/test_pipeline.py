@@ -114,9 +114,9 @@ def test_killed_twice_the_run_finishes_with_the_same_dataset(made, track_in, tmp
     code = home / writer["path"]
     assert writer["nfiles"] == len(list(code.glob("*.py"))) and list(code.glob("__pycache__/*"))
 
-    # nothing is stale: a second `dvc repro` only asks the registry, which has the version
+    # nothing is stale: a second `dvc repro` only asks the registry, which has the version, and looks at what parameters name
     again = subprocess.run([sys.executable, "-m", "dvc", "repro"], cwd=home, capture_output=True, text=True, check=True)
-    assert re.findall(r"Running stage '(\w+)'", again.stdout) == ["register"]
+    assert re.findall(r"Running stage '(\w+)'", again.stdout) == ["folders", "register"]
     assert json.loads((home / "reports/register.json").read_text())["extra"]["version"] == "1"
 
     # a bad row ends the run in one clear line, exit code 2, and nothing that was made is lost
