@@ -24,7 +24,7 @@ def trace(id: str, *, triplets: Path, pairs: Path, dataset: Path) -> list[str]:
     triplet_id = pair["triplet_id"] if pair else id
     triplet = _find(triplets, "triplet_id", triplet_id)
     if triplet is None and pair is None:
-        raise DataError(f"{id}: neither a pair of {pairs} nor a triplet of {triplets}, nor the number of a version or the id of an edit")
+        raise DataError(f"{id}: no pair of {pairs}, triplet of {triplets}, version's number or edit's id; ids are given whole")
     lines = []
     if triplet:
         lines += [f"caption      {triplet['caption']}  ({triplet['caption_id']}, from {triplet['source']})"]
@@ -49,7 +49,7 @@ def regenerate(id: str, params: Params, *, triplets: Path, pairs: Path, out: Pat
     """
     path = next((p for p in shards(pairs) if id in read_shard(p, columns=["pair_id"])["pair_id"].to_pylist()), None)
     if path is None:
-        raise DataError(f"{id}: no such pair in {pairs}")
+        raise DataError(f"{id}: no such pair in {pairs}; `ip2p trace` names the pairs of a triplet")
     params = with_batch(params, pairs)
     unit = next((u for u in plan_units(read_triplets(triplets), params) if u.name == path.name), None)
     if unit is None or shard_mark(path) != unit.mark:

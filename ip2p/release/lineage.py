@@ -49,6 +49,6 @@ def taught(mark: str, dataset: Path, instruction: str | None, *, back: str = "")
     lines = [f"dataset      {mark}: {dataset}, {len(rows)} pairs of {len({r['original_prompt'] for r in rows})} captions trained on"]
     if instruction is not None:
         same = [r for r in rows if r["edit_prompt"].casefold().strip() == instruction.casefold().strip()]
-        lines.append(f"taught       that very instruction by {len(same)} pairs" + (", such as" if same else ""))
+        lines.append("taught       that very instruction by " + (f"{len(same)} pairs, such as" if same else "none of them"))
         lines += [f"  pair       {r['pair_id']}: {r['original_prompt']}" for r in same[:_SHOWN]]
     return lines

@@ -18,7 +18,7 @@ def test_a_pair_is_traced_to_its_caption_and_its_split(made):
     for part in (row["original_prompt"], row["edit_prompt"], row["triplet_id"], str(row["seed"]), "train, rank", "from world"):
         assert part in told
     assert row["pair_id"] in "\n".join(trace(row["triplet_id"], **folders(made), dataset=made / "dataset"))
-    with pytest.raises(DataError, match="nothing: neither a pair"):
+    with pytest.raises(DataError, match="nothing: no pair"):
         trace("nothing", **folders(made), dataset=made / "dataset")
 
 
