@@ -170,12 +170,15 @@ class StageReport:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """What to tell who ran the stage."""
+        """What to tell who ran the stage; of a page where it is."""
+        if "path" in self.extra:
+            return [str(Path(str(self.extra["path"])).resolve())]
         lines = [f"{self.stage}: kept {self.kept} of {self.seen} in {self.seconds:.1f} s"]
         if self.stage == "register":
             became = "is champion" if self.kept else "is not promoted:"
             lines = [f"register: version {self.extra['version']} of {self.extra['model']} {became}"]
         if self.stage == "train":
             lines = [f"train: saw {self.seen} samples in {self.seconds:.1f} s, loss {self.extra['loss']:.4f}"]
-        lines += [f"  {reason}" if self.stage == "register" else f"  {n:6d}  {reason}" for reason, n in self.dropped_by_reason.items()]
-        return [*lines, str(Path(str(self.extra["path"])).resolve())] if "path" in self.extra else lines
+        return lines + [
+            f"  {reason}" if self.stage == "register" else f"  {n:6d}  {reason}" for reason, n in self.dropped_by_reason.items()
+        ]
