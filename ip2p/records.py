@@ -179,6 +179,5 @@ class StageReport:
             lines = [f"register: version {self.extra['version']} of {self.extra['model']} {became}"]
         if self.stage == "train":
             lines = [f"train: saw {self.seen} samples in {self.seconds:.1f} s, loss {self.extra['loss']:.4f}"]
-        return lines + [
-            f"  {reason}" if self.stage == "register" else f"  {n:6d}  {reason}" for reason, n in self.dropped_by_reason.items()
-        ]
+        dropped = self.dropped_by_reason.items()
+        return lines + [f"  {reason}" if self.stage == "register" else f"  {n:6d}  {reason}" for reason, n in dropped]
