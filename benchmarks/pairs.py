@@ -15,14 +15,14 @@ from dataclasses import dataclass
 
 import torch
 
-from ip2p.clip import image_features, similarities, text_features
+from ip2p.clip import image_features, load_clip, similarities, text_features
 from ip2p.dataset.alignment import align
 from ip2p.dataset.pairs import draw_sample, sample_rounds
 from ip2p.dataset.synthesis import load_synthesiser, similar
 from ip2p.dataset.thresholds import reject_reason
 from ip2p.dataset.world_writer import write_triplets
 from ip2p.diffusion import decode_latents, encode_text
-from ip2p.models import load_clip, load_diffusion, resolve_device
+from ip2p.models import load_diffusion, resolve_device
 from ip2p.params import FilterParams, ModelsParams, PairsParams, load_params
 from ip2p.records import Triplet
 from ip2p.world.edits import apply_edit, sample_any_edit

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from quality import COUNT, IMAGES, MEASURES, PAGE, cells, difference, progress, ranked, teacher
 
-from ip2p.clip import image_features
+from ip2p.clip import image_features, load_clip
 from ip2p.dataset import filter, pairs
 from ip2p.model import ablate
-from ip2p.models import load_clip
 from ip2p.params import Params, load_params
 from ip2p.pictures import from_bytes
 from ip2p.stages import DATASET, PAIRS, TRIPLETS, WORK

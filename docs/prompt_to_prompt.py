@@ -15,14 +15,13 @@ from PIL import Image
 from quality import IMAGES, PAGE, difference, plain_firsts, progress, teacher
 from torch import Tensor
 
-from ip2p.clip import image_features
+from ip2p.clip import Clip, image_features, load_clip
 from ip2p.dataset import filter, pairs, triplets
 from ip2p.dataset.alignment import layout_kept
 from ip2p.dataset.read import read_triplets
 from ip2p.model.bootstrap import bootstrap
 from ip2p.model.measure import paired
 from ip2p.model.plots import plot_shares
-from ip2p.models import Clip, load_clip
 from ip2p.params import Params, load_params
 from ip2p.pictures import from_bytes, to_pillow
 from ip2p.records import Triplet

@@ -50,9 +50,9 @@ def _texts(params: Params, name: str) -> Iterator[str]:
     """All that a parameter names: one, several, or by kind; of a caption file without its column."""
     section, field = name.split(".")
     value: Any = params.model_dump(by_alias=True)[section][field]
-    for text in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]:
-        if text is not None:
-            yield text if Path(text).expanduser().exists() else text.partition(":")[0]
+    several = value.values() if isinstance(value, dict) else [value] if isinstance(value, str) else value or ()
+    for text in several:
+        yield text if Path(text).expanduser().exists() else text.partition(":")[0]
 
 
 if __name__ == "__main__":

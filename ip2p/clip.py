@@ -1,4 +1,4 @@
-"""The four CLIP similarities (paper §3.1.2), once: `filter` and `evaluate` share them.
+"""CLIP: how it is loaded, and the four similarities (paper §3.1.2), once: `filter` and `evaluate` share them.
 
 Images in [0, 1], resized bicubic to CLIP's size with no crop; features are L2-normalised.
 Shapes: B batch, D embedding, C H W image.
@@ -7,14 +7,31 @@ Shapes: B batch, D embedding, C H W image.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 
-from ip2p.models import Clip
+from ip2p.errors import ModelError, first_line
+from ip2p.models import is_path, model_source
+from ip2p.torchvision_cpu import declare_operators
 
 _SIGNS = 32
+
+
+@dataclass(frozen=True)
+class Clip:
+    """An OpenCLIP model with its tokenizer and the size and normalisation of its input."""
+
+    model: Any
+    tokenizer: Any
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    device: torch.device
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +42,48 @@ class Similarities:
     caption_1: Tensor
     image: Tensor
     direction: Tensor
+
+
+def load_clip(name: str, *, device: torch.device) -> Clip:
+    """Load an OpenCLIP model. Raises `ModelError` if the folder or the name is unknown, or has no weights of its own."""
+    declare_operators()
+    import open_clip
+
+    if name != "world" and not is_path(name):
+        architecture, _, pretrained = name.partition(":")
+        if architecture not in open_clip.list_models():
+            raise ModelError(f"models.clip: {name!r} is no OpenCLIP architecture; write ARCHITECTURE:PRETRAINED or a folder as ./path")
+        _require_activation(architecture, pretrained)
+        source, weights = architecture, pretrained or None
+    else:
+        folder = Path(model_source(name, kind="clip", subject="models.clip"))
+        if not (folder / "open_clip_config.json").is_file():
+            raise ModelError(f"models.clip: {folder} holds no open_clip_config.json; give the folder of an OpenCLIP model")
+        source, weights = f"local-dir:{folder}", None
+    try:
+        model = open_clip.create_model(source, pretrained=weights, device=device, weights_only=True, require_pretrained=True)
+        tokenizer = open_clip.get_tokenizer(source)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelError(f"models.clip: {name} cannot be loaded: {first_line(error)}") from error
+    preprocess = open_clip.get_model_preprocess_cfg(model)
+    size = preprocess["size"]
+    return Clip(
+        model=model.eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        size=size if isinstance(size, int) else size[0],
+        mean=tuple(preprocess["mean"]),
+        std=tuple(preprocess["std"]),
+        device=device,
+    )
+
+
+def _require_activation(architecture: str, pretrained: str) -> None:
+    """Raises `ModelError` if the weights are of QuickGELU and the architecture is not: OpenCLIP only warns, and similarities drift."""
+    import open_clip
+
+    quick = (open_clip.get_pretrained_cfg(architecture, pretrained) or {}).get("quick_gelu")
+    if quick and not (open_clip.get_model_config(architecture) or {}).get("quick_gelu"):
+        raise ModelError(f"models.clip: {architecture}:{pretrained} has weights of QuickGELU; write {architecture}-quickgelu:{pretrained}")
 
 
 @torch.no_grad()

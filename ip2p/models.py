@@ -1,4 +1,4 @@
-"""Load a text-to-image teacher, a CLIP or an editor from a folder or the Hub: one way for the world and for SD 1.5.
+"""Load a text-to-image teacher or an editor from a folder or the Hub: one way for the world and for SD 1.5.
 
 A name is `world` (the embedded models; `world-128`: teacher and editor at 128 pixels, not 96), a local folder written as a path (`./vae`,
 `/models/sd15`), or a Hub id, which may be pinned to a commit (`owner/name@commit`). Weights are read from safetensors only.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,18 +28,6 @@ _LARGE, _LARGE_SIDE = "world-128", 128
 _WORLD = ("world", _LARGE)
 _SHIPPED = str(EMBEDDED / "editor")
 """A UNet alone, and what is told of it: its other parts are the embedded teacher's."""
-
-
-@dataclass(frozen=True)
-class Clip:
-    """An OpenCLIP model with its tokenizer and the size and normalisation of its input."""
-
-    model: Any
-    tokenizer: Any
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    device: torch.device
 
 
 def resolve_device(name: str) -> torch.device:
@@ -113,14 +100,7 @@ def load_diffusion(
     if "text_encoder_2" in parts:
         parts["zero_empty"] = _index(source).get("force_zeros_for_empty_prompt", True)  # the default of diffusers' pipelines
         parts["tokenizer_2"] = _tokenizer(CLIPTokenizer, source, "tokenizer_2", subject, parts["text_encoder_2"])
-    cpu = device.type == "cpu"
-    for part in ("vae", "unet"):  # on a GPU group norm has no kernel for channels_last: uncompiled, each would copy there and back
-        parts[part].to(memory_format=torch.channels_last if cpu or compiled else torch.contiguous_format)
-    if compiled and cpu:
-        parts["unet"].compile(dynamic=False, options={"freezing": True})  # weights packed once for the operators that read them
-    elif compiled:
-        for module in (parts["unet"], parts["vae"].encoder, parts["vae"].decoder):
-            module.compile()
+    _lay_out(parts["unet"], parts["vae"], cpu=device.type == "cpu", compiled=compiled)
     parts["tokenizer"] = _tokenizer(CLIPTokenizer, source, "tokenizer", subject, parts["text_encoder"])
     written = _part(DDIMScheduler, source, "scheduler", subject).config
     unsaid = {"clip_sample": False, "set_alpha_to_one": False}  # DDIM's own defaults are none that a latent model was trained with
@@ -129,46 +109,15 @@ def load_diffusion(
     return Diffusion(**parts, device=device, dtype=dtype)
 
 
-def load_clip(name: str, *, device: torch.device) -> Clip:
-    """Load an OpenCLIP model. Raises `ModelError` if the folder or the name is unknown, or has no weights of its own."""
-    declare_operators()
-    import open_clip
-
-    if name != "world" and not _is_path(name):
-        architecture, _, pretrained = name.partition(":")
-        if architecture not in open_clip.list_models():
-            raise ModelError(f"models.clip: {name!r} is no OpenCLIP architecture; write ARCHITECTURE:PRETRAINED or a folder as ./path")
-        _require_activation(architecture, pretrained)
-        source, weights = architecture, pretrained or None
-    else:
-        folder = Path(model_source(name, kind="clip", subject="models.clip"))
-        if not (folder / "open_clip_config.json").is_file():
-            raise ModelError(f"models.clip: {folder} holds no open_clip_config.json; give the folder of an OpenCLIP model")
-        source, weights = f"local-dir:{folder}", None
-    try:
-        model = open_clip.create_model(source, pretrained=weights, device=device, weights_only=True, require_pretrained=True)
-        tokenizer = open_clip.get_tokenizer(source)
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ModelError(f"models.clip: {name} cannot be loaded: {first_line(error)}") from error
-    preprocess = open_clip.get_model_preprocess_cfg(model)
-    size = preprocess["size"]
-    return Clip(
-        model=model.eval().requires_grad_(False),
-        tokenizer=tokenizer,
-        size=size if isinstance(size, int) else size[0],
-        mean=tuple(preprocess["mean"]),
-        std=tuple(preprocess["std"]),
-        device=device,
-    )
-
-
-def _require_activation(architecture: str, pretrained: str) -> None:
-    """Raises `ModelError` if the weights are of QuickGELU and the architecture is not: OpenCLIP only warns, and similarities drift."""
-    import open_clip
-
-    quick = (open_clip.get_pretrained_cfg(architecture, pretrained) or {}).get("quick_gelu")
-    if quick and not (open_clip.get_model_config(architecture) or {}).get("quick_gelu"):
-        raise ModelError(f"models.clip: {architecture}:{pretrained} has weights of QuickGELU; write {architecture}-quickgelu:{pretrained}")
+def _lay_out(unet: Any, vae: Any, *, cpu: bool, compiled: bool) -> None:
+    """Lay the weights as the device reads them best, and compile if that is wanted."""
+    for module in (vae, unet):  # on a GPU group norm has no kernel for channels_last: uncompiled, each would copy there and back
+        module.to(memory_format=torch.channels_last if cpu or compiled else torch.contiguous_format)
+    if compiled and cpu:
+        unet.compile(dynamic=False, options={"freezing": True})  # weights packed once for the operators that read them
+    elif compiled:
+        for module in (unet, vae.encoder, vae.decoder):
+            module.compile()
 
 
 def model_source(name: str, *, kind: str, subject: str) -> str:
@@ -177,7 +126,7 @@ def model_source(name: str, *, kind: str, subject: str) -> str:
         raise ModelError(f"{subject}: {name} is a teacher or an editor; the embedded {kind} is of 96 pixels: write `world`")
     if name in _WORLD:
         name = str(EMBEDDED / kind)
-    if not _is_path(name):
+    if not is_path(name):
         return name
     path = Path(name).expanduser()
     if not path.is_dir():
@@ -187,7 +136,7 @@ def model_source(name: str, *, kind: str, subject: str) -> str:
 
 def pinned(source: str) -> dict[str, str]:
     """A folder, or a Hub id and the commit that it is pinned to, as `from_pretrained` takes them."""
-    name, _, commit = (source, "", "") if _is_path(source) else source.partition("@")
+    name, _, commit = (source, "", "") if is_path(source) else source.partition("@")
     return {"pretrained_model_name_or_path": name} | ({"revision": commit} if commit else {})
 
 
@@ -223,7 +172,7 @@ def model_label(name: str, kind: str = "teacher") -> str:
     """A model's name for records that leave this machine: of a local folder its last part alone."""
     if name in _WORLD and kind == "editor":
         return f"{name}/editor"
-    return Path(name).name if _is_path(name) else name
+    return Path(name).name if is_path(name) else name
 
 
 @lru_cache(maxsize=8)
@@ -252,14 +201,15 @@ def _at_commit(source: str) -> str:
     return source
 
 
-def _is_path(name: str) -> bool:
+def is_path(name: str) -> bool:
+    """Whether a name is written as a path."""
     return name.startswith((".", "/", "~"))
 
 
 def _part(load: Any, source: str, part: str, subject: str, **options: Any) -> Any:
     if source == _SHIPPED and part != "unet":
         source = str(EMBEDDED / "teacher")
-    if _is_path(source) and not (Path(source) / part).is_dir():
+    if is_path(source) and not (Path(source) / part).is_dir():
         raise ModelError(f"{subject}: {source} has no `{part}` folder; give a diffusers text-to-image folder")
     weights = "use_safetensors" in options
     try:
@@ -280,9 +230,9 @@ def _not_here(source: str, part: str) -> str:
     from huggingface_hub import try_to_load_from_cache
 
     name, _, commit = source.partition("@")
-    if _is_path(source) or isinstance(try_to_load_from_cache(name, f"{part}/config.json", revision=commit or None), str):
+    if is_path(source) or isinstance(try_to_load_from_cache(name, f"{part}/config.json", revision=commit or None), str):
         return ""
-    if Path(name).parts[0] in {p.name for p in Path().iterdir() if p.is_dir()}:
+    if Path(Path(name).parts[0]).is_dir():
         return f"no folder {name} is here, nor on the Hub a model of that name"
     return "it is not on this machine, and the Hub does not give it; is there a network, and HF_HUB_OFFLINE unset? Else give a folder, ./…"
 

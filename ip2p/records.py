@@ -109,6 +109,11 @@ def triplet_of(*texts: str) -> str:
     return fingerprint("triplet", *texts)
 
 
+def written_here(triplet_id: str, caption: str, instruction: str, edited_caption: str) -> bool:
+    """Whether a triplet was written by ip2p: its id is then that of its texts."""
+    return triplet_id == triplet_of(caption, instruction, edited_caption)
+
+
 @dataclass(frozen=True, slots=True)
 class Triplet:
     """Caption, instruction, edited caption (paper §3.1)."""

@@ -48,7 +48,7 @@ def teacher(cpu):
 
 @pytest.fixture(scope="session")
 def clip(cpu):
-    from ip2p.models import load_clip
+    from ip2p.clip import load_clip
 
     return load_clip("world", device=cpu)
 

@@ -8,11 +8,11 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from ip2p.clip import image_features
+from ip2p.clip import image_features, load_clip
 from ip2p.diffusion import decode_latents, encode_images, run_unet
 from ip2p.errors import ModelError
 from ip2p.model.seen import read_seen
-from ip2p.models import EMBEDDED, editor_folder, editor_named, load_clip, load_diffusion, model_digest, resolve_device
+from ip2p.models import EMBEDDED, editor_folder, editor_named, load_diffusion, model_digest, resolve_device
 from ip2p.release.export import export_editor
 from ip2p.world.language import write_caption
 from ip2p.world.reading import read_attribute

@@ -22,7 +22,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from ip2p.clip import image_features, similarities, text_features
+from ip2p.clip import image_features, load_clip, similarities, text_features
 from ip2p.dataset.captions import read_jsonl
 from ip2p.dataset.filters.chain import Chain
 from ip2p.dataset.measures import measure_pairs
@@ -31,7 +31,7 @@ from ip2p.dataset.synthesis import similar
 from ip2p.dataset.world_writer import write_triplets
 from ip2p.diffusion import reconstruct
 from ip2p.errors import DataError
-from ip2p.models import load_clip, load_diffusion, placement
+from ip2p.models import load_diffusion, placement
 from ip2p.params import FilterParams, Params, TypeThresholds
 from ip2p.pictures import from_pillow
 from ip2p.store import fingerprint, shards, write_bytes, write_json

@@ -21,7 +21,7 @@ from ip2p.dataset.judge import Judge, Question, summary
 from ip2p.dataset.read import read_drops, read_scores
 from ip2p.dataset.survival import Survival, plot_survival
 from ip2p.params import FilterParams, Params
-from ip2p.records import EXAMPLES, JUDGEMENTS, SPLITS, VERDICTS, StageReport, triplet_of
+from ip2p.records import EXAMPLES, JUDGEMENTS, SPLITS, VERDICTS, StageReport, triplet_of, written_here
 from ip2p.store import fingerprint, read_shard, replace_folder, shards, staging_of, write_bytes, write_json, write_shard
 
 _IMAGES = ("original_image", "edited_image")
@@ -43,7 +43,7 @@ def split_of(triplet_id: str, caption: str, instruction: str, edited_caption: st
     A triplet written here, whose id says so, goes with its caption, which may have others. One of other people's goes alone: a session of
     their edits has many captions.
     """
-    own = triplet_id == triplet_of(caption, instruction, edited_caption)
+    own = written_here(triplet_id, caption, instruction, edited_caption)
     u = int(fingerprint("split", triplet_of(caption) if own else triplet_id), 16) / 16**16
     if u < shares[0]:
         return "validation"

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ip2p.clip import Similarities, image_features, similarities, text_features
+from ip2p.clip import Clip, Similarities, image_features, load_clip, similarities, text_features
 from ip2p.dataset.p2p.processor import Steering, install, plan_step
 from ip2p.dataset.p2p.words import align_words
 from ip2p.dataset.thresholds import Similar, reject_reason
 from ip2p.diffusion import Diffusion, decode_latents, encode_text, run_guided, run_unet
-from ip2p.models import Clip, load_clip, load_diffusion, placement
+from ip2p.models import load_diffusion, placement
 from ip2p.params import FilterParams, ModelsParams, PairsParams
 from ip2p.records import Draw, Triplet
 from ip2p.safety import Safety, load_safety

@@ -24,7 +24,7 @@ from ip2p.dataset.filters.clip import ClipFilter
 from ip2p.errors import DataError, ValidationFailedError
 from ip2p.params import FilterParams, Params, ValidateParams
 from ip2p.pictures import open_picture
-from ip2p.records import BY_CAPTION, SPLITS, UNKNOWN, StageReport, triplet_of
+from ip2p.records import BY_CAPTION, SPLITS, UNKNOWN, StageReport, written_here
 from ip2p.store import digest, read_json, read_shard, shards, write_json
 
 _NAMED = 5
@@ -81,7 +81,7 @@ def facts(dataset: Path, thresholds: FilterParams, benchmarks: frozenset[str] = 
         for table in (read_shard(path) for split in _present_splits(dataset) for path in shards(dataset, f"{split}-")):
             pictures = table.select(["pair_id", *_PICTURES]).to_pylist()  # of one shard at a time: a dataset's do not fit into memory
             sides += pool.map(lambda row: [_side(row[c], f"{row['pair_id']}.{c}") for c in _PICTURES], pictures)
-            sources += [sha256((row[_PICTURES[0]] or {}).get("bytes") or b"").hexdigest() for row in pictures]
+            sources += [sha256(_encoded(row["original_image"])).hexdigest() for row in pictures]
             parts.append(table.drop_columns(list(_PICTURES)))
     arrow = pa.concat_tables(parts)
     frame = arrow.to_pandas()
@@ -90,8 +90,8 @@ def facts(dataset: Path, thresholds: FilterParams, benchmarks: frozenset[str] = 
     frame["captioned"] = (frame["original_prompt"] != "") | (frame["edited_prompt"] != "")
     frame["prompts_differ"] = (frame["original_prompt"].str.strip() != frame["edited_prompt"].str.strip()) | ~frame["captioned"]
     frame["source"] = sources
-    texts = zip(*(frame[c] for c in ("original_prompt", "edit_prompt", "edited_prompt")), strict=True)
-    frame["own"] = frame["triplet_id"] == [triplet_of(*row) for row in texts]
+    told = zip(*(frame[c] for c in ("triplet_id", "original_prompt", "edit_prompt", "edited_prompt")), strict=True)
+    frame["own"] = [written_here(*row) for row in told]
     for column, group in (("splits_of_triplet", "triplet_id"), ("splits_of_caption", "original_prompt"), ("splits_of_picture", "source")):
         frame[column] = frame.groupby(group)["split"].transform("nunique")
     train = frame[frame["split"] == "train"]
@@ -169,13 +169,14 @@ def _line(result: Any) -> str:
     config = result.expectation_config
     column = config.kwargs.get("column", "rows")
     wanted = {k: v for k, v in config.kwargs.items() if k in ("min_value", "max_value", "value_set") and v is not None}
-    by = f" ({_DECIDED[column]})" if column in _DECIDED else ""
+    observed = result.result.get("observed_value")
     if column == "in_training":
-        few, least = result.result.get("observed_value"), wanted["min_value"]
-        return f"{few} pairs to train on, {by.strip(' ()')} wants {least:g}: make more (triplets.count), loosen filter, or lower it"
+        asked = f"{_DECIDED[column]} wants {wanted['min_value']:g}"
+        return f"{observed} pairs to train on, {asked}: make more (triplets.count), loosen filter, or lower it"
+    by = f" ({_DECIDED[column]})" if column in _DECIDED else ""
     told = ", ".join(f"{_SAID[k]} {v}" for k, v in wanted.items())
     if "unexpected_index_list" not in result.result:
-        return f"{column}: {result.result.get('observed_value')}, wanted {told}{by}"
+        return f"{column}: {observed}, wanted {told}{by}"
     ids = [str(row["pair_id"]) for row in result.result["unexpected_index_list"] or []]
     named = ", ".join(ids[:_NAMED]) + (f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else "")
     return f"{column}: wanted {told or config.type}{by}, broken by {named}"
@@ -200,9 +201,14 @@ def _present_splits(dataset: Path) -> list[str]:
     return present
 
 
+def _encoded(image: dict[str, Any] | None) -> bytes:
+    """The bytes of a picture; none where there is none."""
+    return (image or {}).get("bytes") or b""
+
+
 def _side(image: dict[str, Any] | None, where: str) -> tuple[int, int]:
     """Width and height; (0, 0) if there is no whole picture."""
     try:
-        return open_picture((image or {}).get("bytes") or b"", where=where).size
+        return open_picture(_encoded(image), where=where).size
     except DataError:
         return (0, 0)

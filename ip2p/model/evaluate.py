@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ip2p.clip import load_clip
 from ip2p.dataset.judge import Judge, Question, summary
 from ip2p.diffusion import Diffusion
 from ip2p.model.benchmarks import of_benchmark
@@ -28,7 +29,7 @@ from ip2p.model.measure import Edit, Meter, Point, judged_by, load_dino, measure
 from ip2p.model.plots import plot_curves, plot_types
 from ip2p.model.sdedit import sdedit
 from ip2p.model.seen import read_seen
-from ip2p.models import editor_named, load_clip, load_diffusion, model_digest, model_label, placement
+from ip2p.models import editor_named, load_diffusion, model_digest, model_label, placement
 from ip2p.params import EvaluateParams, JudgeParams, Params
 from ip2p.records import MLFLOW_RUN, StageReport
 from ip2p.store import code_mark, digest, fingerprint, read_json, replace_folder, staging_of, write_bytes, write_json
@@ -109,15 +110,8 @@ def run(
         "edit_types": [e.edit_type for e in held.edits],
         "benchmarks": {layout: _benchmark(bench, model, identity, edits) for layout, edits in others.items()},
     }
-    staging = staging_of(out)
-    if section.judge is not None:
-        report["judge"] = _judge(section.judge, headline, held, bench.work / "judge.jsonl", staging)
-    write_json(staging / "report.json", report)
-    write_bytes(staging / "curve.png", plot_curves(report["points"]))
-    write_bytes(staging / "types.png", plot_types(report["headline"]["by_type"]))
     attempt = partial(_by_sdedit, bench, held, baselines["sdedit"].setting["strength"]) if "sdedit" in baselines else None
-    write_examples(headline, held, staging, sdedit=attempt)
-    replace_folder(staging, out)
+    _write(report, bench, headline, held, out, sdedit=attempt)
     for folder in set(work.glob("*/pictures")) - {p.pictures for p in points}:  # of earlier evaluations, whose numbers stay
         shutil.rmtree(folder, ignore_errors=True)
     with track(params.track, "evaluate", {"held_out": held.mark}) as tracked:
@@ -203,6 +197,18 @@ def best_baselines(points: list[Point], headline: Point) -> dict[str, Point]:
         least = min(kept, headline.mean("image_similarity")) if name == "direction_similarity" else 0.0
         found["sdedit"] = max((p for p in attempts if p.mean("image_similarity") >= least), key=lambda p: p.mean(name))
     return found | {p.system: p for p in points if p.system == "previous"}
+
+
+def _write(report: dict[str, Any], bench: Bench, headline: Point, held: HeldOut, out: Path, *, sdedit: Edit | None) -> None:
+    """The report, what a judge says if one is asked, plots and pictures, in the place of an earlier evaluation's."""
+    section, staging = bench.params.evaluate, staging_of(out)
+    if section.judge is not None:
+        report["judge"] = _judge(section.judge, headline, held, bench.work / "judge.jsonl", staging)
+    write_json(staging / "report.json", report)
+    write_bytes(staging / "curve.png", plot_curves(report["points"]))
+    write_bytes(staging / "types.png", plot_types(report["headline"]["by_type"]))
+    write_examples(headline, held, staging, sdedit=sdedit)
+    replace_folder(staging, out)
 
 
 def _benchmark(bench: Bench, model: Diffusion, identity: str, held: HeldOut) -> dict[str, Any]:

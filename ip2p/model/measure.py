@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ip2p.clip import image_features, similarities, text_features
+from ip2p.clip import Clip, image_features, similarities, text_features
 from ip2p.dataset.alignment import align
 from ip2p.errors import ModelError, first_line
 from ip2p.model.bootstrap import bootstrap, share_interval
 from ip2p.model.heldout import HeldOut
-from ip2p.models import Clip, model_source, pinned
+from ip2p.models import model_source, pinned
 from ip2p.pictures import to_png
 from ip2p.store import write_bytes
 from ip2p.world.truth import Truth, read_edit

@@ -68,13 +68,13 @@ class Trainer:
             self.start.eval().requires_grad_(False)
         self.unet = new_unet(self.base, self.job.params).to(self.base.device, memory_format=torch.channels_last).train()
         self.base = replace(self.base, unet=self.unet)
+        compared = [unet for unet in (self.unet, self.start) if unet is not None]  # must compute alike
         start.to("meta")  # no longer needed: gives its memory back, whoever still holds it
         if section.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         if self.base.dtype != torch.float32 and self.base.device.type == "cpu":
-            for unet in (self.unet, self.start):  # what is compared must be computed alike
-                if unet is not None:
-                    unet.set_attn_processor(Float32Attention())
+            for unet in compared:
+                unet.set_attn_processor(Float32Attention())
         self.optimizer = new_optimizer(self.unet, section)
         self.scaler = torch.amp.GradScaler(self.base.device.type, enabled=self.base.dtype == torch.float16)
         home = torch.device("cpu") if section.ema_on_cpu else self.base.device
@@ -88,9 +88,8 @@ class Trainer:
         if self.step and self.scaler.is_enabled():
             self.scaler.load_state_dict({**self.scaler.state_dict(), **{k: extra[k].item() for k in ("scale", "_growth_tracker")}})
         if section.compile:
-            for unet in (self.unet, self.start):
-                if unet is not None:
-                    unet.compile()
+            for unet in compared:
+                unet.compile()
 
     def advance(self) -> float:
         """One optimizer step; returns the loss of the whole batch."""

@@ -25,7 +25,7 @@ from ip2p.params import ServeParams
 from ip2p.serve import metrics
 from ip2p.serve.doors import door_of, refusal
 from ip2p.serve.intake import CHARGE, PLACES, RefusedError
-from ip2p.serve.jobs import Engine
+from ip2p.serve.jobs import FULL, MANY, Engine
 
 log = logging.getLogger("ip2p.serve")
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -135,9 +135,9 @@ class Guard:
             client = scope.get("client")
             who = str(scope.get("ip2p.key") or (client[0] if client else ""))
             if self._engine.full or self._inside.total() >= self._section.batch + self._section.queue:
-                raise RefusedError(429, "too many edits are waiting; come again later", code="rate_limit_exceeded")
+                raise RefusedError(429, FULL, code="rate_limit_exceeded")
             if self._inside[who] >= self._most_of_one:
-                raise RefusedError(429, "too many edits of this key are under way; wait for one", code="rate_limit_exceeded")
+                raise RefusedError(429, MANY, code="rate_limit_exceeded")
             self._rate(who)
             scope[CHARGE] = partial(self._charge, who)
             scope[PLACES] = who, self._most_of_one

@@ -20,8 +20,9 @@ from ip2p.pictures import MAX_RATIO, many_frames, standard
 
 _FORMATS = ("PNG", "JPEG", "WEBP")
 CHARGE = "ip2p.charge"
-PLACES = "ip2p.places"
 """In the scope of a request for edits: what to call with the number of edits beyond the first."""
+PLACES = "ip2p.places"
+"""In the scope of a request for edits: whose they are, and how many of them may be under way."""
 _AFTER_HEADER = 8 + 25
 """Bytes of a PNG's signature and header."""
 _SIDE = 16
@@ -55,7 +56,7 @@ class RefusedError(UserError):
 def read_upload(data: bytes, *, field: str, max_pixels: int) -> Image.Image:
     """Decode a picture, in RGB, or RGBA if it has transparency. Raises `RefusedError` (400, 413, 415)."""
     end = _end(data)
-    if end is None or not (_is_filling(data[end:]) or (data.startswith(b"\xff\xd8") and _is_telephones(data[end:]))):
+    if end is None or not _may_lie_behind(data[end:], jpeg=data.startswith(b"\xff\xd8")):
         kinds = "only whole, still PNG, JPEG and WebP pictures with nothing behind them are accepted"
         raise RefusedError(415, f"{field}: {kinds}", field=field)
     try:
@@ -121,8 +122,9 @@ def _end(data: bytes) -> int | None:
     return None
 
 
-def _is_filling(tail: bytes) -> bool:
-    return not tail.strip(b"\0\r\n ")
+def _may_lie_behind(tail: bytes, *, jpeg: bool) -> bool:
+    """Whether what lies behind a picture is nothing but filling, or, behind a JPEG, what telephones put there."""
+    return not tail.strip(b"\0\r\n ") or (jpeg and _is_telephones(tail))
 
 
 def _is_telephones(tail: bytes) -> bool:

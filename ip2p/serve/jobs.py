@@ -32,6 +32,8 @@ _FAILED = 8
 """Calls that fail without a picture in between, after which the device counts as lost."""
 _STUCK = 600.0
 """Seconds that a step may take; the first ones may compile."""
+FULL, MANY = "too many edits are waiting; come again later", "too many edits of this key are under way; wait for one"
+"""Why an edit is not taken."""
 T = TypeVar("T")
 log = logging.getLogger("ip2p.serve")
 
@@ -144,10 +146,10 @@ class Engine:
         """Queue jobs of one owner, all or none. Raises `BusyError` if there is no room, or none for `most` jobs of that owner."""
         with self._change:
             if self._closed or len(self._waiting) + len(jobs) > self._queue:
-                raise BusyError("too many edits are waiting; come again later")
+                raise BusyError(FULL)
             here = [*self._waiting, *(job for job, _ in self._running)]
             if most is not None and len(jobs) + sum(job.owner == jobs[0].owner for job in here) > most:
-                raise BusyError("too many edits of this key are under way; wait for one")
+                raise BusyError(MANY)
             if not self._running and not self._waiting:
                 self._stepped = time.monotonic()
             self._waiting.extend(jobs)

@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ip2p.clip import image_features, text_features
-from ip2p.models import Clip
+from ip2p.clip import Clip, image_features, text_features
 from ip2p.world.edits import Edit, apply_edit, edit_values
 from ip2p.world.language import read_caption, read_instruction, write_caption
 from ip2p.world.scenes import COLOURLESS_STYLES, COLOURS, GLOBAL_VALUES, KINDS, MAX_COUNT, PLACES, Scene, Thing, ordered

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ip2p.clip import image_features
+from ip2p.clip import Clip, image_features, load_clip
 from ip2p.diffusion import Diffusion, decode_latents, encode_text, reconstruct, run_guided
-from ip2p.models import Clip, load_clip, load_diffusion, resolve_device
+from ip2p.models import load_diffusion, resolve_device
 from ip2p.pictures import from_pillow, grid, to_pillow
 from ip2p.sampler import draw_noise, make_schedule, sample
 from ip2p.store import write_bytes

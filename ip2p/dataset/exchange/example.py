@@ -53,12 +53,15 @@ class Example:
     where: str = field(default="", compare=False)
     """Where it was read, for messages."""
 
-    def identified(self) -> Example:
+    def identified(self, of_picture: dict[str, str] | None = None) -> Example:
         """The example with ids by content where it came without: all edits of a caption, or without captions of a picture, are
-        one triplet's and so lie in one split."""
+        one triplet's and so lie in one split. `of_picture` keeps the triplet of each picture: another caption of it is the same triplet's.
+        """
         pictures = [hashlib.sha256(x).hexdigest() for x in (self.original_image, self.edited_image)]
         triplet = self.triplet_id or triplet_of(self.original_prompt or pictures[0])
         pair = self.pair_id or fingerprint("pair", triplet, self.edit_prompt, self.seed, pictures)
+        if of_picture is not None and not self.triplet_id:
+            triplet = of_picture.setdefault(pictures[0], triplet)
         return replace(self, triplet_id=triplet, pair_id=pair)
 
     @property
@@ -194,14 +197,18 @@ def read_object(path: Path, root: Path) -> dict[str, Any]:
     return found
 
 
+def _is_missing(path: Path) -> bool:
+    return not path.exists() and not path.is_symlink()
+
+
 def picture_file(path: Path, root: Path) -> bytes:
     """A picture's file as `read_file`; nothing of one that is missing, which counts as broken: it costs no import."""
-    return read_file(path, root) if path.exists() or path.is_symlink() else b""
+    return b"" if _is_missing(path) else read_file(path, root)
 
 
 def read_file(path: Path, root: Path) -> bytes:
     """A regular file below `root`, bounded. Raises `DataError` for links, devices, and files that are too large."""
-    if not path.exists() and not path.is_symlink():
+    if _is_missing(path):
         raise DataError(f"{path}: missing; bring it, or take out what names it")
     if path.is_symlink() or not path.is_file() or not path.resolve().is_relative_to(root.resolve()):
         raise DataError(f"{path}: not a regular file inside {root}")

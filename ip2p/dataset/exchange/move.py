@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import shutil
 import sys
@@ -18,14 +17,14 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 
-from ip2p.clip import image_features, similarities, text_features
+from ip2p.clip import Clip, image_features, load_clip, similarities, text_features
 from ip2p.dataset.exchange import LAYOUTS
 from ip2p.dataset.exchange.example import Example, read_dataset
 from ip2p.dataset.filter import split_of
 from ip2p.dataset.measures import measure_pairs
 from ip2p.dataset.synthesis import similar
 from ip2p.errors import DataError
-from ip2p.models import Clip, load_clip, model_digest, resolve_device
+from ip2p.models import model_digest, resolve_device
 from ip2p.params import Params
 from ip2p.pictures import from_bytes, open_picture
 from ip2p.records import BY_CAPTION, PAIRS, SPLITS, StageReport
@@ -109,12 +108,9 @@ def _usable(examples: Iterator[Example], splits: tuple[float, float], dropped: C
 
     Examples of one picture that come without ids are one triplet's, whatever their captions: so they lie in one split.
     """
-    triplet_of: dict[bytes, str] = {}
+    of_picture: dict[str, str] = {}
     for example in examples:
-        known = example.identified()
-        if not example.triplet_id:
-            picture = hashlib.sha256(known.original_image).digest()
-            known = replace(known, triplet_id=triplet_of.setdefault(picture, known.triplet_id))
+        known = example.identified(of_picture)
         texts = (known.original_prompt, known.edit_prompt, known.edited_prompt)
         if known.split == "test" and split_of(known.triplet_id, *texts, splits) != "test":
             dropped["for testing there, for training here"] += 1
