@@ -60,6 +60,12 @@ PARTS = {
         "for it in each. × is against the first row, as the script runs unless told otherwise, and the median over the turns; rows of one "
         "arithmetic show the method alone. *Loss*: mean over the later half of the steps, with its standard error.",
     ),
+    "pretrain": Part(
+        "Pretraining, compiled",
+        ("-m", "benchmarks.pretrain"),
+        "Each part of `ip2p pretrain` as it runs, drawing and optimizer included. A leg of half an hour or more makes this comparison with "
+        "its first hundred steps (`pretrain.compile: auto`), says in its log what came of it and goes on the quicker way.",
+    ),
     "edit": Part(
         "Editing",
         ("-m", "benchmarks.edit", "--compile"),

@@ -30,6 +30,7 @@ from benchmarks.card import Cost, cost_of, synchronize
 from benchmarks.sd15 import build
 from ip2p.dataset.world_writer import write_triplets
 from ip2p.diffusion import Diffusion
+from ip2p.errors import UserError
 from ip2p.model import train
 from ip2p.model.unet import new_editor_unet
 from ip2p.models import resolve_device
@@ -48,6 +49,8 @@ class Way:
     params: Params
     rates: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    refused: str = ""
+    """Why it cannot be trained so here: compiled, it may learn something else."""
 
 
 def main() -> None:
@@ -70,8 +73,12 @@ def main() -> None:
         os.dup2(2, 1)  # what training tells on its way is not part of the table
         tried = list(ways(params, half=options.half, compiled=options.compile))
         for turn in range(options.turns):
-            for way in tried:
-                rate, way.losses = way.loop(way.params, root)
+            for way in (w for w in tried if not w.refused):
+                try:
+                    rate, way.losses = way.loop(way.params, root)
+                except UserError as error:
+                    way.refused = str(error)
+                    continue
                 way.rates.append(rate)
                 print(f"turn {turn + 1} of {options.turns}: {way.name}, {rate:.1f} samples/s", file=sys.stderr, flush=True)
         print("| | samples/s | × | loss | peak | bandwidth |\n|---|---|---|---|---|---|", file=table)
@@ -81,6 +88,8 @@ def main() -> None:
 
 def row(way: Way, first: list[float], batch: int) -> str:
     """What a way came to, against the first way's rates."""
+    if way.refused:
+        return f"| {way.name} | {way.refused} | | | | |"
     rate, times = statistics.median(way.rates), statistics.median(b / a for a, b in zip(first, way.rates, strict=True))
     late = way.losses[len(way.losses) // 2 :]
     base = train.load_base(way.params)

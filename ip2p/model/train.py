@@ -50,7 +50,7 @@ _WITHOUT_EFFECT = {"workers", "log_every", "grid_every", "checkpoint_every", "ke
 """Parameters that do not change what is learned, up to the order of sums."""
 CODE = (
     *(f"model/{n}.py" for n in ("train", "trainer", "objective", "lora", "data", "unet", "preferences")),
-    *(f"{n}.py" for n in ("attention", "diffusion", "models", "muon", "parallel", "pictures", "sampler")),
+    *(f"{n}.py" for n in ("attention", "compiled", "diffusion", "models", "muon", "parallel", "pictures", "sampler")),
 )
 """What decides what is learned."""
 Progress = Callable[[int, int], None]

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ip2p.attention import Float32Attention
 from ip2p.checkpoint import load_newest, save_checkpoint, trained_state
+from ip2p.compiled import APART, gradients_apart
 from ip2p.diffusion import Diffusion
 from ip2p.errors import UserError
-from ip2p.model.data import Latents, draw_batch
+from ip2p.model.data import Latents, TrainBatch, draw_batch
 from ip2p.model.lora import add_lora
 from ip2p.model.objective import dpo_loss, ema_rate, learning_rate, loss_of, new_optimizer
 from ip2p.model.preferences import Preferences, draw_preferences
@@ -59,6 +60,8 @@ class Trainer:
     """Of the last step, before clipping."""
     preference_loss: float = field(init=False, default=math.nan)
     """Of the last step, of the whole batch."""
+    _unchecked: bool = field(init=False)
+    """Whether compiled training is still to be compared with plain."""
 
     def __post_init__(self) -> None:
         section = self.job.params.train
@@ -90,9 +93,12 @@ class Trainer:
         if section.compile:
             for unet in compared:
                 unet.compile()
+        self._unchecked = section.compile
 
     def advance(self) -> float:
         """One optimizer step; returns the loss of the whole batch."""
+        if self._unchecked:
+            self._check_compiled()
         section, seed = self.job.params.train, self.job.params.seed
         share = section.batch // self.workers
         part = share // section.accumulate
@@ -104,8 +110,7 @@ class Trainer:
         for number in range(section.accumulate):
             first = self.rank * share + number * part
             batch = draw_batch(latents, section, seed=seed, step=self.step, first=first, count=part)
-            with self.base.arithmetic():
-                loss = loss_of(self.unet, batch, self.base, min_snr=section.min_snr) / section.accumulate
+            loss = self._loss(batch) / section.accumulate
             self.scaler.scale(loss).backward()
             total += loss.detach()
             if self.preferences is not None:
@@ -121,6 +126,22 @@ class Trainer:
         if self.preferences is not None:
             self.preference_loss = average(preferred, self.workers)
         return self.losses[-1]
+
+    def _loss(self, batch: TrainBatch) -> Tensor:
+        with self.base.arithmetic():
+            return loss_of(self.unet, batch, self.base, min_snr=self.job.params.train.min_snr)
+
+    def _check_compiled(self) -> None:
+        """Raise `UserError` if compiled training would learn something else, by the first batch."""
+        section = self.job.params.train
+        part = section.batch // self.workers // section.accumulate
+        latents = self.latents[self.step % len(self.latents)]
+        batch = draw_batch(latents, section, seed=self.job.params.seed, step=self.step, first=0, count=part)
+        apart = gradients_apart(lambda: self.scaler.scale(self._loss(batch)), [p for p in self.unet.parameters() if p.requires_grad])
+        if apart > APART:
+            told = f"compiled by torch {torch.__version__} on {self.base.device.type}, this UNet's gradients are others (by {apart:.0%})"
+            raise UserError(f"{told}; set train.compile to false")
+        self._unchecked = False
 
     def _prefer(self, number: int) -> Tensor:
         """Add the gradients of preferences to those of a part of this process's share; returns its share of their loss."""

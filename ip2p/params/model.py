@@ -215,8 +215,9 @@ class PretrainParams(Section):
     """Whether the teacher's text encoder learns, too. Editors share it: without, those that there are stay what they are."""
     workers: Count = 2
     """CPU processes for training and for rendering."""
-    compile: bool = False
-    """Whether training steps are compiled (`torch.compile`): minutes at the start of each part (three for the teacher on two CPU cores)."""
+    compile: bool = True
+    """Whether a part with half an hour or more to go tries its steps compiled (`torch.compile`; compiling takes minutes), and goes on so
+    if they are quicker and learn the same."""
 
     @property
     def sides(self) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ from ip2p.model.unet import new_editor_unet
 from ip2p.models import EMBEDDED, load_diffusion
 from ip2p.params import TrainParams
 from ip2p.store import digest
+from tests.compilers import halved
 from tests.grown import grow_unet
 
 
@@ -488,6 +489,18 @@ def test_what_saves_memory_does_not_begin_anew(setup):
     first = train.run(params, **paths).extra["run"]
     again = train.run(with_train(params, accumulate=2, gradient_checkpointing=True), **paths).extra["run"]
     assert first == again
+
+
+def test_compiled_training_is_refused_where_it_would_learn_something_else(setup, monkeypatch):
+    params, paths = setup
+    params = with_train(params, compile=True, steps=1)
+    way = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: way(self, backend=halved))
+    with pytest.raises(UserError, match=r"this UNet's gradients are others \(by 50%\); set train.compile to false"):
+        train.run(params, **paths)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: way(self, backend="aot_eager"))
+    train.run(params, **paths)
+    assert len(losses_of(paths["work"])) == 1
 
 
 def test_grids_and_checks_take_pairs_of_any_size(setup, made, tmp_path):

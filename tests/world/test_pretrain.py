@@ -15,9 +15,10 @@ from ip2p.params.model import HELD_OUT
 from ip2p.torchvision_cpu import declare_operators
 from ip2p.world.edits import apply_edit
 from ip2p.world.language import read_instruction, write_instruction
-from ip2p.world.pretrain import export, pretrain, teacher
+from ip2p.world.pretrain import export, pretrain, quicker, teacher
 from ip2p.world.pretrain.fit import Leg, fit
 from ip2p.world.scenes import sample_scene
+from tests.compilers import halved
 
 
 def test_training_goes_on_from_the_shipped_weights(tiny, tmp_path):
@@ -57,7 +58,7 @@ def test_weights_travel_in_pieces_and_training_goes_on_from_them(tiny, tmp_path,
 
 def test_a_leg_ends_by_the_clock_with_its_rate_at_zero(tmp_path):
     model, leg = nn.Linear(4, 4), Leg(steps=10**9, lr=1.0, warmup=1, decay=0.5, minutes=0.01)
-    fit(model, lambda step, g: (torch.randn(2, 4, generator=g),), lambda x: (model(x[0]).square().mean(), {}), leg, tmp_path)
+    fit(model, lambda step, g: (torch.randn(2, 4, generator=g),), [lambda x: (model(x[0]).square().mean(), {})], leg, tmp_path)
     assert len(checkpoints(tmp_path)) == 1
     assert [leg.rate(9, seconds) for seconds in (0.0, 0.3, 0.45, 0.6, 1.0)] == pytest.approx([1, 1, 0.5, 0, 0], abs=1e-6)
 
@@ -74,11 +75,66 @@ def test_a_leg_resumed_ends_where_an_uninterrupted_one_does(tmp_path):
             def loss(drawn, model=model):
                 return model(*drawn).square().mean(), {}
 
-            ema = fit(model, draw, loss, Leg(steps=steps, lr=0.01, warmup=2, decay=0), folder)
+            ema = fit(model, draw, [loss], Leg(steps=steps, lr=0.01, warmup=2, decay=0), folder)
         return ema
 
     whole, resumed = trained(tmp_path / "a", 6), trained(tmp_path / "b", 3, 6)
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+@pytest.mark.parametrize(
+    ("compiled_s", "left_s", "chosen", "told"),
+    [
+        (0.5, 3600, "compiled", "a step takes 0.5 s compiled (after 90 s), 1 s plain: goes on compiled"),
+        (1.5, 3600, "plain", "a step takes 1.5 s compiled (after 92 s), 1 s plain: goes on plain"),
+        (0.5, 500, "plain", ""),
+    ],
+)
+def test_a_long_leg_is_compiled_where_its_steps_are_quicker_so(monkeypatch, compiled_s, left_s, chosen, told):
+    clock, calls, lines = [0.0], [], []
+    monkeypatch.setattr(quicker.time, "monotonic", lambda: clock[0])
+    weight = nn.Parameter(torch.ones(1))
+
+    def way(name, seconds, first):
+        def loss(batch):
+            clock[0] += seconds + first * (name not in calls)
+            calls.append(name)
+            return weight.sum(), {}
+
+        return loss
+
+    of = {"left": lambda steps, a_step: left_s, "tell": lines.append}
+    loss = quicker.Quicker(way("plain", 1.0, 0), way("compiled", compiled_s, 90), [weight], **of)
+    monkeypatch.setattr(quicker, "gradients_apart", lambda loss, parameters: loss().item() - 1)
+    for _ in range(2 * quicker.TRIED + 10):
+        loss((torch.zeros(1),))
+    assert calls[: quicker.TRIED] == ["plain"] * quicker.TRIED and set(calls[-10:]) == {chosen}
+    assert lines == [told][: bool(told)] and calls.count("compiled") == bool(told) * (1 + quicker.TRIED + 10 * (chosen == "compiled"))
+
+
+def test_a_leg_that_is_not_the_same_compiled_says_so_and_goes_on_plain(tmp_path, monkeypatch):
+    monkeypatch.setattr(quicker, "TRIED", 12)
+    monkeypatch.setattr(quicker, "WORTH", 0.0)
+
+    def broken(graph, inputs):
+        raise OSError("no compiler found")
+
+    def trained(folder, *backends):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 4)
+        ways = [model, *(torch.compile(model, backend=b) for b in backends)]
+        losses = [lambda x, way=way: (way(x[0]).square().mean(), {}) for way in ways]
+        return fit(model, lambda step, g: (torch.randn(2, 4, generator=g),), losses, Leg(steps=30, lr=0.01), folder)
+
+    plain = trained(tmp_path / "plain")
+    said = {}
+    for name, backend in {"broken": broken, "halved": halved, "right": "aot_eager"}.items():
+        tried = trained(tmp_path / name, backend)
+        assert all(torch.allclose(plain[k], tried[k]) for k in plain)
+        said[name] = (tmp_path / name / "log.txt").read_text().splitlines()[0]
+    assert said["broken"] == "broken cannot be compiled here (no compiler found): goes on plain"
+    assert said["halved"] == "halved compiled, its gradients are others (by 50%): goes on plain"
+    assert said["right"].startswith("right a step takes ") and " s compiled (after " in said["right"]
 
 
 def test_instructions_that_a_picture_answers_ask_for_something():
@@ -97,7 +153,7 @@ def test_means_in_the_log_are_of_the_steps_since_the_last_line(tmp_path):
 
     def run(steps):
         ones = lambda x: (model(x[0]).sum() * 0 + 2.0, {})  # noqa: E731
-        fit(model, lambda step, g: (torch.ones(1, 1),), ones, replace(leg, steps=steps), tmp_path)
+        fit(model, lambda step, g: (torch.ones(1, 1),), [ones], replace(leg, steps=steps), tmp_path)
 
     run(13)
     run(30)

@@ -5,6 +5,8 @@ Squared error plus squared error of image gradients (flat art lives by its edges
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,7 @@ from ip2p.models import resolve_dtype
 from ip2p.params.model import HELD_OUT
 from ip2p.pictures import grid, to_pillow
 from ip2p.world.corpus import Corpus
-from ip2p.world.pretrain.fit import Leg, fit
+from ip2p.world.pretrain.fit import Batch, Leg, Measured, fit, ways
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -42,13 +44,21 @@ def new_autoencoder(*, size: int, latent_channels: int = 12) -> AutoencoderKL:
 
 
 def train_autoencoder(
-    rank: int, workers: int, corpus: Corpus, folder: Path, leg: Leg, *, batch: int, crop: int, device: str = "cpu", compiled: bool = False
+    rank: int,
+    workers: int,
+    corpus: Corpus,
+    folder: Path,
+    leg: Leg,
+    *,
+    batch: int,
+    crop: int,
+    device: str = "cpu",
+    compiled: bool = False,
 ) -> None:
     """Train to the end of the leg; the last 15% of the steps see whole pictures in smaller batches (same pixels a step)."""
     size = corpus.picture(0).shape[0]
     torch.manual_seed(leg.seed)
     model = new_autoencoder(size=size).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    measured = torch.compile(reconstruction_loss) if compiled else reconstruction_loss
     half = torch.device(device).type == "cuda" and resolve_dtype("auto", torch.device(device)) == torch.bfloat16
 
     def draw(step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -57,7 +67,7 @@ def train_autoencoder(
         shape = (len(images_BHWC), model.config.latent_channels, side // 8, side // 8)
         return images_BHWC, torch.randn(shape, generator=generator)
 
-    def loss(drawn: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(measured: Callable[..., Measured], drawn: Batch) -> Measured:
         images_BHWC, noise_BCHW = drawn
         with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=half):
             return measured(model, in_range(images_BHWC), noise_BCHW)
@@ -68,10 +78,11 @@ def train_autoencoder(
         rows = [[to_pillow((x + 1) / 2) for x in images] for images in (shown_BCHW, decoded)]
         grid(rows).save(folder / f"grid-{step:06d}.png")
 
-    fit(model, draw, loss, leg, folder, rank=rank, workers=workers, on_save=on_save)
+    losses = [partial(loss, way) for way in ways(reconstruction_loss, compiled=compiled)]
+    fit(model, draw, losses, leg, folder, rank=rank, workers=workers, on_save=on_save)
 
 
-def reconstruction_loss(model: AutoencoderKL, images_BCHW: Tensor, noise_BCHW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def reconstruction_loss(model: AutoencoderKL, images_BCHW: Tensor, noise_BCHW: Tensor) -> Measured:
     """Loss of one batch of images in [-1, 1] with the noise of its latents, and its PSNR in dB."""
     posterior = model.encode(images_BCHW).latent_dist
     recon = model.decode(posterior.mean + posterior.std * noise_BCHW.to(posterior.mean)).sample

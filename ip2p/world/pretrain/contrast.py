@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,7 @@ from ip2p.params.model import HELD_OUT
 from ip2p.world.corpus import Corpus, scene_of
 from ip2p.world.edits import EDIT_TYPES, apply_edit, sample_edit
 from ip2p.world.language import write_caption
-from ip2p.world.pretrain.fit import Leg, fit
+from ip2p.world.pretrain.fit import Batch, Leg, Measured, fit, tell, ways
 from ip2p.world.pretrain.tokenizer import CONTEXT
 from ip2p.world.scenes import Scene
 
@@ -85,7 +87,6 @@ def train_clip(
     config = clip_config(size=corpus.picture(0).shape[0], vocabulary=len(tokenizer))
     model = new_clip(config).to(device, memory_format=torch.channels_last)
     dtype = resolve_dtype("auto", torch.device(device))
-    measured = torch.compile(swap_loss) if compiled else swap_loss
 
     def draw(step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         picks = torch.randint(HELD_OUT, len(corpus), (batch,), generator=generator).tolist()
@@ -93,18 +94,16 @@ def train_clip(
         images_BCHW, tokens_ML = swap_batch(corpus, picks, tokenizer, rng)
         return roughen(images_BCHW, generator), tokens_ML
 
-    def loss(drawn: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(measured: Callable[..., Measured], drawn: Batch) -> Measured:
         with torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype != torch.float32):
             return measured(model, *drawn)
 
     def on_save(step: int) -> None:
         scores = swap_accuracy(model, corpus, list(range(384)), tokenizer)
-        line = "clip swaps " + json.dumps({"step": step} | {k: round(v, 3) for k, v in scores.items()})
-        print(line, flush=True)
-        with (folder / "log.txt").open("a") as log:
-            log.write(line + "\n")
+        tell(folder, "clip swaps " + json.dumps({"step": step} | {k: round(v, 3) for k, v in scores.items()}))
 
-    fit(model, draw, loss, leg, folder, rank=rank, workers=workers, on_save=on_save)
+    losses = [partial(loss, way) for way in ways(swap_loss, compiled=compiled)]
+    fit(model, draw, losses, leg, folder, rank=rank, workers=workers, on_save=on_save)
 
 
 def swap_batch(corpus: Corpus, picks: list[int], tokenizer: CLIPTokenizer, rng: random.Random) -> tuple[Tensor, Tensor]:
@@ -117,7 +116,7 @@ def swap_batch(corpus: Corpus, picks: list[int], tokenizer: CLIPTokenizer, rng: 
     return _images(corpus, picks), encode(tokenizer, texts)
 
 
-def swap_loss(model: Any, images_BCHW: Tensor, tokens_ML: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def swap_loss(model: Any, images_BCHW: Tensor, tokens_ML: Tensor) -> Measured:
     """Cross-entropy of each picture over all captions, and of each true caption over all pictures."""
     image_BD = F.normalize(model.encode_image(normalized(images_BCHW)).float(), dim=-1)
     text_MD = F.normalize(model.encode_text(tokens_ML).float(), dim=-1)

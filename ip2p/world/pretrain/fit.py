@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,15 @@ from torch.utils.data import DataLoader, Dataset
 from ip2p.checkpoint import load_newest, save_checkpoint
 from ip2p.muon import Muon
 from ip2p.parallel import average_gradients
+from ip2p.world.pretrain.quicker import Quicker
 
 Batch = tuple[Tensor, ...]
 Draw = Callable[[int, torch.Generator], Batch]
 """What a step sees, on the CPU; called in other processes for a GPU."""
-Loss = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
-"""The loss of a batch on the model's device, and what else is worth logging."""
+Measured = tuple[Tensor, dict[str, Tensor]]
+"""The loss of a batch, and what else is worth logging."""
+Loss = Callable[[Batch], Measured]
+"""What measures a batch on the model's device."""
 _AHEAD = 4
 """Batches that each drawing process keeps ready."""
 
@@ -56,6 +59,10 @@ class Leg:
         left = 1 - max(step / self.steps, seconds / 60 / self.minutes)
         return self.lr * min(1.0, (step + 1) / self.warmup) * max(0.0, min(1.0, left / self.decay if self.decay else 1.0))
 
+    def left(self, step: int, a_step: float, seconds: float) -> float:
+        """Seconds left at `step`, where each takes `a_step` seconds, so many seconds after this process began."""
+        return min((self.steps - step) * a_step, 60 * self.minutes - seconds)
+
 
 class _Batches(Dataset[Batch]):
     """Batches by number of their step."""
@@ -70,7 +77,7 @@ class _Batches(Dataset[Batch]):
 def fit(
     model: nn.Module,
     draw: Draw,
-    loss: Loss,
+    losses: Sequence[Loss],
     leg: Leg,
     folder: Path,
     *,
@@ -78,7 +85,10 @@ def fit(
     workers: int = 1,
     on_save: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Train to the end of the leg, resuming from `folder`; returns the moving average of the weights."""
+    """Train to the end of the leg, resuming from `folder`; returns the moving average of the weights.
+
+    Of two `losses`, one is the other compiled: a long leg goes on with the quicker one (`quicker`).
+    """
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = Muon(model, lr=leg.lr, weight_decay=leg.weight_decay)
@@ -87,7 +97,7 @@ def fit(
     frozen = {name: ema[name] for name, p in model.named_parameters() if not p.requires_grad}  # which a checkpoint has as average alone
     model.load_state_dict(frozen, strict=False)
     start = began = saved = time.monotonic()
-    told = step
+    told, loss = step, losses[0] if len(losses) == 1 else _quicker(losses, parameters, leg, step, folder, rank)
     sums: dict[str, Tensor] = {}
     for batch in _drawn(draw, leg, step, rank, device):
         value, logged = loss(tuple(x.to(device, non_blocking=True) for x in batch))
@@ -117,6 +127,18 @@ def fit(
         if last:
             break
     return ema
+
+
+def _quicker(losses: Sequence[Loss], parameters: Sequence[nn.Parameter], leg: Leg, step: int, folder: Path, rank: int) -> Quicker:
+    """The quicker one of a loss and the same compiled, in a leg that begins now, at `step`."""
+    began = time.monotonic()
+    return Quicker(
+        losses[0],
+        losses[1],
+        parameters,
+        left=lambda steps, a_step: leg.left(step + steps, a_step, time.monotonic() - began),
+        tell=lambda line: tell(folder, f"{folder.name} {line}", rank),
+    )
 
 
 def _drawn(draw: Draw, leg: Leg, step: int, rank: int, device: torch.device) -> DataLoader[Batch]:
@@ -150,7 +172,18 @@ def _update_ema(ema: dict[str, Tensor], model: nn.Module, rate: float) -> None:
 
 def _report(folder: Path, step: int, leg: Leg, means: dict[str, float], rate: float, speed: float, device: torch.device) -> None:
     told = " ".join(f"{k} {v:.4f}" for k, v in means.items())
-    line = f"{folder.name} step {step}/{leg.steps} {told} lr {rate:.2e} {speed:.2f} step/s {device.type}"
+    tell(folder, f"{folder.name} step {step}/{leg.steps} {told} lr {rate:.2e} {speed:.2f} step/s {device.type}")
+
+
+def ways(function: Callable[..., Any], *, compiled: bool) -> list[Callable[..., Any]]:
+    """The function as it is, and compiled if that may be tried."""
+    return [function, torch.compile(function)] if compiled else [function]
+
+
+def tell(folder: Path, line: str, rank: int = 0) -> None:
+    """Print a line and add it to the folder's log, if this is the first process."""
+    if rank:
+        return
     print(line, flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.txt").open("a") as log:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from ip2p.world.corpus import scene_of
 from ip2p.world.edits import Edit
 from ip2p.world.language import write_caption, write_instruction, write_mention
 from ip2p.world.pretrain.contrast import encode
-from ip2p.world.pretrain.fit import Leg, fit
+from ip2p.world.pretrain.fit import Batch, Leg, Measured, fit, ways
 from ip2p.world.pretrain.tokenizer import CONTEXT
 from ip2p.world.scenes import KINDS, Scene, ordered
 
@@ -113,7 +114,7 @@ def train_teacher(
     model.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device == "cpu":
         model.unet.set_attn_processor(Float32Attention())
-    alphas_T, predict = alphas_cumprod().to(device), torch.compile(model) if compiled else model
+    alphas_T = alphas_cumprod().to(device)
 
     def draw(step: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         picks = torch.randint(HELD_OUT, count, (batch,), generator=generator)
@@ -122,7 +123,7 @@ def train_teacher(
         noise = torch.randn((batch, *sizes[step % len(sizes)].shape[1:]), generator=generator)
         return picks, encode(tokenizer, texts), noise, torch.randint(0, 1000, (batch,), generator=generator)
 
-    def loss(drawn: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(predict: Callable[..., Tensor], drawn: Batch) -> Measured:
         picks, tokens, noise, timesteps = drawn
         clean, alpha = of_side[noise.shape[-1]][picks].float(), alphas_T[timesteps].view(-1, 1, 1, 1)
         noisy, target = add_noise(clean, noise, alpha, "v_prediction")
@@ -130,7 +131,8 @@ def train_teacher(
             v = predict(noisy.contiguous(memory_format=torch.channels_last), timesteps, tokens)
         return F.mse_loss(v.float(), target), {}
 
-    fit(model, draw, loss, leg, folder, rank=rank, workers=workers, on_save=on_save and (lambda step: on_save(step, model)))
+    losses = [partial(loss, way) for way in ways(model, compiled=compiled)]
+    fit(model, draw, losses, leg, folder, rank=rank, workers=workers, on_save=on_save and (lambda step: on_save(step, model)))
 
 
 def alphas_cumprod() -> Tensor:

@@ -1,0 +1,38 @@
+"""Compiled training, checked: `torch.compile` may compute other gradients without a word.
+
+torch 2.13 does, on a CPU, of the illustrated world's autoencoder: the loss is the same to its last digit, and nearly two thirds of the
+weights have no gradient (a residual block before an upsampler is enough). So what is trained compiled computes one batch both ways first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+APART = 0.25
+"""Relative difference of a tensor's gradient from which it is another one: bfloat16's sums differ by some hundredths."""
+_COUNTS = 1e-3
+"""Gradients below this share of the largest tensor's are noise."""
+
+
+def gradients_apart(loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> float:
+    """How far the gradients of a compiled loss are from the same loss's uncompiled: the largest relative difference of a tensor's.
+
+    Computes it both ways and leaves the gradients of the compiled one.
+    """
+    plain = [g.cpu() for g in _gradients(loss, parameters, "force_eager")]
+    norms = [g.norm().item() for g in plain]
+    compiled = zip(plain, norms, _gradients(loss, parameters, "default"), strict=True)
+    least = _COUNTS * max(norms)
+    return max(((a - b.cpu()).norm().item() / norm for a, norm, b in compiled if norm > least), default=0.0)
+
+
+def _gradients(loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter], stance: Literal["force_eager", "default"]) -> list[Tensor]:
+    for p in parameters:
+        p.grad = None
+    with torch.compiler.set_stance(stance):
+        loss().backward()  # type: ignore[no-untyped-call]
+    return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
