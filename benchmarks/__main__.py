@@ -64,7 +64,7 @@ PARTS = {
         "Pretraining, compiled",
         ("-m", "benchmarks.pretrain"),
         "Each part of `ip2p pretrain` as it runs, drawing and optimizer included. A leg of half an hour or more makes this comparison with "
-        "its first hundred steps (`pretrain.compile: auto`), says in its log what came of it and goes on the quicker way.",
+        "its first hundred steps (`pretrain.compile`), says in its log what came of it and goes on the quicker way.",
     ),
     "edit": Part(
         "Editing",

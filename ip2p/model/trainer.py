@@ -137,7 +137,8 @@ class Trainer:
         part = section.batch // self.workers // section.accumulate
         latents = self.latents[self.step % len(self.latents)]
         batch = draw_batch(latents, section, seed=self.job.params.seed, step=self.step, first=0, count=part)
-        apart = gradients_apart(lambda: self.scaler.scale(self._loss(batch)), [p for p in self.unet.parameters() if p.requires_grad])
+        loss = lambda: 2**10 * self._loss(batch)  # noqa: E731  (float16 has no gradients as small as the loss's own)
+        apart = gradients_apart(loss, [p for p in self.unet.parameters() if p.requires_grad])
         if apart > APART:
             told = f"compiled by torch {torch.__version__} on {self.base.device.type}, this UNet's gradients are others (by {apart:.0%})"
             raise UserError(f"{told}; set train.compile to false")

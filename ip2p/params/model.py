@@ -85,7 +85,8 @@ class TrainParams(Section):
     ema_on_cpu: bool = False
     """Keep the moving average in the machine's memory and not in the GPU's."""
     compile: bool = False
-    """Whether the UNet is compiled (`torch.compile`): minutes at the start, faster steps after, on a GPU."""
+    """Whether the UNet is compiled (`torch.compile`): minutes at the start, faster steps after, on a GPU. Training ends at once where its
+    gradients are others than plain, as torch 2.13's are on a CPU."""
 
     @model_validator(mode="after")
     def _drops_fit(self) -> TrainParams:
