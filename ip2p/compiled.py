@@ -1,7 +1,7 @@
 """Compiled training, checked: `torch.compile` may compute other gradients without a word.
 
-torch 2.13 does, on a CPU, of the illustrated world's autoencoder: the loss is the same to its last digit, and 122 of its 188
-tensors have no gradient (a residual block before an upsampler is enough). So what is trained compiled computes one batch both ways first.
+torch 2.13 does, on a CPU, of the illustrated world's autoencoder: the loss is the same to its last digit, and 122 of its 188 tensors have
+no gradient (a residual block before an upsampler is enough). So what is trained compiled computes the first batch of each shape both ways.
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ class Trainer:
     """Of the last step, before clipping."""
     preference_loss: float = field(init=False, default=math.nan)
     """Of the last step, of the whole batch."""
-    _unchecked: bool = field(init=False)
-    """Whether compiled training is still to be compared with plain."""
+    _compared: set[torch.Size] = field(init=False, default_factory=set)
+    """Shapes of batches of which compiled training was compared with plain."""
 
     def __post_init__(self) -> None:
         section = self.job.params.train
@@ -93,12 +93,9 @@ class Trainer:
         if section.compile:
             for unet in compared:
                 unet.compile()
-        self._unchecked = section.compile
 
     def advance(self) -> float:
         """One optimizer step; returns the loss of the whole batch."""
-        if self._unchecked:
-            self._check_compiled()
         section, seed = self.job.params.train, self.job.params.seed
         share = section.batch // self.workers
         part = share // section.accumulate
@@ -110,6 +107,8 @@ class Trainer:
         for number in range(section.accumulate):
             first = self.rank * share + number * part
             batch = draw_batch(latents, section, seed=seed, step=self.step, first=first, count=part)
+            if section.compile and batch.clean_BCHW.shape not in self._compared:
+                self._compare(batch)
             loss = self._loss(batch) / section.accumulate
             self.scaler.scale(loss).backward()
             total += loss.detach()
@@ -131,18 +130,15 @@ class Trainer:
         with self.base.arithmetic():
             return loss_of(self.unet, batch, self.base, min_snr=self.job.params.train.min_snr)
 
-    def _check_compiled(self) -> None:
-        """Raise `UserError` if compiled training would learn something else, by the first batch."""
-        section = self.job.params.train
-        part = section.batch // self.workers // section.accumulate
-        latents = self.latents[self.step % len(self.latents)]
-        batch = draw_batch(latents, section, seed=self.job.params.seed, step=self.step, first=0, count=part)
+    def _compare(self, batch: TrainBatch) -> None:
+        """Raise `UserError` if compiled training would learn something else of batches like this, a step's first."""
         loss = lambda: 2**10 * self._loss(batch)  # noqa: E731  (float16 has no gradients as small as the loss's own)
         apart = gradients_apart(loss, [p for p in self.unet.parameters() if p.requires_grad])
         if apart > APART:
             told = f"compiled by torch {torch.__version__} on {self.base.device.type}, this UNet's gradients are others (by {apart:.0%})"
             raise UserError(f"{told}; set train.compile to false")
-        self._unchecked = False
+        self.optimizer.zero_grad(set_to_none=True)
+        self._compared.add(batch.clean_BCHW.shape)
 
     def _prefer(self, number: int) -> Tensor:
         """Add the gradients of preferences to those of a part of this process's share; returns its share of their loss."""

@@ -119,21 +119,31 @@ def test_a_leg_that_is_not_the_same_compiled_says_so_and_goes_on_plain(tmp_path,
     def broken(graph, inputs):
         raise OSError("no compiler found")
 
+    compilations = []
+
+    def later(graph, inputs):
+        compilations.append(graph)
+        return graph if len(compilations) == 1 else halved(graph, inputs)
+
+    def draw(step, generator):
+        return (torch.randn(2 if step < 20 else 3, 4, generator=generator),)
+
     def trained(folder, *backends):
         torch.manual_seed(0)
         model = nn.Linear(4, 4)
         ways = [model, *(torch.compile(model, backend=b) for b in backends)]
         losses = [lambda x, way=way: (way(x[0]).square().mean(), {}) for way in ways]
-        return fit(model, lambda step, g: (torch.randn(2, 4, generator=g),), losses, Leg(steps=30, lr=0.01), folder)
+        return fit(model, draw, losses, Leg(steps=30, lr=0.01), folder)
 
     plain = trained(tmp_path / "plain")
     said = {}
-    for name, backend in {"broken": broken, "halved": halved, "right": "aot_eager"}.items():
+    for name, backend in {"broken": broken, "halved": halved, "later": later, "right": "aot_eager"}.items():
         tried = trained(tmp_path / name, backend)
         assert all(torch.allclose(plain[k], tried[k]) for k in plain)
         said[name] = (tmp_path / name / "log.txt").read_text().splitlines()[0]
     assert said["broken"] == "broken cannot be compiled here (no compiler found): goes on plain"
     assert said["halved"] == "halved compiled, its gradients are others (by 50%): goes on plain"
+    assert said["later"] == "later compiled, its gradients are others (by 50%): goes on plain"
     assert said["right"].startswith("right a step takes ") and " s compiled (after " in said["right"]
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
@@ -32,7 +33,7 @@ class Quicker:
     """A loss plainly computed and the same compiled: the quicker of the two, once `TRIED` steps of each were timed.
 
     `left` tells the seconds that a leg has left after so many steps of so many seconds; `tell` writes a line to its log. What cannot be
-    compiled here, or gives `parameters` other gradients, is told, and goes on plainly.
+    compiled here, or gives `parameters` other gradients (of the first batch of each shape), is told, and goes on plainly.
     """
 
     def __init__(
@@ -45,22 +46,25 @@ class Quicker:
         tell: Callable[[str], None],
     ) -> None:
         self._plain, self._compiled, self._parameters, self._left, self._tell = plain, compiled, parameters, left, tell
-        self._way, self._begun = plain, list[float]()
+        self._way, self._begun, self._compared = plain, list[float](), set[tuple[torch.Size, ...]]()
         self.settled = False
 
     def __call__(self, batch: Batch) -> Measured:
         if not self.settled:
             self._begun.append(time.monotonic())
-            self._choose(len(self._begun) - 1, batch)
+            self._choose(len(self._begun) - 1)
+        shape = tuple(x.shape for x in batch)
+        if self._way is self._compiled and shape not in self._compared:
+            self._compared.add(shape)
+            if wrong := self._wrong(batch):
+                self._settle(self._plain, f"{wrong}: goes on plain")
         return self._way(batch)
 
-    def _choose(self, steps: int, batch: Batch) -> None:
+    def _choose(self, steps: int) -> None:
         """Change the way after each trial."""
         if steps == TRIED:
             if self._left(steps, self._seconds(0)) < WORTH:
                 self._settle(self._plain)
-            elif wrong := self._wrong(batch):
-                self._settle(self._plain, f"{wrong}: goes on plain")
             else:
                 self._way = self._compiled
         elif steps == 2 * TRIED:
