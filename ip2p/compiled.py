@@ -13,23 +13,24 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-APART = 0.25
+_APART = 0.25
 """Relative difference of a tensor's gradient from which it is another one: bfloat16's differ from float32's by a tenth at most."""
 _COUNTS = 1e-3
 """Gradients below this share of the largest tensor's are noise."""
 
 
-def gradients_apart(loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> float:
-    """How far the gradients of a compiled loss are from the same loss's uncompiled: the largest relative difference of a tensor's.
+def other_gradients(loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter]) -> str:
+    """What is wrong with the gradients of a compiled loss, by the largest relative difference of a tensor's from the same uncompiled.
 
-    Computes it both ways and leaves the gradients of the compiled one. Infinite where those alone are no numbers.
+    Computes it both ways and leaves the gradients of the compiled one. Empty if nothing is wrong; those that alone are no numbers are.
     """
     plain = [g.cpu() for g in _gradients(loss, parameters, "force_eager")]
     norms = [g.norm().item() for g in plain]
     least = _COUNTS * max(norms)
     compiled = zip(plain, norms, _gradients(loss, parameters, "default"), strict=True)
     apart = [(a - b.cpu()).norm().item() / norm for a, norm, b in compiled if norm > least]
-    return max((x if math.isfinite(x) else math.inf for x in apart), default=0.0)
+    most = max((x if math.isfinite(x) else math.inf for x in apart), default=0.0)
+    return f"gradients are others (by {most:.0%})" if most > _APART else ""
 
 
 def _gradients(loss: Callable[[], Tensor], parameters: Sequence[nn.Parameter], stance: Literal["force_eager", "default"]) -> list[Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ip2p.attention import Float32Attention
 from ip2p.checkpoint import load_newest, save_checkpoint, trained_state
-from ip2p.compiled import APART, gradients_apart
+from ip2p.compiled import other_gradients
 from ip2p.diffusion import Diffusion
 from ip2p.errors import UserError
 from ip2p.model.data import Latents, TrainBatch, draw_batch
@@ -133,10 +133,9 @@ class Trainer:
     def _compare(self, batch: TrainBatch) -> None:
         """Raise `UserError` if compiled training would learn something else of batches like this, a step's first."""
         loss = lambda: 2**10 * self._loss(batch)  # noqa: E731  (float16 has no gradients as small as the loss's own)
-        apart = gradients_apart(loss, [p for p in self.unet.parameters() if p.requires_grad])
-        if apart > APART:
-            told = f"compiled by torch {torch.__version__} on {self.base.device.type}, this UNet's gradients are others (by {apart:.0%})"
-            raise UserError(f"{told}; set train.compile to false")
+        if wrong := other_gradients(loss, [p for p in self.unet.parameters() if p.requires_grad]):
+            by = f"compiled by torch {torch.__version__} on {self.base.device.type}"
+            raise UserError(f"{by}, this UNet's {wrong}; set train.compile to false")
         self.optimizer.zero_grad(set_to_none=True)
         self._compared.add(batch.clean_BCHW.shape)
 
@@ -152,7 +151,7 @@ class Trainer:
             if self.start is not None:
                 loss = dpo_loss(self.unet, self.start, drawn, self.base, beta=section.preference_beta)
             else:
-                loss = loss_of(self.unet, drawn, self.base, min_snr=section.min_snr)
+                loss = self._loss(drawn)
             loss = loss / section.accumulate
         self.scaler.scale(section.preference_weight * loss).backward()
         return loss.detach()

@@ -6,7 +6,6 @@ Squared error plus squared error of image gradients (flat art lives by its edges
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,16 +43,7 @@ def new_autoencoder(*, size: int, latent_channels: int = 12) -> AutoencoderKL:
 
 
 def train_autoencoder(
-    rank: int,
-    workers: int,
-    corpus: Corpus,
-    folder: Path,
-    leg: Leg,
-    *,
-    batch: int,
-    crop: int,
-    device: str = "cpu",
-    compiled: bool = False,
+    rank: int, workers: int, corpus: Corpus, folder: Path, leg: Leg, *, batch: int, crop: int, device: str = "cpu", compiled: bool = False
 ) -> None:
     """Train to the end of the leg; the last 15% of the steps see whole pictures in smaller batches (same pixels a step)."""
     size = corpus.picture(0).shape[0]
@@ -78,7 +68,7 @@ def train_autoencoder(
         rows = [[to_pillow((x + 1) / 2) for x in images] for images in (shown_BCHW, decoded)]
         grid(rows).save(folder / f"grid-{step:06d}.png")
 
-    losses = [partial(loss, way) for way in ways(reconstruction_loss, compiled=compiled)]
+    losses = ways(loss, reconstruction_loss, compiled=compiled)
     fit(model, draw, losses, leg, folder, rank=rank, workers=workers, on_save=on_save)
 
 

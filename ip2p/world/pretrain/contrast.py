@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +101,7 @@ def train_clip(
         scores = swap_accuracy(model, corpus, list(range(384)), tokenizer)
         tell(folder, "clip swaps " + json.dumps({"step": step} | {k: round(v, 3) for k, v in scores.items()}))
 
-    losses = [partial(loss, way) for way in ways(swap_loss, compiled=compiled)]
+    losses = ways(loss, swap_loss, compiled=compiled)
     fit(model, draw, losses, leg, folder, rank=rank, workers=workers, on_save=on_save)
 
 

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,7 @@ def fit(
     workers: int = 1,
     on_save: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Train to the end of the leg, resuming from `folder`; returns the moving average of the weights.
-
-    Of two `losses`, one is the other compiled: a long leg goes on with the quicker one (`quicker`).
-    """
+    """Train to the end of the leg, resuming from `folder`, by the quicker of `losses`; returns the moving average of the weights."""
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = Muon(model, lr=leg.lr, weight_decay=leg.weight_decay)
@@ -102,9 +100,7 @@ def fit(
     for batch in _drawn(draw, leg, step, rank, device):
         value, logged = loss(tuple(x.to(device, non_blocking=True) for x in batch))
         optimizer.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
-        average_gradients(parameters, workers)
-        norm = nn.utils.clip_grad_norm_(parameters, leg.clip)
+        norm = _backward(value, parameters, leg, workers)
         rate = leg.rate(step, time.monotonic() - start)
         if math.isfinite(norm.item()):
             for group in optimizer.param_groups:
@@ -127,6 +123,13 @@ def fit(
         if last:
             break
     return ema
+
+
+def _backward(value: Tensor, parameters: list[nn.Parameter], leg: Leg, workers: int) -> Tensor:
+    """Gradients of a loss, averaged over the processes and clipped; returns their norm before."""
+    value.backward()  # type: ignore[no-untyped-call]
+    average_gradients(parameters, workers)
+    return nn.utils.clip_grad_norm_(parameters, leg.clip)
 
 
 def _quicker(losses: Sequence[Loss], parameters: Sequence[nn.Parameter], leg: Leg, step: int, folder: Path, rank: int) -> Quicker:
@@ -175,9 +178,9 @@ def _report(folder: Path, step: int, leg: Leg, means: dict[str, float], rate: fl
     tell(folder, f"{folder.name} step {step}/{leg.steps} {told} lr {rate:.2e} {speed:.2f} step/s {device.type}")
 
 
-def ways(function: Callable[..., Any], *, compiled: bool) -> list[Callable[..., Any]]:
-    """The function as it is, and compiled if that may be tried."""
-    return [function, torch.compile(function)] if compiled else [function]
+def ways(loss: Callable[[Callable[..., Any], Batch], Measured], function: Callable[..., Any], *, compiled: bool) -> list[Loss]:
+    """The loss by a function as it is, and by the same compiled if that may be tried."""
+    return [partial(loss, f) for f in ([function, torch.compile(function)] if compiled else [function])]
 
 
 def tell(folder: Path, line: str, rank: int = 0) -> None:

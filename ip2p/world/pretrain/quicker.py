@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
-from ip2p.compiled import APART, gradients_apart
+from ip2p.compiled import other_gradients
 
 if TYPE_CHECKING:
     from ip2p.world.pretrain.fit import Batch, Loss, Measured
@@ -47,14 +47,13 @@ class Quicker:
     ) -> None:
         self._plain, self._compiled, self._parameters, self._left, self._tell = plain, compiled, parameters, left, tell
         self._way, self._begun, self._compared = plain, list[float](), set[tuple[torch.Size, ...]]()
-        self.settled = False
+        self._settled = False
 
     def __call__(self, batch: Batch) -> Measured:
-        if not self.settled:
+        if not self._settled:
             self._begun.append(time.monotonic())
             self._choose(len(self._begun) - 1)
-        shape = tuple(x.shape for x in batch)
-        if self._way is self._compiled and shape not in self._compared:
+        if self._way is self._compiled and (shape := tuple(x.shape for x in batch)) not in self._compared:
             self._compared.add(shape)
             if wrong := self._wrong(batch):
                 self._settle(self._plain, f"{wrong}: goes on plain")
@@ -70,18 +69,18 @@ class Quicker:
         elif steps == 2 * TRIED:
             plain, compiled = self._seconds(0), self._seconds(TRIED)
             waited = self._begun[TRIED + _WARM] - self._begun[TRIED] - _WARM * compiled
-            better = "compiled" if compiled < plain else "plain"
-            told = f"a step takes {compiled:.3g} s compiled (after {max(0.0, waited):.0f} s), {plain:.3g} s plain: goes on {better}"
-            self._settle(self._compiled if compiled < plain else self._plain, told)
+            way, name = (self._compiled, "compiled") if compiled < plain else (self._plain, "plain")
+            told = f"a step takes {compiled:.3g} s compiled (after {max(0.0, waited):.0f} s), {plain:.3g} s plain"
+            self._settle(way, f"{told}: goes on {name}")
 
     def _wrong(self, batch: Batch) -> str:
         """What speaks against compiling here, if anything does."""
         try:
-            apart = gradients_apart(lambda: self._compiled(batch)[0], self._parameters)
+            wrong = other_gradients(lambda: self._compiled(batch)[0], self._parameters)
         except TorchDynamoException as error:
             cause, *_ = str(getattr(error, "inner_exception", error)).strip().split("\n")
             return f"cannot be compiled here ({cause})"
-        return f"compiled, its gradients are others (by {apart:.0%})" if apart > APART else ""
+        return wrong and f"compiled, its {wrong}"
 
     def _seconds(self, first: int) -> float:
         """Seconds of a step, as a rule, of the trial that began with this one."""
@@ -89,6 +88,6 @@ class Quicker:
         return statistics.median(b - a for a, b in pairwise(marks))
 
     def _settle(self, way: Loss, told: str = "") -> None:
-        self._way, self.settled = way, True
+        self._way, self._settled = way, True
         if told:
             self._tell(told)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,7 +130,7 @@ def train_teacher(
             v = predict(noisy.contiguous(memory_format=torch.channels_last), timesteps, tokens)
         return F.mse_loss(v.float(), target), {}
 
-    losses = [partial(loss, way) for way in ways(model, compiled=compiled)]
+    losses = ways(loss, model, compiled=compiled)
     fit(model, draw, losses, leg, folder, rank=rank, workers=workers, on_save=on_save and (lambda step: on_save(step, model)))
 
 
